@@ -1,0 +1,129 @@
+#pragma once
+/// One direction of tensor messages between an ordered pair of processes, on any transport.
+///
+/// The receiver owns a ring of slots in memory that its caller provides (a device buffer, so that the
+/// next operator reads the rows where they arrived). The sender may only fill slots it holds credits
+/// for; a slot comes back with release(). Nothing is allocated because a peer asked.
+/// Layout of a message, wherever it lies: TensorHeader | rows | descriptor (docs/protocol.md).
+///
+/// Both ends are polled: poll() moves what can be moved and never blocks; when it moved nothing and
+/// there is no other work, arm() a callback and sleep. One thread at a time per object.
+/// Errors end the channel: kUnavailable, kProtocol; the message names the peer.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "net/connection.h"
+
+namespace recua::rpc {
+
+/// What a tensor message carries.
+enum class MessageKind : std::uint16_t {
+  kStep = 1,     // A micro-batch on its way through the stages: rows are activations.
+  kResult = 2,   // Outputs of the last stage: rows are logits (or none), the rest in the descriptor.
+  kFailure = 3,  // The stage could not do this micro-batch: the descriptor says why.
+};
+
+/// Encoded field by field into 64 bytes, little endian; docs/protocol.md, "Tensor messages".
+struct TensorHeader {
+  MessageKind kind = MessageKind::kStep;
+  std::uint16_t data_type = 0;  // GGUF number of the rows' type.
+  std::uint64_t session = 0;
+  std::uint32_t epoch = 0;
+  std::uint32_t micro_batch = 0;  // Index within its step.
+  std::uint64_t step = 0;
+  std::uint64_t sequence = 0;  // Per channel, from 0, without gaps. Set by the sender's channel.
+  std::uint32_t n_rows = 0;
+  std::uint32_t row_bytes = 0;
+  std::uint32_t descriptor_bytes = 0;
+  bool last = false;  // The last micro-batch of its step.
+
+  friend bool operator==(const TensorHeader&, const TensorHeader&) = default;
+};
+
+inline constexpr std::size_t kTensorHeaderBytes = 64;
+
+/// Whom a channel belongs to; a message with another session or a later epoch breaks the protocol, one
+/// with an earlier epoch is dropped.
+struct ChannelId {
+  std::uint64_t session = 0;
+  std::uint32_t epoch = 0;
+};
+
+/// How big a channel's ring is. The receiver decides, the sender is told in the handshake.
+struct RingShape {
+  std::uint32_t n_slots = 0;
+  std::uint64_t slot_bytes = 0;  // Header included.
+};
+
+struct ChannelCounters {
+  std::uint64_t messages = 0;
+  std::uint64_t bytes = 0;         // Headers included.
+  std::uint64_t payload_copies = 0;  // Times that payload was copied in user space: should stay 0.
+  std::uint64_t system_calls = 0;
+  std::uint64_t sleeps = 0;  // Times that a callback was armed.
+};
+
+struct Outgoing {
+  TensorHeader header;
+  std::span<const std::byte> rows;        // n_rows * row_bytes
+  std::span<const std::byte> descriptor;  // descriptor_bytes
+};
+
+struct Incoming {
+  TensorHeader header;  // Copied out of the slot and validated.
+  std::span<std::byte> rows;
+  std::span<const std::byte> descriptor;
+  std::uint32_t slot = 0;  // For release().
+};
+
+class ChannelSender {
+ public:
+  ChannelSender() = default;
+  ChannelSender(const ChannelSender&) = delete;
+  ChannelSender& operator=(const ChannelSender&) = delete;
+  virtual ~ChannelSender() = default;
+
+  [[nodiscard]] virtual const std::string& peer() const = 0;
+  [[nodiscard]] virtual const RingShape& ring() const = 0;
+  /// Free slots at the receiver that this sender may fill now.
+  [[nodiscard]] virtual std::uint32_t credits() const = 0;
+
+  /// Starts sending; false without a credit (poll() until there is one). The message's bytes stay
+  /// untouched until n_completed() has passed it. kInvalidArgument: larger than a slot.
+  virtual Result<bool> try_send(const Outgoing& message) = 0;
+  /// Moves bytes and takes in credits. True when something changed.
+  virtual Result<bool> poll() = 0;
+  /// Messages handed to try_send(), and those of them whose source memory is free again.
+  [[nodiscard]] virtual std::uint64_t n_sent() const = 0;
+  [[nodiscard]] virtual std::uint64_t n_completed() const = 0;
+
+  virtual void arm(net::ReadyCallback ready) = 0;
+  [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
+};
+
+class ChannelReceiver {
+ public:
+  ChannelReceiver() = default;
+  ChannelReceiver(const ChannelReceiver&) = delete;
+  ChannelReceiver& operator=(const ChannelReceiver&) = delete;
+  virtual ~ChannelReceiver() = default;
+
+  [[nodiscard]] virtual const std::string& peer() const = 0;
+  [[nodiscard]] virtual const RingShape& ring() const = 0;
+
+  /// The next complete message, in order, or nothing. Its slot belongs to the caller until release().
+  virtual Result<std::optional<Incoming>> poll() = 0;
+  /// Gives slots back, in the order in which they came.
+  virtual Result<void> release(std::uint32_t slot) = 0;
+
+  virtual void arm(net::ReadyCallback ready) = 0;
+  [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
+};
+
+}  // namespace recua::rpc
