@@ -1,0 +1,81 @@
+#pragma once
+/// SliceRunner: the weights, caches and sequence tables of one slice, and the work of one micro-batch
+/// on it. A local model has one; a worker has one per session; both use it the same way.
+///
+/// Threads: one compute thread. Nothing here blocks on a network, except inside the Communicator.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+
+#include "base/result.h"
+#include "compute/device.h"
+#include "model/communicator.h"
+#include "model/executor.h"
+#include "model/hyperparams.h"
+#include "model/slice.h"
+#include "quant/data_type.h"
+
+namespace recua::model {
+
+/// Where a slice's tensors come from: a mapped file here, a worker's verified store there.
+class WeightSource {
+ public:
+  WeightSource() = default;
+  WeightSource(const WeightSource&) = delete;
+  WeightSource& operator=(const WeightSource&) = delete;
+  virtual ~WeightSource() = default;
+
+  [[nodiscard]] virtual bool has(std::string_view tensor_name) const = 0;
+  /// kNotFound: names the tensor and the file.
+  virtual Result<compute::TensorBytes> tensor(std::string_view tensor_name) const = 0;
+};
+
+struct SliceOptions {
+  std::uint32_t n_ctx = 4096;     // Longest sequence.
+  std::uint32_t n_pages = 0;      // Logical pages; the engine chooses from [0, n_pages).
+  std::uint32_t page_tokens = 32;
+  std::uint32_t n_ubatch = 512;   // Most rows of one run().
+  std::uint32_t n_logit_rows = 512;  // Most outputs of one run().
+  quant::DataType k_type = quant::DataType::kF16;
+  quant::DataType v_type = quant::DataType::kF16;
+};
+
+/// Bytes of weights done and in all, while loading.
+using LoadProgress = std::function<void(std::size_t done, std::size_t total)>;
+
+class SliceRunner {
+ public:
+  /// Loads the slice's weights and allocates its caches. device and communicator outlive the runner.
+  /// kCorrupt: a tensor has the wrong shape (names it, the shape and the one expected).
+  /// kNotFound: a tensor is missing. kResourceExhausted: says what was asked for.
+  static Result<std::unique_ptr<SliceRunner>> create(compute::Device& device,
+                                                     const HyperParams& hyperparams,
+                                                     const WeightSource& weights,
+                                                     const Slice& slice,
+                                                     const SliceOptions& options,
+                                                     Communicator& communicator,
+                                                     const LoadProgress& progress = {});
+  virtual ~SliceRunner() = default;
+
+  [[nodiscard]] virtual const Slice& slice() const = 0;
+  [[nodiscard]] virtual const SliceOptions& options() const = 0;
+  /// Floats of an activation row between slices.
+  [[nodiscard]] virtual std::size_t hidden_size() const = 0;
+
+  /// Does one micro-batch of at most n_ubatch rows.
+  /// input:  [n_rows, hidden_size] from the slice before; ignored by the first slice.
+  /// output: [n_rows, hidden_size] for the next slice, complete on return; ignored by the last slice.
+  /// result: filled by the last slice only.
+  /// kInvalidArgument: the batch breaks a rule of model/executor.h or a bound of the options; nothing
+  /// was changed. Every id, position, page and count is checked here, since they may come from a peer.
+  virtual Result<void> run(const StepBatch& batch, compute::Rows input, compute::Rows output,
+                           StepResult& result) = 0;
+
+  /// Forgets all sequences (a new epoch begins).
+  virtual void clear() = 0;
+};
+
+}  // namespace recua::model
