@@ -1,0 +1,61 @@
+#include "sys/aligned_buffer.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <sys/mman.h>
+
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+
+namespace recua::sys {
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20U;
+
+Error out_of_memory(std::size_t bytes) {
+  return Error{ErrorCode::kResourceExhausted,
+               fmt::format("cannot allocate {} bytes ({:.1f} MiB) of memory", bytes,
+                           static_cast<double>(bytes) / (1 << 20))};
+}
+
+}  // namespace
+
+Result<AlignedBuffer> AlignedBuffer::allocate(std::size_t bytes) {
+  if (bytes == 0) return AlignedBuffer{};
+  if (bytes > static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max()) - kHugePage) {
+    return out_of_memory(bytes);
+  }
+  if (bytes < kHugePage) {
+    const std::size_t rounded = align_up(bytes, kAlignment);
+    void* memory = std::aligned_alloc(kAlignment, rounded);
+    if (memory == nullptr) return out_of_memory(bytes);
+    std::memset(memory, 0, rounded);
+    return AlignedBuffer(static_cast<std::byte*>(memory), bytes, 0);
+  }
+  const std::size_t rounded = align_up(bytes, kHugePage);
+  void* memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return out_of_memory(bytes);
+  // A hint only: a kernel without transparent huge pages refuses and nothing is lost.
+  (void)madvise(memory, rounded, MADV_HUGEPAGE);
+  return AlignedBuffer(static_cast<std::byte*>(memory), bytes, rounded);
+}
+
+AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(mapped_, other.mapped_);
+  return *this;
+}
+
+AlignedBuffer::~AlignedBuffer() {
+  if (mapped_ != 0) {
+    munmap(data_, mapped_);
+  } else {
+    std::free(data_);
+  }
+}
+
+}  // namespace recua::sys

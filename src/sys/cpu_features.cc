@@ -1,0 +1,73 @@
+#include "sys/cpu_features.h"
+
+#include <array>
+#include <cstdlib>
+#include <string>
+
+#include <fmt/format.h>
+
+namespace recua::sys {
+namespace {
+
+constexpr std::array kAll = {InstructionSet::kScalar, InstructionSet::kAvx2};
+
+// libgcc's CPU test also asks the operating system whether it saves the wide registers.
+bool cpu_has_avx2_fma_f16c() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+std::string supported_names() {
+  std::string names = "auto";
+  for (const InstructionSet set : supported_instruction_sets()) {
+    names += fmt::format(", {}", to_string(set));
+  }
+  return names;
+}
+
+}  // namespace
+
+std::string_view to_string(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kScalar:
+      return "scalar";
+    case InstructionSet::kAvx2:
+      return "avx2";
+  }
+  return "?";
+}
+
+bool supported(InstructionSet set) {
+  static const bool avx2 = cpu_has_avx2_fma_f16c();
+  return set == InstructionSet::kScalar || avx2;
+}
+
+std::span<const InstructionSet> supported_instruction_sets() {
+  const std::span<const InstructionSet> all(kAll);
+  return supported(InstructionSet::kAvx2) ? all : all.first(1);
+}
+
+Result<InstructionSet> choose_instruction_set(std::string_view wanted) {
+  std::string_view from = "instruction set";
+  if (wanted.empty() || wanted == "auto") {
+    const char* env = std::getenv("RECUA_INSTRUCTION_SET");
+    wanted = env == nullptr ? "" : env;
+    from = "environment variable RECUA_INSTRUCTION_SET";
+    if (wanted.empty() || wanted == "auto") return supported_instruction_sets().back();
+  }
+  for (const InstructionSet set : kAll) {
+    if (wanted != to_string(set)) continue;
+    if (supported(set)) return set;
+    return Error{ErrorCode::kUnsupported, fmt::format("{}: this CPU lacks \"{}\"; it can run: {}",
+                                                      from, wanted, supported_names())};
+  }
+  return Error{ErrorCode::kInvalidArgument, fmt::format("{}: \"{}\" is unknown; use one of: {}",
+                                                        from, wanted, supported_names())};
+}
+
+}  // namespace recua::sys

@@ -1,0 +1,30 @@
+#pragma once
+/// Which instruction set the kernels run with, found at start-up.
+
+#include <span>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace recua::sys {
+
+/// In ascending order of speed. Each has a kernel table (kernels/kernel_table.h).
+enum class InstructionSet {
+  kScalar,  // The reference: plain C++.
+  kAvx2,    // AVX2 with FMA and F16C: x86 since about 2013.
+};
+
+std::string_view to_string(InstructionSet set);
+
+/// Whether this CPU and operating system can run it.
+bool supported(InstructionSet set);
+
+/// Those that can run here, slowest first; never empty.
+std::span<const InstructionSet> supported_instruction_sets();
+
+/// "auto" (or ""), "scalar", "avx2". "auto" means the fastest, unless the environment variable
+/// RECUA_INSTRUCTION_SET names another.
+/// kInvalidArgument: no such set; kUnsupported: this CPU lacks it. Both list what can be had.
+Result<InstructionSet> choose_instruction_set(std::string_view wanted);
+
+}  // namespace recua::sys

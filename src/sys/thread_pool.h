@@ -1,0 +1,86 @@
+#pragma once
+/// A fixed team of threads that all run the same function on their share of a job.
+///
+/// run(fn) calls fn(thread, n_threads) once on every thread, the caller being thread 0, and returns
+/// when all are done; what they wrote is visible then. The function divides the work itself, by
+/// Partition or by `i % n_threads`: static, so that no counter is fought over.
+///
+/// Waiting threads spin for about 50 us (an operator of a small model takes less), giving way to
+/// others now and then, and then sleep: an idle pool uses no CPU, and a machine with fewer CPUs
+/// than threads still gets on.
+///
+/// Threads: run() from one thread at a time, not from inside fn. fn must not throw (it would end
+/// the process). The destructor joins.
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "base/check.h"
+
+namespace recua::sys {
+
+/// The items [begin, end).
+struct Partition {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+
+  [[nodiscard]] std::size_t size() const { return end - begin; }
+  [[nodiscard]] bool empty() const { return begin == end; }
+};
+
+/// Thread `thread`'s contiguous share of n_items, cut at multiples of granularity (>= 1) only.
+/// Shares differ by at most one granule; together they cover every item once.
+constexpr Partition partition(std::size_t n_items, std::size_t thread, std::size_t n_threads,
+                              std::size_t granularity = 1) {
+  const std::size_t granules = n_items / granularity + (n_items % granularity != 0 ? 1 : 0);
+  const std::size_t share = granules / n_threads;
+  const std::size_t longer = granules % n_threads;  // So many threads take one more.
+  const std::size_t first = thread * share + (thread < longer ? thread : longer);
+  const std::size_t last = first + share + (thread < longer ? 1 : 0);
+  const std::size_t begin = first * granularity;
+  const std::size_t end = last * granularity;
+  return {begin < n_items ? begin : n_items, end < n_items ? end : n_items};
+}
+
+class ThreadPool {
+ public:
+  /// n_threads counts the caller: 1 starts no thread at all.
+  explicit ThreadPool(std::size_t n_threads);
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool();
+
+  [[nodiscard]] std::size_t n_threads() const { return workers_.size() + 1; }
+
+  template <class Fn>
+  void run(Fn&& fn) {
+    using Plain = std::remove_reference_t<Fn>;
+    if (workers_.empty()) {
+      fn(std::size_t{0}, std::size_t{1});
+      return;
+    }
+    dispatch([](void* context, std::size_t thread,
+                std::size_t n) { (*static_cast<Plain*>(context))(thread, n); },
+             const_cast<void*>(static_cast<const void*>(&fn)));
+  }
+
+ private:
+  using Job = void (*)(void* context, std::size_t thread, std::size_t n_threads);
+
+  void dispatch(Job job, void* context);
+
+  // The job is written before generation_ is raised and read after it was seen raised.
+  Job job_ = nullptr;
+  void* context_ = nullptr;
+  bool stop_ = false;
+  // On lines of their own: workers spin on the first while the caller spins on the second.
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  alignas(64) std::atomic<std::uint32_t> n_running_{0};
+  alignas(64) std::vector<std::jthread> workers_;
+};
+
+}  // namespace recua::sys
