@@ -38,9 +38,7 @@ class Detokenizer {
   [[nodiscard]] std::string flush();
 
  private:
-  const Tokenizer* tokenizer_;
-  DecodeOptions options_;
-  bool drop_space_;  // The next piece follows what encode() would have put a space after.
+  PieceReader bytes_;
   Utf8Stream stream_;
 };
 

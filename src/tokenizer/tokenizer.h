@@ -98,7 +98,18 @@ class Tokenizer {
   std::unique_ptr<const State> state_;
 };
 
-/// Every value of tokenizer.ggml.pre that create() accepts, sorted.
-[[nodiscard]] std::vector<std::string_view> known_pretokenizers();
+/// decode() one token at a time. The tokenizer must outlive it. Threads: one at a time.
+class PieceReader {
+ public:
+  explicit PieceReader(const Tokenizer& tokenizer, const DecodeOptions& options = {});
+
+  /// The bytes that id adds to the text, valid as long as the tokenizer.
+  [[nodiscard]] std::string_view next(TokenId id);
+
+ private:
+  const Tokenizer* tokenizer_;
+  bool special_text_;
+  bool drop_space_;  // The next piece begins where encode() puts a space.
+};
 
 }  // namespace recua::tokenizer

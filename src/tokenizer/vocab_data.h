@@ -23,7 +23,7 @@ enum class TokenType : std::int32_t {
 
 struct VocabData {
   std::string model;  // "llama": SentencePiece, merged by score. "gpt2": byte-level BPE.
-  std::string pre;    // How "gpt2" splits text into words; known_pretokenizers() lists them.
+  std::string pre;    // How "gpt2" splits text into words: tokenizer/pretokenizer_schemes.h.
 
   std::vector<std::string> tokens;
   std::vector<float> scores;        // "llama": one per token. "gpt2": ignored.
