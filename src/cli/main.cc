@@ -1,0 +1,128 @@
+// recua: one program, many subcommands. Wires nothing itself; catches what nobody else did.
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "cli/arguments.h"
+#include "cli/build_info.h"
+#include "cli/commands.h"
+
+namespace recua::cli {
+namespace {
+
+struct LogFlags {
+  bool verbose = false;
+  bool quiet = false;
+
+  void apply() const {
+    set_log_level(quiet ? LogLevel::kError : verbose ? LogLevel::kDebug : LogLevel::kWarning);
+  }
+};
+
+void add_log_flags(CLI::App& app, LogFlags& flags) {
+  if (app.get_option_no_throw("--verbose") == nullptr)
+    app.add_flag("-v,--verbose", flags.verbose, "Say why decisions are taken, on standard error");
+  if (app.get_option_no_throw("--quiet") == nullptr)
+    app.add_flag("--quiet", flags.quiet, "Only errors on standard error, no progress");
+}
+
+/// Every flag or subcommand that could have been meant.
+std::vector<std::string> known_words(const CLI::App& app, bool flags) {
+  std::vector<std::string> words;
+  if (flags) {
+    for (const CLI::Option* option : app.get_options())
+      for (const std::string& name : option->get_lnames()) words.push_back("--" + name);
+  } else {
+    for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+      words.push_back(sub->get_name());
+  }
+  return words;
+}
+
+/// What is wrong with the command line, best guess first: a word that nobody knows explains more
+/// than the flag that is then missing.
+int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* sub = app.get_subcommands().empty() ? nullptr : app.get_subcommands().front();
+  const CLI::App& asked = sub == nullptr ? app : *sub;
+  const std::string help =
+      sub == nullptr ? "recua --help" : fmt::format("recua {} --help", sub->get_name());
+  // The app collects the leftovers of its subcommands too.
+  const std::vector<std::string> unknown = app.remaining(true);
+  if (unknown.empty()) {
+    return report({ErrorCode::kInvalidArgument, error.what()}, help);
+  }
+  const std::string word = unknown.front().substr(0, unknown.front().find('='));
+  const bool is_flag = word.starts_with('-');
+  const std::vector<std::string> words = known_words(asked, is_flag);
+  const std::string_view guess = nearest(word, words);
+  const char* const kind = is_flag ? "flag" : sub == nullptr ? "subcommand" : "argument";
+  const std::string meant =
+      guess.empty() ? std::string{} : fmt::format("; did you mean {}?", guess);
+  return report({ErrorCode::kInvalidArgument, fmt::format("unknown {} {}{}", kind, word, meant)},
+                help);
+}
+
+int run_main(int argc, const char* const* argv) {
+  CLI::App app{"recua runs one large language model on one machine or across many.", "recua"};
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.set_version_flag("--version", version_text());
+  app.require_subcommand(0, 1);
+  app.footer(
+      "Examples:\n"
+      "  recua run -m model.gguf -p \"Once upon a time\" -n 64\n"
+      "  recua run -m model.gguf --workers 10.0.0.5:7500,10.0.0.6:7500 -p \"Hello\"\n"
+      "  recua <subcommand> --help");
+  int exit_code = kExitOk;
+  LogFlags log_flags;
+  add_log_flags(app, log_flags);
+  register_version(app, exit_code);
+  for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {
+    add_log_flags(*sub, log_flags);
+    // Before the subcommand's own callback.
+    sub->parse_complete_callback([&log_flags] { log_flags.apply(); });
+  }
+  log_flags.apply();
+
+  auto arguments =
+      normalize_arguments({argv + 1, static_cast<std::size_t>(argc > 0 ? argc - 1 : 0)});
+  if (!arguments.ok()) return report(arguments.error());
+  // The parser takes its vector from the back.
+  std::vector<std::string> reversed(arguments->rbegin(), arguments->rend());
+  try {
+    app.parse(std::move(reversed));
+  } catch (const CLI::ParseError& error) {
+    // --help and --version arrive as errors with the code 0; the parser knows how to print them.
+    if (error.get_exit_code() == 0) return app.exit(error) == 0 ? kExitOk : kExitFailure;
+    return report_parse_error(app, error);
+  }
+  if (app.get_subcommands().empty()) {
+    fmt::print("{}", app.help());
+    return kExitUsage;
+  }
+  return exit_code;
+}
+
+}  // namespace
+}  // namespace recua::cli
+
+int main(int argc, char** argv) {
+  // A peer or a pipe that goes away is an error value of write(), not the end of the process.
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    return recua::cli::run_main(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fputs("recua: out of memory; try a smaller context (-c) or batch (-b, -ub)\n", stderr);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "recua: unexpected failure: {}\n", error.what());
+  }
+  return recua::cli::kExitFailure;
+}

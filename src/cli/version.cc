@@ -1,0 +1,32 @@
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/build_info.h"
+#include "cli/commands.h"
+#include "sys/cpu_features.h"
+
+namespace recua::cli {
+
+void register_version(CLI::App& app, int& exit_code) {
+  auto* const sub = app.add_subcommand("version", "Print which recua this is");
+  const auto json = std::make_shared<bool>(false);
+  sub->add_flag("--json", *json, "Print one JSON object");
+  sub->footer("Examples:\n  recua version\n  recua version --json");
+  sub->callback([json, &exit_code] {
+    exit_code = kExitOk;
+    if (!*json) {
+      fmt::print("{}\n", version_text());
+      return;
+    }
+    nlohmann::ordered_json out;
+    out["version"] = version();
+    out["build_commit"] = build_commit();
+    out["instruction_set"] = sys::to_string(sys::supported_instruction_sets().back());
+    out["cpu"] = cpu_name();
+    fmt::print("{}\n", out.dump());
+  });
+}
+
+}  // namespace recua::cli
