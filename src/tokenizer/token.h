@@ -10,4 +10,8 @@ using TokenId = std::int32_t;
 
 inline constexpr TokenId kNoToken = -1;
 
+namespace tokenizer {
+using recua::TokenId;
+}  // namespace tokenizer
+
 }  // namespace recua
