@@ -4,11 +4,12 @@
 ///
 /// Two ways to use a Connection, never both at once:
 ///   control: read() and write() as coroutines on the connection's loop;
-///   data:    try_read() and try_write() from the thread that owns the connection, which spins on them
+///   data:    try_read() and try_write() from the thread that owns the connection, which spins on
+///   them
 ///            and, when nothing moves, arms a callback and sleeps in its own loop.
 ///
-/// Errors: kUnavailable (the peer closed or is gone), kTimeout, kIo, kCancelled (closed on this side);
-/// each message names the peer. After an error the connection is only good for close().
+/// Errors: kUnavailable (the peer closed or is gone), kTimeout, kIo, kCancelled (closed on this
+/// side); each message names the peer. After an error the connection is only good for close().
 /// Threads: one at a time; move_to() hands a connection over to another thread's loop.
 
 #include <cstddef>
@@ -33,8 +34,8 @@ struct Endpoint {
 
   /// "host:port", with brackets around an IPv6 address.
   [[nodiscard]] std::string to_string() const;
-  /// Accepts host:port, [v6]:port, :port (all addresses), host (default_port). kInvalidArgument says
-  /// what would be right.
+  /// Accepts host:port, [v6]:port, :port (all addresses), host (default_port). kInvalidArgument
+  /// says what would be right.
   static Result<Endpoint> parse(std::string_view text, std::uint16_t default_port);
 
   friend bool operator==(const Endpoint&, const Endpoint&) = default;
@@ -59,14 +60,16 @@ class Connection {
 
   /// What is there now, at most out.size() bytes; 0 when nothing is.
   virtual Result<std::size_t> try_read(std::span<std::byte> out) = 0;
-  /// Writes from the parts in order, as one gathered call; returns the bytes taken, 0 when none fit.
+  /// Writes from the parts in order, as one gathered call; returns the bytes taken, 0 when none
+  /// fit.
   virtual Result<std::size_t> try_write(std::span<const std::span<const std::byte>> parts) = 0;
-  /// Calls `ready` once from the loop when try_read (try_write) may make progress or fail. One armed
-  /// callback per direction; close() drops it uncalled.
+  /// Calls `ready` once from the loop when try_read (try_write) may make progress or fail. One
+  /// armed callback per direction; close() drops it uncalled.
   virtual void arm_read(ReadyCallback ready) = 0;
   virtual void arm_write(ReadyCallback ready) = 0;
 
-  /// The same stream served by another loop. Nothing may be pending. This object is empty afterwards.
+  /// The same stream served by another loop. Nothing may be pending. This object is empty
+  /// afterwards.
   virtual Result<std::unique_ptr<Connection>> move_to(asio::any_io_executor executor) = 0;
 
   /// Idempotent. A pending read or write fails with kCancelled. Call it on the connection's loop.
@@ -99,8 +102,8 @@ class Network {
   virtual Result<std::unique_ptr<Listener>> listen(const Endpoint& endpoint) = 0;
 };
 
-/// What control logic runs in: a loop, time, a network and randomness (for session ids and secrets).
-/// The program builds one from the real things, tests/sim from simulated ones.
+/// What control logic runs in: a loop, time, a network and randomness (for session ids and
+/// secrets). The program builds one from the real things, tests/sim from simulated ones.
 struct Env {
   asio::any_io_executor executor;
   Clock* clock = nullptr;

@@ -1,10 +1,10 @@
 #pragma once
 /// One direction of tensor messages between an ordered pair of processes, on any transport.
 ///
-/// The receiver owns a ring of slots in memory that its caller provides (a device buffer, so that the
-/// next operator reads the rows where they arrived). The sender may only fill slots it holds credits
-/// for; a slot comes back with release(). Nothing is allocated because a peer asked.
-/// Layout of a message, wherever it lies: TensorHeader | rows | descriptor (docs/protocol.md).
+/// The receiver owns a ring of slots in memory that its caller provides (a device buffer, so that
+/// the next operator reads the rows where they arrived). The sender may only fill slots it holds
+/// credits for; a slot comes back with release(). Nothing is allocated because a peer asked. Layout
+/// of a message, wherever it lies: TensorHeader | rows | descriptor (docs/protocol.md).
 ///
 /// Both ends are polled: poll() moves what can be moved and never blocks; when it moved nothing and
 /// there is no other work, arm() a callback and sleep. One thread at a time per object.
@@ -24,8 +24,8 @@ namespace recua::rpc {
 
 /// What a tensor message carries.
 enum class MessageKind : std::uint16_t {
-  kStep = 1,     // A micro-batch on its way through the stages: rows are activations.
-  kResult = 2,   // Outputs of the last stage: rows are logits (or none), the rest in the descriptor.
+  kStep = 1,    // A micro-batch on its way through the stages: rows are activations.
+  kResult = 2,  // Outputs of the last stage: rows are logits (or none), the rest in the descriptor.
   kFailure = 3,  // The stage could not do this micro-batch: the descriptor says why.
 };
 
@@ -48,8 +48,8 @@ struct TensorHeader {
 
 inline constexpr std::size_t kTensorHeaderBytes = 64;
 
-/// Whom a channel belongs to; a message with another session or a later epoch breaks the protocol, one
-/// with an earlier epoch is dropped.
+/// Whom a channel belongs to; a message with another session or a later epoch breaks the protocol,
+/// one with an earlier epoch is dropped.
 struct ChannelId {
   std::uint64_t session = 0;
   std::uint32_t epoch = 0;
@@ -63,7 +63,7 @@ struct RingShape {
 
 struct ChannelCounters {
   std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;         // Headers included.
+  std::uint64_t bytes = 0;           // Headers included.
   std::uint64_t payload_copies = 0;  // Times that payload was copied in user space: should stay 0.
   std::uint64_t system_calls = 0;
   std::uint64_t sleeps = 0;  // Times that a callback was armed.
@@ -117,7 +117,8 @@ class ChannelReceiver {
   [[nodiscard]] virtual const std::string& peer() const = 0;
   [[nodiscard]] virtual const RingShape& ring() const = 0;
 
-  /// The next complete message, in order, or nothing. Its slot belongs to the caller until release().
+  /// The next complete message, in order, or nothing. Its slot belongs to the caller until
+  /// release().
   virtual Result<std::optional<Incoming>> poll() = 0;
   /// Gives slots back, in the order in which they came.
   virtual Result<void> release(std::uint32_t slot) = 0;

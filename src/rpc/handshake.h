@@ -1,0 +1,99 @@
+#pragma once
+/// The first exchange on every connection: Hello, then Welcome or Reject. docs/protocol.md,
+/// "Handshake".
+///
+/// The connecting side calls client_handshake() or channel_handshake(). The accepting side calls
+/// server_handshake(); a control peer is welcome on return, a channel request is matched by the
+/// caller and answered by accept_channel() or reject(). Errors, always naming the peer: kProtocol
+/// (garbage, oversize: says what the bytes look like), kUnsupported (no common version: names
+/// both), kTimeout, kUnavailable, or what the peer rejected with. After an error the connection is
+/// closed. env and connection live until the coroutine returns.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "net/connection.h"
+#include "rpc/channel.h"
+
+namespace recua::rpc {
+
+inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kOldestProtocolVersion = 1;
+
+/// Feature bits by number; docs/protocol.md, "Features" holds the list. Never reuse one.
+enum class Feature : std::uint32_t {
+  kTcpChannel = 1,   // Tensor messages on a TCP (later TLS) connection.
+  kFetchChunks = 2,  // FetchChunk is answered.
+};
+
+/// What one end says about itself.
+struct PeerInfo {
+  std::string name;              // Of the process, for people: "worker box1:7500".
+  std::string software_version;  // "0.1.0"
+  std::uint32_t protocol_version = kProtocolVersion;  // Agreed, in what a handshake returns.
+  std::vector<std::uint32_t> features = {1, 2};       // Common ones, in what a handshake returns.
+  std::uint64_t memory_free_bytes = 0;
+  std::uint64_t memory_total_bytes = 0;
+  std::uint32_t n_threads = 0;
+  std::vector<std::uint32_t> data_types;  // GGUF numbers.
+  std::string shared_memory_host;
+};
+
+enum class Direction : std::uint8_t { kConnectorSends = 1, kAcceptorSends = 2 };
+
+using Secret = std::array<std::byte, 16>;
+/// In time that does not depend on the bytes.
+bool secrets_equal(const Secret& a, const Secret& b);
+/// 16 bytes of the random source (env.random).
+Secret make_secret(const net::Env& env);
+
+struct ChannelRequest {
+  ChannelId id;
+  std::uint32_t number = 0;  // Which of the plan's channels.
+  Direction direction = Direction::kConnectorSends;
+  Secret secret{};
+  RingShape ring;  // kAcceptorSends: the connector's ring. Else empty.
+};
+
+inline constexpr std::uint32_t kRingSlotsMax = 4096;
+inline constexpr std::uint64_t kRingSlotBytesMax = std::uint64_t{1} << 30;
+/// kProtocol: names the field, its value and the bound.
+Result<void> validate(const RingShape& ring);
+
+/// What the acceptor said about itself.
+net::asio::awaitable<Result<PeerInfo>> client_handshake(const net::Env& env,
+                                                        net::Connection& connection, PeerInfo self,
+                                                        net::Duration timeout);
+
+/// The ring to send into (kConnectorSends) or the request's own (kAcceptorSends). On success the
+/// connection carries tensor messages and credits, nothing else.
+net::asio::awaitable<Result<RingShape>> channel_handshake(const net::Env& env,
+                                                          net::Connection& connection,
+                                                          PeerInfo self, ChannelRequest request,
+                                                          net::Duration timeout);
+
+struct ServerHandshake {
+  PeerInfo peer;
+  std::optional<ChannelRequest> channel;  // Set: not answered yet.
+};
+net::asio::awaitable<Result<ServerHandshake>> server_handshake(const net::Env& env,
+                                                               net::Connection& connection,
+                                                               PeerInfo self,
+                                                               net::Duration timeout);
+
+/// Answers a channel request with Welcome. The request's secret is compared with the expected one
+/// first: a wrong one is rejected, kInvalidArgument. ring: the acceptor's own (kConnectorSends),
+/// else ignored.
+net::asio::awaitable<Result<void>> accept_channel(const net::Env& env, net::Connection& connection,
+                                                  PeerInfo self, ServerHandshake handshake,
+                                                  Secret expected, RingShape ring,
+                                                  net::Duration timeout);
+/// Tells the peer why not, as far as it still listens, and closes.
+net::asio::awaitable<void> reject(const net::Env& env, net::Connection& connection, Error error);
+
+}  // namespace recua::rpc

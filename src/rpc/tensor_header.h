@@ -1,0 +1,34 @@
+#pragma once
+/// The 64 bytes in front of every tensor message, and the 16 bytes of a credit.
+/// docs/protocol.md, "Tensor messages" and "Credits on TCP".
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/result.h"
+#include "rpc/channel.h"
+
+namespace recua::rpc {
+
+inline constexpr std::size_t kCreditBytes = 16;
+
+std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header);
+/// Checks the header alone: magic, kind, flags, reserved bytes. kProtocol: names the field, its
+/// offset, the value and what would be right.
+Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes);
+
+/// Header, rows and descriptor. Cannot overflow: the parts are 32-bit.
+[[nodiscard]] constexpr std::uint64_t message_bytes(const TensorHeader& header) {
+  return kTensorHeaderBytes + std::uint64_t{header.n_rows} * header.row_bytes +
+         header.descriptor_bytes;
+}
+static_assert(kTensorHeaderBytes + 0xffffffffULL * 0xffffffffULL + 0xffffffffULL >
+              0xffffffffULL * 0xffffffffULL);
+
+/// n_released: slots given back since the channel began.
+std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released);
+Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes);
+
+}  // namespace recua::rpc
