@@ -48,7 +48,7 @@ Symmetric fit_symmetric(const float* x, int half) {
   std::array<float, 32> w{};
   error_weights(x, 32, w.data());
   Symmetric out;
-  out.d = saturated_f16(fit_scale(x, w.data(), 32, -half, half - 1, kSteps).scale);
+  out.d = saturated_f16(fit_scale<32>(x, w.data(), -half, half - 1, kSteps).scale);
   const float d = f16_to_f32(out.d);
   for (std::size_t i = 0; i < 32; ++i) out.q[i] = quantized(x[i], d, -half, half - 1);
   return out;
@@ -63,7 +63,7 @@ struct Affine {
 Affine fit_affine(const float* x, int q_max) {
   std::array<float, 32> w{};
   error_weights(x, 32, w.data());
-  const ScaleMinFit fit = fit_scale_min(x, w.data(), 32, q_max, false, kSteps);
+  const ScaleMinFit fit = fit_scale_min<32>(x, w.data(), q_max, false, kSteps);
   Affine out;
   out.d = saturated_f16(fit.scale);
   out.m = saturated_f16(-fit.min);

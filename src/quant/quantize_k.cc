@@ -46,7 +46,7 @@ SymmetricBlock fit_symmetric_block(const float* x, int q_min, int q_max, int sca
   float largest = 0.0F;
   for (std::size_t g = 0; g < 16; ++g) {
     error_weights(x + 16 * g, 16, w.data() + 16 * g);
-    group_scales[g] = fit_scale(x + 16 * g, w.data() + 16 * g, 16, q_min, q_max, kSteps).scale;
+    group_scales[g] = fit_scale<16>(x + 16 * g, w.data() + 16 * g, q_min, q_max, kSteps).scale;
     if (std::fabs(group_scales[g]) > std::fabs(largest)) largest = group_scales[g];
   }
   SymmetricBlock block;
@@ -167,7 +167,7 @@ AffineBlock<kGroup> fit_affine_block(const float* x, int q_max, int scale_max) {
   float min_largest = 0.0F;
   for (std::size_t g = 0; g < kGroups; ++g) {
     error_weights(x + kGroup * g, kGroup, w.data() + kGroup * g);
-    fits[g] = fit_scale_min(x + kGroup * g, w.data() + kGroup * g, kGroup, q_max, true, kSteps);
+    fits[g] = fit_scale_min<kGroup>(x + kGroup * g, w.data() + kGroup * g, q_max, true, kSteps);
     scale_largest = std::max(scale_largest, fits[g].scale);
     min_largest = std::max(min_largest, fits[g].min);
   }
