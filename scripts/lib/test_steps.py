@@ -1,0 +1,214 @@
+"""The steps of scripts/test. Each is independent of the others' success; all are counted."""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+from runner import JOBS, ROOT, Counts, build, check, header, log_path, run, run_ctest, say  # noqa: E402
+
+CLANG = ["-DCMAKE_CXX_COMPILER=clang++-19", "-DCMAKE_C_COMPILER=clang-19",
+         "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+# Where threads meet. TSan takes long, so the others wait for --full.
+THREADED_FOLDERS = ["sys", "net", "rpc", "cluster"]
+FUZZ_SECONDS = 20
+FUZZ_SECONDS_FULL = 600
+# Without a branch point to compare with, clang-tidy looks at the files of this many commits.
+TIDY_COMMITS = 10
+SANITIZER_ENV = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "second_deadlock_stack=1",
+}
+
+
+def format_step(_):
+    return check("format", ["scripts/format", "--check"])
+
+
+def includes_step(_):
+    return check("includes", ["scripts/check-includes"])
+
+
+def release_step(_):
+    counts = build("release", ["-DCMAKE_BUILD_TYPE=Release"])
+    counts.add(run_ctest("release"))
+    return counts
+
+
+def debug_step(_):
+    counts = build("debug", ["-DCMAKE_BUILD_TYPE=Debug", "-DRECUA_BENCH=ON"])
+    counts.add(run_ctest("debug"))
+    return counts
+
+
+def asan_step(_):
+    counts = build("asan-ubsan", [*CLANG, "-DRECUA_SANITIZE=address,undefined"])
+    counts.add(run_ctest("asan-ubsan", env=SANITIZER_ENV))
+    return counts
+
+
+def tsan_step(options):
+    folders = [f"src/{folder}" for folder in THREADED_FOLDERS
+               if (ROOT / "src" / folder / "CMakeLists.txt").exists()]
+    targets = ["all"] if options.full else [f"{folder}/all" for folder in folders]
+    counts = build("tsan", [*CLANG, "-DRECUA_SANITIZE=thread"], targets)
+    for directory in ["tsan"] if options.full else [f"tsan/{folder}" for folder in folders]:
+        counts.add(run_ctest(directory, env=SANITIZER_ENV))
+    return counts
+
+
+def fuzz_step(options):
+    sources = sorted((ROOT / "tests" / "fuzz").glob("*_fuzz.cc"))
+    if not sources:
+        return Counts(0, 0, 1)
+    counts = build("fuzz", [*CLANG, "-DRECUA_SANITIZE=address,undefined", "-DRECUA_FUZZ=ON"],
+                   ["tests/fuzz/all"])
+    seconds = max(3, (FUZZ_SECONDS_FULL if options.full else FUZZ_SECONDS) // len(sources))
+    for source in sources:
+        name = source.stem
+        binary = ROOT / "build" / "fuzz" / "bin" / name
+        if not binary.exists():
+            say(f"FAILED: {binary.relative_to(ROOT)} was not built")
+            counts.failed += 1
+            continue
+        found = ROOT / "build" / "fuzz" / "found" / name
+        found.mkdir(parents=True, exist_ok=True)
+        kept = ROOT / "tests" / "fuzz" / "corpus" / name.removesuffix("_fuzz")
+        command = [binary, f"-max_total_time={seconds}", "-rss_limit_mb=2048", "-timeout=10",
+                   "-verbosity=0", f"-artifact_prefix={found.parent}/{name}-", found]
+        if kept.is_dir():
+            command.append(kept)
+        counts.add(check(f"fuzz-{name}", command, env=SANITIZER_ENV, seconds_max=seconds + 120))
+    return counts
+
+
+def git(*arguments):
+    done = subprocess.run(["git", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def changed_files():
+    """Paths changed since the branch left origin/main, else in the last commits; None when unknown."""
+    head = git("rev-parse", "HEAD")
+    base = git("merge-base", "HEAD", "origin/main")
+    if base is None or base == head:
+        base = git("rev-parse", f"HEAD~{TIDY_COMMITS}")
+    if base is None:
+        return None
+    names = git("diff", "--name-only", base)
+    return None if names is None else set(names.splitlines())
+
+
+def tidy_sources(options):
+    """The .cc files to look at: changed ones, and for a changed header one file that shows it."""
+    sources = sorted(path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.cc"))
+    changed = None if options.full else changed_files()
+    if changed is None:
+        return sources
+    chosen = {path for path in sources if path.relative_to(ROOT).as_posix() in changed}
+    for name in sorted(changed):
+        if name.endswith(".h") and (ROOT / name).exists():
+            include = f'#include "{name.removeprefix("src/")}"'
+            own = (ROOT / name).with_suffix(".cc")
+            if own in chosen:
+                continue
+            users = [own] if own.exists() else [
+                path for path in sources if include in path.read_text(errors="replace")]
+            chosen.update(users[:1])
+    return sorted(chosen)
+
+
+def tidy_step(options):
+    database = ROOT / "build" / "asan-ubsan"
+    if not (database / "compile_commands.json").exists():
+        counts = build("asan-ubsan", [*CLANG, "-DRECUA_SANITIZE=address,undefined"])
+        if counts.failed:
+            return counts
+    known = (database / "compile_commands.json").read_text()
+    sources = [path for path in tidy_sources(options) if str(path) in known]
+    pattern = re.compile(r".*:\d+:\d+: (error|warning): .*")
+
+    def tidy(path):
+        done = subprocess.run(["clang-tidy-19", "-p", database, "--quiet", path], cwd=ROOT,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    counts = Counts()
+    with log_path("tidy").open("w") as log, concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        for path, (code, output) in zip(sources, pool.map(tidy, sources)):
+            log.write(f"== {path.relative_to(ROOT)}\n{output}\n")
+            counts.add(Counts(1, 0) if code == 0 else Counts(0, 1))
+            if code != 0:
+                found = [line for line in output.splitlines() if pattern.match(line)]
+                say(f"FAILED: clang-tidy {path.relative_to(ROOT)}")
+                for line in found or output.splitlines()[-5:]:
+                    say(f"    {line.replace(str(ROOT) + '/', '')}")
+    say(f"clang-tidy looked at {len(sources)} files")
+    return counts
+
+
+def interop_step(_):
+    code = run("interop", ["scripts/interop"])
+    lines = log_path("interop").read_text(errors="replace").splitlines() or [""]
+    match = re.match(r"(\d+) passed, (\d+) failed, (\d+) skipped$", lines[-1])
+    if match is None:
+        return Counts(0, 1)
+    counts = Counts(*map(int, match.groups()))
+    if code != 0 and counts.failed == 0:
+        counts.failed = 1
+    return counts
+
+
+# name -> (what it does, function, in --quick, in the default run)
+STEPS = {
+    "format": ("clang-format agrees with every file", format_step, False, True),
+    "includes": ("the include graph holds", includes_step, False, True),
+    "release": ("release build and all tests", release_step, True, True),
+    "asan": ("address and undefined-behaviour sanitizers, all tests", asan_step, False, True),
+    "tsan": ("thread sanitizer", tsan_step, False, True),
+    "fuzz": ("fuzzing", fuzz_step, False, True),
+    "tidy": ("clang-tidy", tidy_step, False, True),
+    "debug": ("debug build and all tests", debug_step, False, False),
+    "interop": ("files we write, read by another implementation", interop_step, False, False),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/test")
+    parser.add_argument("--quick", action="store_true", help="only the release build and its tests")
+    parser.add_argument("--full", action="store_true", help="everything, on all files")
+    parser.add_argument("--only", action="append", choices=list(STEPS), help="run this step")
+    parser.add_argument("--list", action="store_true", help="name the steps")
+    options = parser.parse_args()
+    if options.list:
+        for name, (about, *_) in STEPS.items():
+            print(f"{name:10s} {about}")
+        return 0
+
+    total = Counts()
+    for name, (about, function, quick, default) in STEPS.items():
+        wanted = (name in options.only if options.only else
+                  options.full or (quick if options.quick else default))
+        if not wanted:
+            continue
+        header(f"{name}: {about}")
+        try:
+            counts = function(options)
+        except Exception as error:  # A broken step is one failure; the others still run.
+            say(f"FAILED: {name}: {type(error).__name__}: {error}")
+            counts = Counts(0, 1)
+        say(f"   {counts}")
+        total.add(counts)
+    header("done")
+    say(str(total))
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
