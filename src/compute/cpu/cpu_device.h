@@ -1,0 +1,24 @@
+#pragma once
+/// The CPU as a Device: kernels of the best instruction set, on a team of threads of its own.
+///
+/// Weights stay where they were mapped; nothing is copied or repacked. Operators compute at once,
+/// so sync() does nothing. A step allocates nothing once the scratch memory has grown to its batch.
+/// Operators on little data run on the calling thread alone, which changes no result.
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "compute/device.h"
+
+namespace recua::compute {
+
+struct CpuDeviceOptions {
+  std::size_t n_threads = 0;             // 0: one per physical core.
+  std::string instruction_set = "auto";  // As sys::choose_instruction_set() takes it.
+};
+
+/// kInvalidArgument, kUnsupported: the instruction set or the number of threads (at most 1024).
+Result<std::unique_ptr<Device>> make_cpu_device(const CpuDeviceOptions& options);
+
+}  // namespace recua::compute

@@ -1,0 +1,133 @@
+#pragma once
+/// Inside of the CPU device: only cpu_*.cc include this.
+///
+/// Every operator has the same shape: check the arguments, decide whether the work is worth waking
+/// the team (Work), and let each thread do its share by the kernels of table_.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "compute/device.h"
+#include "kernels/kernel_table.h"
+#include "sys/aligned_buffer.h"
+#include "sys/thread_pool.h"
+
+namespace recua::compute {
+
+class CpuBuffer final : public Buffer {
+ public:
+  explicit CpuBuffer(sys::AlignedBuffer memory) : memory_(std::move(memory)) {}
+  [[nodiscard]] std::size_t bytes() const override { return memory_.size(); }
+  [[nodiscard]] std::byte* host() const override { return memory_.data(); }
+
+ private:
+  sys::AlignedBuffer memory_;
+};
+
+class CpuWeight final : public Weight {
+ public:
+  explicit CpuWeight(TensorBytes tensor)
+      : tensor_(std::move(tensor)), row_bytes_(quant::row_bytes(tensor_.type, tensor_.n_in)) {}
+  [[nodiscard]] quant::DataType type() const override { return tensor_.type; }
+  [[nodiscard]] std::size_t n_in() const override { return tensor_.n_in; }
+  [[nodiscard]] std::size_t n_out() const override { return tensor_.n_out; }
+  [[nodiscard]] std::size_t n_experts() const override { return tensor_.n_experts; }
+
+  [[nodiscard]] std::size_t row_bytes() const { return row_bytes_; }
+  [[nodiscard]] const std::byte* row(std::size_t expert, std::size_t out) const {
+    return tensor_.bytes.data() + (expert * tensor_.n_out + out) * row_bytes_;
+  }
+
+ private:
+  TensorBytes tensor_;  // Borrowed bytes and what keeps them alive.
+  std::size_t row_bytes_ = 0;
+};
+
+/// Memory that grows to what was needed at most and stays. What it held is lost when it grows.
+class Scratch {
+ public:
+  std::byte* at_least(std::size_t bytes);
+
+ private:
+  sys::AlignedBuffer memory_;
+};
+
+class CpuDevice final : public Device {
+ public:
+  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads)
+      : table_(table), pool_(n_threads) {}
+
+  [[nodiscard]] std::string description() const override;
+  Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
+  Result<std::unique_ptr<Weight>> load_weight(TensorBytes bytes) override;
+  Result<std::unique_ptr<Buffer>> load_vector(const TensorBytes& bytes) override;
+
+  void embed(const Weight& table, std::span<const std::int32_t> ids, Rows out) override;
+  void matmul(const Weight& w, Rows x, Rows out) override;
+  void add_bias(Rows x, const Buffer& bias) override;
+  void rms_norm(Rows x, const Buffer& weight, float eps, Rows out) override;
+  void rope_table(std::span<const std::uint32_t> positions, const Buffer& inv_freq, float magnitude,
+                  Rows table) override;
+  void rope(Rows x, std::size_t n_heads, RopeKind kind, Rows table) override;
+  void store_kv(const KvLayer& layer, Rows k, Rows v,
+                std::span<const std::uint64_t> slots) override;
+  void attention(const KvLayer& layer, Rows q, std::size_t n_heads, const AttentionBatch& batch,
+                 float scale, std::uint32_t window, Rows out) override;
+  void silu_mul(Rows gate, Rows up, Rows out) override;
+  void add(Rows a, Rows b, Rows out) override;
+  void gather_rows(Rows x, std::span<const std::uint32_t> rows, Rows out) override;
+  void moe_route(Rows logits, bool renormalize, const Route& route) override;
+  void moe_matmul(const Weight& w, Rows x, const Route& route, Rows out) override;
+  void moe_combine(Rows x, const Route& route, Rows out) override;
+  void sync() override {}
+
+ private:
+  /// fn(thread, n_threads) on all threads, or on this one alone when `bytes`, roughly what the
+  /// operator reads and writes, are too few to be worth a hand-over (1 to 2 us there and back).
+  template <class Fn>
+  void run(std::size_t bytes, Fn&& fn) {
+    if (bytes < kParallelBytes) {
+      fn(std::size_t{0}, std::size_t{1});
+    } else {
+      pool_.run(fn);
+    }
+  }
+  /// fn(row) for the rows of an operator that treats them one by one.
+  template <class Fn>
+  void for_rows(std::size_t n_rows, std::size_t row_bytes, Fn&& fn) {
+    run(n_rows * row_bytes, [&](std::size_t thread, std::size_t n_threads) {
+      const sys::Partition part = sys::partition(n_rows, thread, n_threads);
+      for (std::size_t r = part.begin; r < part.end; ++r) fn(r);
+    });
+  }
+
+  /// Fills x_rows_ with what kernels of w's type take for each row of x.
+  void prepare_activations(quant::DataType type, Rows x);
+
+  static constexpr std::size_t kParallelBytes = std::size_t{64} << 10U;
+
+  const kernels::KernelTable& table_;
+  sys::ThreadPool pool_;
+  Scratch activations_;
+  Scratch attention_scratch_;
+  std::vector<const std::byte*> x_rows_;    // Per row of x.
+  std::vector<const std::byte*> x_sorted_;  // MoE: per pair of token and expert, by expert.
+  std::vector<float*> out_rows_;
+  std::vector<std::size_t>
+      expert_begin_;  // MoE: where each expert's pairs begin; one more at the end.
+  std::vector<std::size_t> expert_next_;
+  std::vector<bool> taken_;
+};
+
+/// The rows lie in a host-visible buffer, from end to end.
+void check_rows(const Rows& rows);
+inline const CpuWeight& as_cpu(const Weight& weight) {
+  return static_cast<const CpuWeight&>(weight);
+}
+inline const float* floats(const Buffer& buffer) {
+  return reinterpret_cast<const float*>(buffer.host());
+}
+
+}  // namespace recua::compute

@@ -1,0 +1,88 @@
+#pragma once
+/// How a row of activations is handed to the matmul kernels: as f32, or rounded to 8 bits.
+///
+/// Weights that are themselves quantized meet 8-bit activations, so that products are exact integer
+/// sums within a block. A row of n elements x lies as three arrays, one after the other:
+///
+///   kQ8x32    q: i8 [n]     d: f32 [n / 32]    s: f32 [n / 32]
+///   kQ8x256   q: i8 [n]     d: f32 [n / 256]   sums: i16 [n / 16]
+///
+/// Per block of 32 or 256 elements: d = max|x| / 127 and q = x / d to the nearest, ties to even, so
+/// q is in [-127, 127] (-128 never occurs: the kernels' 16-bit sums rely on it). A block whose
+/// max|x| is below kTiny is all zero. s = d * (sum of the block's q), for types with an offset.
+/// sums are those of 16 neighbours, in the order in which the kernels need them: within a block of
+/// 256, groups 0 2 4 .. 14, then 1 3 5 .. 15 (sum_index()).
+/// The numbers are the same to the bit on every instruction set.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "quant/data_type.h"
+
+namespace recua::kernels {
+
+enum class ActivationKind { kF32, kQ8x32, kQ8x256 };
+
+/// Below this 127 / max|x| may overflow; such values vanish beside anything a model computes.
+inline constexpr float kTiny = 1e-35F;
+
+/// What weights of this type are multiplied with.
+constexpr ActivationKind activation_kind(quant::DataType type) {
+  switch (quant::traits(type).block_size) {
+    case 1:
+      return ActivationKind::kF32;
+    case 32:
+      return ActivationKind::kQ8x32;
+    default:
+      return ActivationKind::kQ8x256;
+  }
+}
+
+/// Bytes of a row of n elements, rounded up to a cache line. n is a multiple of the block.
+constexpr std::size_t activation_row_bytes(ActivationKind kind, std::size_t n) {
+  std::size_t bytes = 0;
+  switch (kind) {
+    case ActivationKind::kF32:
+      bytes = n * 4;
+      break;
+    case ActivationKind::kQ8x32:
+      bytes = n + n / 32 * 8;
+      break;
+    case ActivationKind::kQ8x256:
+      bytes = n + n / 256 * 4 + n / 16 * 2;
+      break;
+  }
+  return (bytes + 63) / 64 * 64;
+}
+
+/// Where in a block's sums the one of group g (elements 16 g .. 16 g + 15) is.
+constexpr std::size_t sum_index(std::size_t g) { return g / 2 + g % 2 * 8; }
+
+// The accessors below are forced inline: instruction-set files use them, and a copy compiled there
+// must never be the one that the linker keeps for all.
+#define RECUA_KERNEL_INLINE [[gnu::always_inline]] inline
+
+RECUA_KERNEL_INLINE const std::int8_t* q8_values(const std::byte* row) {
+  return reinterpret_cast<const std::int8_t*>(row);
+}
+RECUA_KERNEL_INLINE const float* q8_scales(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const float*>(row + n);
+}
+RECUA_KERNEL_INLINE const float* q8x32_sums(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const float*>(row + n + n / 32 * 4);
+}
+RECUA_KERNEL_INLINE const std::int16_t* q8x256_sums(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const std::int16_t*>(row + n + n / 256 * 4);
+}
+
+namespace scalar {
+/// x: [n], n a multiple of the block; out: activation_row_bytes(), 4-byte aligned.
+void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
+void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
+}  // namespace scalar
+namespace avx2 {
+void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
+void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
+}  // namespace avx2
+
+}  // namespace recua::kernels

@@ -1,0 +1,56 @@
+#include "kernels/kernel_table.h"
+
+#include "base/check.h"
+
+namespace recua::kernels {
+namespace {
+
+using quant::DataType;
+
+constexpr void put(KernelTable& table, DataType type, MatmulFn fn) {
+  table.matmul_by_type[static_cast<std::size_t>(type)] = fn;
+}
+
+constexpr KernelTable make_scalar() {
+  KernelTable t{
+      .instruction_set = sys::InstructionSet::kScalar,
+      .matmul_by_type = {},
+      .quantize_q8x32 = scalar::quantize_q8x32,
+      .quantize_q8x256 = scalar::quantize_q8x256,
+      .rms_norm = scalar::rms_norm,
+      .silu_mul = scalar::silu_mul,
+      .add = scalar::add,
+      .scale_add = scalar::scale_add,
+      .rope_interleaved = scalar::rope_interleaved,
+      .rope_split_half = scalar::rope_split_half,
+      .f32_to_f16 = scalar::f32_to_f16,
+      .attention_scores = scalar::attention_scores,
+      .softmax_part = scalar::softmax_part,
+      .attention_values = scalar::attention_values,
+  };
+  put(t, DataType::kF32, scalar::matmul<DataType::kF32>);
+  put(t, DataType::kF16, scalar::matmul<DataType::kF16>);
+  put(t, DataType::kBF16, scalar::matmul<DataType::kBF16>);
+  put(t, DataType::kQ8_0, scalar::matmul<DataType::kQ8_0>);
+  put(t, DataType::kQ4_0, scalar::matmul<DataType::kQ4_0>);
+  put(t, DataType::kQ4_1, scalar::matmul<DataType::kQ4_1>);
+  put(t, DataType::kQ5_0, scalar::matmul<DataType::kQ5_0>);
+  put(t, DataType::kQ5_1, scalar::matmul<DataType::kQ5_1>);
+  put(t, DataType::kQ2_K, scalar::matmul<DataType::kQ2_K>);
+  put(t, DataType::kQ3_K, scalar::matmul<DataType::kQ3_K>);
+  put(t, DataType::kQ4_K, scalar::matmul<DataType::kQ4_K>);
+  put(t, DataType::kQ5_K, scalar::matmul<DataType::kQ5_K>);
+  put(t, DataType::kQ6_K, scalar::matmul<DataType::kQ6_K>);
+  return t;
+}
+
+constexpr KernelTable kScalarTable = make_scalar();
+
+}  // namespace
+
+const KernelTable& kernel_table(sys::InstructionSet set) {
+  RECUA_CHECK(sys::supported(set));
+  return kScalarTable;
+}
+
+}  // namespace recua::kernels

@@ -1,0 +1,43 @@
+#pragma once
+/// One instruction set's kernels as function pointers. Chosen once at start-up; a look-up per
+/// operator call, none in an inner loop.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/matmul.h"
+#include "kernels/row_ops.h"
+#include "sys/cpu_features.h"
+
+namespace recua::kernels {
+
+struct KernelTable {
+  sys::InstructionSet instruction_set = sys::InstructionSet::kScalar;
+
+  /// By number of the data type; null where there is no such type.
+  std::array<MatmulFn, 31> matmul_by_type{};
+  [[nodiscard]] MatmulFn matmul(quant::DataType type) const {
+    return matmul_by_type[static_cast<std::size_t>(type)];
+  }
+
+  decltype(&scalar::quantize_q8x32) quantize_q8x32 = nullptr;
+  decltype(&scalar::quantize_q8x256) quantize_q8x256 = nullptr;
+  decltype(&scalar::rms_norm) rms_norm = nullptr;
+  decltype(&scalar::silu_mul) silu_mul = nullptr;
+  decltype(&scalar::add) add = nullptr;
+  decltype(&scalar::scale_add) scale_add = nullptr;
+  decltype(&scalar::rope_interleaved) rope_interleaved = nullptr;
+  decltype(&scalar::rope_split_half) rope_split_half = nullptr;
+  decltype(&scalar::f32_to_f16) f32_to_f16 = nullptr;
+  decltype(&scalar::attention_scores) attention_scores = nullptr;
+  decltype(&scalar::softmax_part) softmax_part = nullptr;
+  decltype(&scalar::attention_values) attention_values = nullptr;
+};
+
+/// The table of a set that this CPU supports (a CHECK: sys::choose_instruction_set() asks first).
+const KernelTable& kernel_table(sys::InstructionSet set);
+
+}  // namespace recua::kernels

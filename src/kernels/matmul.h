@@ -1,0 +1,44 @@
+#pragma once
+/// out[t][out_offset + r] = sum over i of w[r, i] * x[t, i]: some rows of a stored weight matrix
+/// times some activation rows.
+///
+/// Row-invariant: an output is computed by the same operations in the same order whatever n_rows
+/// and n_tokens are and wherever in them it stands, so a caller may cut the work as it likes.
+/// Blocks of quantized types (32 or 256 elements) are summed exactly in integers, from activations
+/// of activation_kind(type); the block sums, and all products of float types, are added in a fixed
+/// order in f32 (scalar: f64).
+/// Between instruction sets results differ by rounding only: at most n_in * 2^-23 of the sum of
+/// absolute products (f32 sums of at most n_in / 8 terms per lane).
+///
+/// Where it pays, a variant works on several tokens per pass over the weights; a caller with many
+/// tokens gives as many weight rows as stay in its second-level cache (about 64 KiB).
+
+#include <cstddef>
+
+#include "quant/data_type.h"
+
+namespace recua::kernels {
+
+struct MatmulArgs {
+  const std::byte* w = nullptr;  // Row 0, blocks as in quant/blocks.h; any alignment.
+  std::size_t w_stride = 0;      // Bytes from row to row.
+  std::size_t n_rows = 0;
+  std::size_t n_in = 0;                 // A multiple of the type's block size.
+  const std::byte* const* x = nullptr;  // [n_tokens] rows, see kernels/activation.h; 4-aligned.
+  float* const* out = nullptr;          // [n_tokens] rows.
+  std::size_t out_offset = 0;           // Column of out for weight row 0.
+  std::size_t n_tokens = 0;
+};
+
+using MatmulFn = void (*)(const MatmulArgs&);
+
+namespace scalar {
+template <quant::DataType kType>
+void matmul(const MatmulArgs& args);
+}
+namespace avx2 {
+template <quant::DataType kType>
+void matmul(const MatmulArgs& args);
+}
+
+}  // namespace recua::kernels

@@ -1,0 +1,56 @@
+#include <cmath>
+
+#include "kernels/activation.h"
+
+namespace recua::kernels::scalar {
+namespace {
+
+// Rounds a block of n elements; returns d. NaN and infinity give some value in range and a d that
+// is not finite, so they stay visible in the product.
+float quantize_block(const float* x, std::size_t n, std::int8_t* q) {
+  float max = 0.0F;
+  for (std::size_t i = 0; i < n; ++i) max = std::fabs(x[i]) > max ? std::fabs(x[i]) : max;
+  if (max < kTiny) {
+    for (std::size_t i = 0; i < n; ++i) q[i] = 0;
+    return 0.0F;
+  }
+  const float inverse = 127.0F / max;
+  for (std::size_t i = 0; i < n; ++i) {
+    const float rounded = std::nearbyintf(x[i] * inverse);  // The default mode: ties to even.
+    q[i] = rounded >= -127.0F ? static_cast<std::int8_t>(rounded <= 127.0F ? rounded : 127.0F)
+                              : std::int8_t{-127};
+  }
+  return max / 127.0F;
+}
+
+int sum_of(const std::int8_t* q, std::size_t n) {
+  int sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += q[i];
+  return sum;
+}
+
+}  // namespace
+
+void quantize_q8x32(const float* x, std::size_t n, std::byte* out) {
+  auto* q = reinterpret_cast<std::int8_t*>(out);
+  auto* d = reinterpret_cast<float*>(out + n);
+  float* s = d + n / 32;
+  for (std::size_t b = 0; b < n / 32; ++b) {
+    d[b] = quantize_block(x + 32 * b, 32, q + 32 * b);
+    s[b] = d[b] * static_cast<float>(sum_of(q + 32 * b, 32));
+  }
+}
+
+void quantize_q8x256(const float* x, std::size_t n, std::byte* out) {
+  auto* q = reinterpret_cast<std::int8_t*>(out);
+  auto* d = reinterpret_cast<float*>(out + n);
+  auto* sums = reinterpret_cast<std::int16_t*>(out + n + n / 256 * 4);
+  for (std::size_t b = 0; b < n / 256; ++b) {
+    d[b] = quantize_block(x + 256 * b, 256, q + 256 * b);
+    for (std::size_t g = 0; g < 16; ++g) {
+      sums[16 * b + sum_index(g)] = static_cast<std::int16_t>(sum_of(q + 256 * b + 16 * g, 16));
+    }
+  }
+}
+
+}  // namespace recua::kernels::scalar
