@@ -5,11 +5,11 @@
 ///
 /// A step first applies its sequence operations in order, then appends each part's tokens to its
 /// sequence, then returns what `outputs` ask for. Steps take effect in the order of the calls.
-/// Pages: the engine owns the logical page ids [0, n_pages) and says which ones a sequence grows into;
-/// every slice checks what it is told against its own tables.
+/// Pages: the engine owns the logical page ids [0, n_pages) and says which ones a sequence grows
+/// into; every slice checks what it is told against its own tables.
 ///
-/// Errors: kInvalidArgument (the batch is wrong: nothing was changed), kUnavailable (a worker is gone),
-/// kCachesLost (the caches of all sequences are gone: free them and replay their tokens).
+/// Errors: kInvalidArgument (the batch is wrong: nothing was changed), kUnavailable (a worker is
+/// gone), kCachesLost (the caches of all sequences are gone: free them and replay their tokens).
 /// Threads: all calls from the loop that the Executor was made for.
 
 #include <cstdint>
@@ -32,8 +32,8 @@ struct SequenceOp {
   enum class Kind : std::uint8_t {
     kFree = 1,      // Forgets seq; its pages are the engine's again.
     kTruncate = 2,  // Keeps the first n_tokens of seq and the pages they need.
-    kFork = 3,      // seq becomes a copy of the first n_tokens of source. Whole pages are shared; tokens
-                    // in a last, partly filled page are copied into `page`.
+    kFork = 3,      // seq becomes a copy of the first n_tokens of source. Whole pages are shared;
+                    // tokens in a last, partly filled page are copied into `page`.
   };
   Kind kind = Kind::kFree;
   SequenceId seq = 0;
@@ -48,8 +48,9 @@ struct SequenceOp {
 struct SequencePart {
   SequenceId seq = 0;
   std::uint32_t position = 0;  // Of the first token: the sequence's length so far.
-  std::vector<TokenId> tokens;
-  std::vector<PageId> new_pages;  // Exactly those that the tokens need beyond the pages it has.
+  std::vector<TokenId> tokens = {};
+  /// Exactly those that the tokens need beyond the pages it has.
+  std::vector<PageId> new_pages = {};
 
   friend bool operator==(const SequencePart&, const SequencePart&) = default;
 };
@@ -65,15 +66,15 @@ struct OutputRequest {
   Kind kind = Kind::kSample;
   TokenId target = 0;
   std::uint32_t n_top = 0;  // How many of the most probable tokens to return as well.
-  sampling::SamplingParams sampling;
+  sampling::SamplingParams sampling = {};
 
   friend bool operator==(const OutputRequest&, const OutputRequest&) = default;
 };
 
 struct StepBatch {
-  std::vector<SequenceOp> ops;
-  std::vector<SequencePart> parts;     // Each sequence at most once.
-  std::vector<OutputRequest> outputs;  // Ascending rows, each row at most once.
+  std::vector<SequenceOp> ops = {};
+  std::vector<SequencePart> parts = {};     // Each sequence at most once.
+  std::vector<OutputRequest> outputs = {};  // Ascending rows, each row at most once.
 
   [[nodiscard]] std::size_t n_rows() const {
     std::size_t n = 0;
@@ -92,14 +93,14 @@ struct TokenProbability {
 
 struct StepOutput {
   std::uint32_t row = 0;
-  TokenId id = 0;         // Sampled, or the target.
-  float logprob = 0.0F;   // Of id, before penalties and temperature.
-  std::vector<TokenProbability> top;  // Descending; ties: lower id first.
-  std::vector<float> logits;          // kLogits only.
+  TokenId id = 0;                          // Sampled, or the target.
+  float logprob = 0.0F;                    // Of id, before penalties and temperature.
+  std::vector<TokenProbability> top = {};  // Descending; ties: lower id first.
+  std::vector<float> logits = {};          // kLogits only.
 };
 
 struct StepResult {
-  std::vector<StepOutput> outputs;  // In the order of the requests.
+  std::vector<StepOutput> outputs = {};  // In the order of the requests.
 };
 
 struct ExecutorInfo {
@@ -109,7 +110,8 @@ struct ExecutorInfo {
   std::uint32_t page_tokens = 0;
   std::uint32_t n_batch = 0;   // Most rows in a step.
   std::uint32_t n_ubatch = 0;  // Rows of a micro-batch: how a step is cut on its way.
-  std::string description;     // "1 slice on cpu avx2, 2 threads" or "2 workers, layers 0-7 | 8-15".
+  std::string description =
+      {};  // "1 slice on cpu avx2, 2 threads" or "2 workers, layers 0-7 | 8-15".
 };
 
 class Executor {
