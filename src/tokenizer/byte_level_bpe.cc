@@ -108,9 +108,9 @@ Result<void> ByteLevelBpe::add_merge(std::size_t rank, std::string_view written)
   const std::size_t space = written.find(' ', 1);  // The left part is not empty, but may be " ".
   if (space == std::string_view::npos || space + 1 == written.size()) {
     return Error{ErrorCode::kCorrupt,
-                 fmt::format("tokenizer.ggml.merges[{}] is \"{}\"; must be two parts with a space "
+                 fmt::format("tokenizer.ggml.merges[{}] is {:?}; must be two parts with a space "
                              "between them",
-                             rank, written)};
+                             rank, written.substr(0, 80))};
   }
   const std::string left = from_byte_level(written.substr(0, space));
   const std::string right = from_byte_level(written.substr(space + 1));

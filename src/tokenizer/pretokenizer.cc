@@ -132,11 +132,10 @@ Pretokenizer::~Pretokenizer() = default;
 Result<Pretokenizer> Pretokenizer::create(std::string_view name) {
   const auto* const scheme = std::ranges::find(kSchemes, name, &Scheme::name);
   if (scheme == std::end(kSchemes)) {
-    return Error{
-        ErrorCode::kUnsupported,
-        fmt::format("tokenizer.ggml.pre is \"{}\", which recua does not know, and any other "
-                    "way to split text would give wrong ids; known are: {}",
-                    name, fmt::join(known_pretokenizers(), ", "))};
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("tokenizer.ggml.pre is {:?}, which recua does not know, and any other "
+                             "way to split text would give wrong ids; known are: {}",
+                             name.substr(0, 80), fmt::join(known_pretokenizers(), ", "))};
   }
   std::vector<Expression> expressions;
   for (const std::string_view pattern : scheme->expressions) {

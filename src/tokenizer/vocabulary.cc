@@ -13,6 +13,7 @@
 namespace recua::tokenizer {
 namespace {
 
+constexpr std::size_t kQuotedBytesMax = 80;              // Of a foreign text in a message.
 constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581: SentencePiece writes spaces so.
 
 std::string unmark_spaces(std::string_view written) {
@@ -55,11 +56,10 @@ Result<Vocabulary> Vocabulary::create(const VocabData& data) {
   } else if (data.model == "gpt2") {
     vocabulary.kind_ = VocabKind::kByteLevelBpe;
   } else {
-    return Error{
-        ErrorCode::kUnsupported,
-        fmt::format("tokenizer.ggml.model is \"{}\"; recua knows \"llama\" (SentencePiece) "
-                    "and \"gpt2\" (byte-level BPE)",
-                    data.model)};
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("tokenizer.ggml.model is {:?}; recua knows \"llama\" (SentencePiece) "
+                             "and \"gpt2\" (byte-level BPE)",
+                             std::string_view(data.model).substr(0, kQuotedBytesMax))};
   }
   if (data.tokens.empty()) {
     return corrupt("tokenizer.ggml.tokens is missing or empty; the vocabulary must have a token");
@@ -151,8 +151,8 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
     if (types_[i] == TokenType::kByte) {
       if (!byte) {
         return corrupt(fmt::format(
-            "tokenizer.ggml.tokens[{}] is \"{}\" and of type 6 (byte); must look like \"<0x0A>\"",
-            i, written));
+            "tokenizer.ggml.tokens[{}] is {:?} and of type 6 (byte); must look like \"<0x0A>\"", i,
+            std::string_view(written).substr(0, kQuotedBytesMax)));
       }
       piece.assign(1, static_cast<char>(*byte));
       if (byte_tokens_[*byte] == kNoToken) byte_tokens_[*byte] = static_cast<TokenId>(i);
