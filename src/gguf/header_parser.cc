@@ -32,10 +32,11 @@ class Parser {
   Result<Header> parse() {
     RECUA_RETURN_IF_ERROR(parse_preamble());
     RECUA_ASSIGN_OR_RETURN(const std::uint64_t n_tensors, read<std::uint64_t>("the tensor count"));
-    RECUA_RETURN_IF_ERROR(check_count(n_tensors, kTensorBytesMin, "tensor count"));
+    const std::size_t counts_at = reader_.position() - 8;
     RECUA_ASSIGN_OR_RETURN(const std::uint64_t n_entries,
                            read<std::uint64_t>("the metadata count"));
-    RECUA_RETURN_IF_ERROR(check_count(n_entries, kEntryBytesMin, "metadata count"));
+    RECUA_RETURN_IF_ERROR(check_count(n_tensors, kTensorBytesMin, counts_at, "tensor count"));
+    RECUA_RETURN_IF_ERROR(check_count(n_entries, kEntryBytesMin, counts_at + 8, "metadata count"));
 
     for (std::uint64_t i = 0; i < n_entries; ++i) RECUA_RETURN_IF_ERROR(parse_entry(i));
     for (std::uint64_t i = 0; i < n_tensors; ++i) RECUA_RETURN_IF_ERROR(parse_tensor(i));
@@ -81,12 +82,11 @@ class Parser {
     return as_text(*bytes);
   }
 
-  Result<void> check_count(std::uint64_t n, std::uint64_t bytes_each,
+  Result<void> check_count(std::uint64_t n, std::uint64_t bytes_each, std::size_t at,
                            std::string_view field) const {
     const std::uint64_t n_max = reader_.remaining() / bytes_each;
     if (n <= n_max) return ok();
-    return corrupt(reader_.position() - 8,
-                   "the {} is {}, but the {} bytes left have room for at most {}", field, n,
+    return corrupt(at, "the {} is {}, but the {} bytes left have room for at most {}", field, n,
                    reader_.remaining(), n_max);
   }
 
@@ -198,19 +198,26 @@ class Parser {
                      field, n, reader_.remaining(), n_max);
     }
     const std::size_t begin = reader_.position();
-    if (type == ValueType::kString || type == ValueType::kBool) {
-      for (std::uint64_t i = 0; i < n; ++i) {
-        if (type == ValueType::kBool) {
-          RECUA_RETURN_IF_ERROR(read_bool(field));
-        } else if (auto text = read_string(field); !text.ok()) {
-          return Error(std::move(text).error()).within(fmt::format("element {}", i));
-        }
-      }
+    if (type == ValueType::kBool) {
+      for (std::uint64_t i = 0; i < n; ++i) RECUA_RETURN_IF_ERROR(read_bool(field));
+    } else if (type == ValueType::kString) {
+      for (std::uint64_t i = 0; i < n; ++i) RECUA_RETURN_IF_ERROR(skip_string(i, field));
     } else {
       RECUA_CHECK(reader_.take(n * min_bytes(type)).has_value());  // n <= n_max.
     }
     return Value(Array{
         .element_type = type, .n = n, .bytes = bytes_.subspan(begin, reader_.position() - begin)});
+  }
+
+  /// Element index of an array of strings. Makes its messages only when they are needed.
+  Result<void> skip_string(std::uint64_t index, const std::string& field) {
+    const std::size_t at = reader_.position();
+    const auto length = reader_.read<std::uint64_t>();
+    if (!length) return truncated(fmt::format("the length of element {} of {}", index, field), 8);
+    if (reader_.take(*length)) return ok();
+    return corrupt(at,
+                   "element {} of {} says it is {} bytes long, but only {} are left in the file",
+                   index, field, *length, reader_.remaining());
   }
 
   Result<void> parse_entry(std::uint64_t index) {
@@ -290,8 +297,10 @@ class Parser {
         return corrupt(dim_at, "{} has dimension {} of size 0, must be at least 1", what, i);
       const auto product = checked_mul(tensor.n_elements, dim);
       if (!product) {
-        return corrupt(dim_at, "{} has dimension {} of size {}: its number of elements passes 2^64",
-                       what, i, dim);
+        return corrupt(dim_at,
+                       "{} has dimension {} of size {} after {} elements of the others: together "
+                       "they pass 2^64",
+                       what, i, dim, tensor.n_elements);
       }
       tensor.shape[i] = dim;
       tensor.n_elements = *product;
