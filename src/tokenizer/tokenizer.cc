@@ -13,24 +13,6 @@
 namespace recua::tokenizer {
 namespace {
 
-// Tokens that end an answer, by the names that published models give them. Files often list only
-// one as EOS although the model ends its turns with another.
-constexpr std::string_view kEndNames[] = {
-    "<|eot_id|>",       // Llama 3
-    "<|eom_id|>",       // Llama 3.1, before a tool's answer
-    "<|end_of_text|>",  // Llama 3, Granite
-    "<|im_end|>",       // ChatML: Qwen and many
-    "<|endoftext|>",    // GPT-2, Qwen, Phi
-    "<|end|>",          // Phi 3
-    "<end_of_turn>",    // Gemma
-    "<|eot|>",          // Llama 4
-    "<EOT>",            // Code Llama
-    "<|return|>",
-    "<|call|>",  // gpt-oss
-    "<\xEF\xBD\x9C"
-    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",  // DeepSeek
-};
-
 bool is_parsed(TokenType type) {
   return type == TokenType::kControl || type == TokenType::kUserDefined ||
          type == TokenType::kUnknown;
@@ -57,7 +39,8 @@ struct Tokenizer::State {
 
   Vocabulary vocabulary;
   std::variant<std::monostate, SentencePiece, ByteLevelBpe> algorithm;  // Borrows vocabulary.
-  SpecialTokens specials;
+  SpecialTokens specials;        // Control, user-defined and unknown tokens.
+  SpecialTokens user_defined;    // Those alone.
   std::vector<TokenId> end_ids;  // Sorted.
   bool add_bos = false;
   bool add_eos = false;
@@ -90,9 +73,10 @@ Result<Tokenizer> Tokenizer::create(VocabData data) {
     const auto id = static_cast<TokenId>(i);
     if (!is_parsed(vocabulary.type(id)) || vocabulary.piece(id).empty()) continue;
     state->specials.add(vocabulary.piece(id), id);
-    if (std::ranges::find(kEndNames, vocabulary.piece(id)) != std::end(kEndNames)) {
-      state->end_ids.push_back(id);
+    if (vocabulary.type(id) == TokenType::kUserDefined) {
+      state->user_defined.add(vocabulary.piece(id), id);
     }
+    if (is_end_name(vocabulary.piece(id))) state->end_ids.push_back(id);
   }
   for (const TokenId id : {vocabulary.eos, vocabulary.eot, vocabulary.eom}) {
     if (id != kNoToken) state->end_ids.push_back(id);
@@ -104,9 +88,10 @@ Result<Tokenizer> Tokenizer::create(VocabData data) {
 std::vector<TokenId> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
   std::vector<TokenId> ids;
   if (options.add_bos && state_->add_bos) ids.push_back(state_->vocabulary.bos);
+  const SpecialTokens& specials = options.parse_special ? state_->specials : state_->user_defined;
   std::size_t at = 0;
-  while (options.parse_special && at < text.size()) {
-    const auto special = state_->specials.find(text, at);
+  while (at < text.size()) {
+    const auto special = specials.find(text, at);
     if (!special) break;
     state_->encode_plain(text.substr(at, special->offset - at), options.normalize, ids);
     ids.push_back(special->id);

@@ -28,9 +28,10 @@ namespace recua::tokenizer {
 struct EncodeOptions {
   /// Put what the model expects around a text: BOS in front, EOS behind, where its vocabulary asks.
   bool add_bos = true;
-  /// Text that spells a control or user-defined token ("<|im_end|>") becomes that token, the
-  /// longest one where several begin. False: it is text like any other. Use false for what a
-  /// stranger wrote.
+  /// Text that spells a control token ("<|im_end|>") becomes that token. False: it is text like any
+  /// other; use that for what a stranger wrote. User-defined tokens ("<think>") are found either
+  /// way, since the model has never seen their text in other tokens. Of several that begin at one
+  /// place the longest wins.
   bool parse_special = true;
   /// Unicode NFC first, for vocabularies whose model was trained so (Qwen). False gives the ids of
   /// engines that never normalize.

@@ -127,6 +127,24 @@ TEST(SpecialTokens, AreFoundLongestFirstOnlyWhenAsked) {
             (Ids{'<', '|', 'e', 'n', 'd', '|', '>'}));
 }
 
+TEST(SpecialTokens, AreFoundEitherWayIfUserDefined) {
+  const Tokenizer tokenizer = make(byte_level_test_vocab());
+  const TokenId think = *tokenizer.piece_to_id("<think>");
+  EXPECT_EQ(tokenizer.encode("a<think>", {.parse_special = false}), (Ids{'a', think}));
+}
+
+// Phi 3's file says that </s> is user-defined; text that spells it must not end an answer.
+TEST(SpecialTokens, AreControlTokensIfTheyEndAnAnswer) {
+  VocabData data = byte_level_test_vocab();
+  add_token(data, "</s>", TokenType::kUserDefined);
+  const auto id = static_cast<TokenId>(data.tokens.size()) - 1;
+  const Tokenizer tokenizer = make(std::move(data));
+  EXPECT_TRUE(tokenizer.special(id));
+  EXPECT_TRUE(tokenizer.is_end_of_generation(id));
+  EXPECT_EQ(tokenizer.encode("</s>"), (Ids{id}));
+  EXPECT_EQ(tokenizer.encode("</s>", {.parse_special = false}), (Ids{'<', '/', 's', '>'}));
+}
+
 TEST(SpecialTokens, KnowWhatEndsAnAnswer) {
   const Tokenizer tokenizer = make(byte_level_test_vocab());
   EXPECT_TRUE(tokenizer.is_end_of_generation(*tokenizer.piece_to_id("<|end|>")));

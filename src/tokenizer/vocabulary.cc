@@ -1,7 +1,9 @@
 #include "tokenizer/vocabulary.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -41,9 +43,32 @@ std::optional<unsigned char> named_byte(std::string_view written) {
   return byte;
 }
 
+// Tokens that end an answer, by the names that published models give them. Files often list only
+// one as EOS although the model ends its turns with another.
+constexpr std::string_view kEndNames[] = {
+    "</s>",             // Llama 2, Mistral
+    "<|eot_id|>",       // Llama 3
+    "<|eom_id|>",       // Llama 3.1, before a tool's answer
+    "<|end_of_text|>",  // Llama 3, Granite
+    "<|im_end|>",       // ChatML: Qwen and many
+    "<|endoftext|>",    // GPT-2, Qwen, Phi
+    "<|end|>",          // Phi 3
+    "<end_of_turn>",    // Gemma
+    "<|eot|>",          // Llama 4
+    "<EOT>",            // Code Llama
+    "<|return|>",
+    "<|call|>",  // gpt-oss
+    "<\xEF\xBD\x9C"
+    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",  // DeepSeek
+};
+
 Error corrupt(std::string message) { return Error{ErrorCode::kCorrupt, std::move(message)}; }
 
 }  // namespace
+
+bool is_end_name(std::string_view text) {
+  return std::ranges::find(kEndNames, text) != std::end(kEndNames);
+}
 
 bool Vocabulary::is_special(TokenId id) const {
   return type(id) == TokenType::kControl || type(id) == TokenType::kUnknown;
@@ -147,6 +172,10 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
     const std::optional<unsigned char> byte = named_byte(written);
     if (data.types.empty() && sentence_piece && byte) types_[i] = TokenType::kByte;
 
+    // Some conversions mark these as user-defined; they are structure like the others.
+    if (types_[i] == TokenType::kUserDefined && is_end_name(written)) {
+      types_[i] = TokenType::kControl;
+    }
     std::string piece = written;
     if (types_[i] == TokenType::kByte) {
       if (!byte) {

@@ -20,6 +20,9 @@ namespace recua::tokenizer {
 
 enum class VocabKind { kSentencePiece, kByteLevelBpe };
 
+/// True for the names that published models give to tokens that end an answer or a turn.
+[[nodiscard]] bool is_end_name(std::string_view text);
+
 class Vocabulary {
  public:
   /// Errors: see Tokenizer::create(). Merges are left to ByteLevelBpe.
