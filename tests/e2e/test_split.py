@@ -1,0 +1,129 @@
+"""A model spread over workers gives what one machine gives, to the bit."""
+
+import pathlib
+import unittest
+
+from harness import (F32_CACHE, MODELS, STORIES, TestCase, addresses, ids_flag, random_model,
+                     stories, stories_long, stories_perplexity)
+
+
+def session_members(session):
+    """Processes of a session that still live (not zombies), from /proc/PID/stat."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # It ended while we looked.
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+class Split(TestCase):
+    def test_gives_the_greedy_tokens_over_1_2_3_and_5_workers(self):
+        workers = self.workers(5)
+        for n in (1, 2, 3, 5):
+            with self.subTest(workers=n):
+                self.check_stories("--workers", addresses(workers[:n]), cases=8)
+
+    def test_gives_the_480_token_run_over_3_workers(self):
+        case = stories_long()["cases"][0]
+        answer = self.generate(case["prompt_ids"], 480, "--workers", addresses(self.workers(3)))
+        self.assertEqual(answer["ids"], case["greedy_ids"])
+
+    def test_log_probabilities_are_those_of_one_machine_to_the_bit(self):
+        case = stories()["cases"][0]
+        text = case["prompt_ids"] + case["greedy_ids"][:40]
+        flags = ["--logprobs", 8, "--prompt-logprobs", 8]
+        alone = self.generate(text, 40, *flags)
+        workers = self.workers(3)
+        for n in (1, 2, 3):
+            with self.subTest(workers=n):
+                spread = self.generate(text, 40, *flags, "--workers", addresses(workers[:n]))
+                self.assertEqual(spread["prompt_logprobs"], alone["prompt_logprobs"])
+                self.assertEqual(spread["logprobs"], alone["logprobs"])
+
+    def test_quantized_and_16_bit_caches_agree_too(self):
+        model = random_model(layers=4, dim=256, ffn=768, type_name="Q4_K_M")
+        flags = ["run", "--json", "-m", model, "--prompt-ids", ids_flag(range(3, 203)), "-n", 30,
+                 "--temp", 0, "--ignore-eos", "--logprobs", 4, "-ub", 64]
+        alone = self.succeed(*flags).json()
+        workers = self.workers(2, models=model.parent)
+        spread = self.succeed(*flags, "--workers", addresses(workers)).json()
+        self.assertEqual(spread["logprobs"], alone["logprobs"])
+
+    def test_samples_the_same_tokens_for_the_same_seed(self):
+        flags = ["run", "--json", "-m", STORIES, "-p", "Lily", "-n", 60, "--temp", 0.9, "--seed", 3]
+        alone = self.succeed(*flags).json()
+        spread = self.succeed(*flags, "--workers", addresses(self.workers(2))).json()
+        self.assertEqual(spread["ids"], alone["ids"])
+
+    def test_follows_the_split_that_is_asked_for(self):
+        workers = self.workers(2)
+        for split in ("1,4", "4,1", "2,3"):
+            with self.subTest(split=split):
+                self.check_stories("--workers", addresses(workers), "--split", split)
+
+    def test_measures_the_same_perplexity(self):
+        expected = stories_perplexity()["results"][0]
+        answer = self.succeed("perplexity", "--json", "-m", STORIES, "-f", MODELS / "story.txt",
+                              "-c", expected["ctx"], *F32_CACHE, "--workers",
+                              addresses(self.workers(2))).json()
+        self.assertAlmostEqual(answer["ppl"] / expected["ppl"], 1.0, delta=0.001)
+
+
+class Workers(TestCase):
+    def test_listen_on_ipv6(self):
+        try:
+            worker = self.worker(listen="[::1]:0")
+        except AssertionError as error:
+            if "address" in str(error).lower() and not pathlib.Path("/proc/net/if_inet6").exists():
+                self.skipTest("skipped: no IPv6 here")
+            raise
+        self.assertTrue(worker.address.startswith("[::1]:"), worker.address)
+        self.check_stories("--workers", worker.address)
+
+    def test_are_found_by_name(self):
+        worker = self.worker()
+        self.check_stories("--workers", f"localhost:{worker.port}")
+
+    def test_serve_two_coordinators_at_once(self):
+        workers = self.workers(2)
+        case = stories_long()["cases"][0]
+        flags = ["run", "--json", "-m", STORIES, "--prompt-ids", ids_flag(case["prompt_ids"]), "-n",
+                 480, "--temp", 0, "--ignore-eos", *F32_CACHE]
+        runs = [self.start(*flags, "--workers", addresses(workers)),
+                self.start(*flags, "--workers", addresses(workers[::-1]))]
+        for run in runs:
+            done = run.wait()
+            self.assertEqual(done.code, 0, str(done))
+            self.assertEqual(done.json()["ids"], case["greedy_ids"])
+
+    def test_serve_one_coordinator_after_another(self):
+        workers = self.workers(2)
+        for _ in range(5):
+            self.check_stories("--workers", addresses(workers))
+        for worker in workers:
+            self.check_alive(worker)
+
+
+class LocalWorkers(TestCase):
+    def test_give_the_same_tokens_and_leave_no_process(self):
+        case = stories()["cases"][0]
+        run = self.start("run", "--json", "-m", STORIES, "--prompt-ids",
+                         ids_flag(case["prompt_ids"]), "-n", 100, "--temp", 0, "--ignore-eos",
+                         *F32_CACHE, "--local-workers", 2)
+        done = run.wait()
+        self.assertEqual(done.code, 0, str(done))
+        self.assertEqual(done.json()["ids"], case["greedy_ids"])
+        self.assertEqual(session_members(run.pid), [])
+
+    def test_are_benchmarked(self):
+        rows = self.succeed("bench", "-m", STORIES, "-p", 32, "-n", 8, "-r", 2, "-o", "json",
+                            "--local-workers", 2).json()
+        self.assertEqual({(row["n_prompt"], row["n_gen"]) for row in rows}, {(32, 0), (0, 8)})
+
+
+if __name__ == "__main__":
+    unittest.main()
