@@ -22,6 +22,7 @@ namespace recua::net {
 class SimLoop : public Clock {
  public:
   SimLoop() = default;
+  ~SimLoop() override;
 
   [[nodiscard]] asio::any_io_executor executor() { return io_.get_executor(); }
   [[nodiscard]] TimePoint now() const override { return now_; }
@@ -47,18 +48,32 @@ class SimLoop : public Clock {
   T run(asio::awaitable<T> coroutine) {
     std::optional<T> out;
     std::exception_ptr thrown;
-    asio::co_spawn(io_, std::move(coroutine), [&](std::exception_ptr error, T value) {
+    bool ended = false;
+    asio::awaitable<void> stored = store(std::move(coroutine), out);
+    asio::co_spawn(io_, std::move(stored), [&](std::exception_ptr error) {
       thrown = error;
-      out.emplace(std::move(value));
+      ended = true;
     });
-    const bool finished = run_until([&] { return out.has_value(); });
+    const bool finished = run_until([&] { return ended; });
     RECUA_CHECK(finished && "the coroutine waits for something that will never happen");
     if (thrown) std::rethrow_exception(thrown);
     return std::move(*out);
   }
+  void run(asio::awaitable<void> coroutine) { run(with_value(std::move(coroutine))); }
 
  private:
-  std::map<EventId, std::function<void()>> events_;  // Before io_: coroutines cancel their sleeps.
+  template <class T>
+  static asio::awaitable<void> store(asio::awaitable<T> coroutine, std::optional<T>& out) {
+    out.emplace(co_await std::move(coroutine));
+  }
+  static asio::awaitable<bool> with_value(asio::awaitable<void> coroutine) {
+    co_await std::move(coroutine);
+    co_return true;
+  }
+
+  // Before io_: coroutines that die with the loop still cancel their sleeps.
+  std::map<EventId, std::function<void()>> events_;
+  bool ending_ = false;
   std::uint64_t n_scheduled_ = 0;
   TimePoint now_{std::chrono::hours(1000)};
   asio::io_context io_{1};

@@ -27,7 +27,7 @@ struct SimOptions {
   std::size_t segment_bytes = 16 * 1024;  // Most bytes that arrive together.
 };
 
-class SimListener;
+struct SimAcceptQueue;
 struct SimLink;
 
 class SimNetwork {
@@ -52,20 +52,23 @@ class SimNetwork {
   /// Connecting to the host fails at once.
   void refuse(const std::string& name, bool on = true);
 
- private:
-  friend class SimHost;
-  friend class SimListener;
-  friend struct SimLink;
-
+  // For the inside of net/sim.
+  [[nodiscard]] SimLoop& loop() { return loop_; }
+  [[nodiscard]] const SimOptions& options() const { return options_; }
   [[nodiscard]] bool blocked(const std::string& a, const std::string& b) const;
   [[nodiscard]] Duration random_delay();
+
+ private:
+  friend class SimHost;
+
+  std::shared_ptr<SimLink> open_link(const std::string& from, const Endpoint& to);
   void release_held();
 
   SimLoop& loop_;
   SimOptions options_;
   Rng rng_;
   std::map<std::string, std::unique_ptr<Network>> hosts_;
-  std::map<std::pair<std::string, std::uint16_t>, SimListener*> listeners_;
+  std::map<std::pair<std::string, std::uint16_t>, std::shared_ptr<SimAcceptQueue>> listeners_;
   std::vector<std::weak_ptr<SimLink>> links_;
   std::set<std::string> silenced_;
   std::set<std::string> refusing_;
