@@ -44,12 +44,53 @@ constexpr KernelTable make_scalar() {
   return t;
 }
 
+#if defined(__x86_64__)
+constexpr KernelTable make_avx2() {
+  KernelTable t{
+      .instruction_set = sys::InstructionSet::kAvx2,
+      .matmul_by_type = {},
+      .quantize_q8x32 = avx2::quantize_q8x32,
+      .quantize_q8x256 = avx2::quantize_q8x256,
+      .rms_norm = avx2::rms_norm,
+      .silu_mul = avx2::silu_mul,
+      .add = avx2::add,
+      .scale_add = avx2::scale_add,
+      .rope_interleaved = avx2::rope_interleaved,
+      .rope_split_half = avx2::rope_split_half,
+      .f32_to_f16 = avx2::f32_to_f16,
+      .attention_scores = avx2::attention_scores,
+      .softmax_part = avx2::softmax_part,
+      .attention_values = avx2::attention_values,
+  };
+  put(t, DataType::kF32, avx2::matmul<DataType::kF32>);
+  put(t, DataType::kF16, avx2::matmul<DataType::kF16>);
+  put(t, DataType::kBF16, avx2::matmul<DataType::kBF16>);
+  put(t, DataType::kQ8_0, avx2::matmul<DataType::kQ8_0>);
+  put(t, DataType::kQ4_0, avx2::matmul<DataType::kQ4_0>);
+  put(t, DataType::kQ4_1, avx2::matmul<DataType::kQ4_1>);
+  put(t, DataType::kQ5_0, avx2::matmul<DataType::kQ5_0>);
+  put(t, DataType::kQ5_1, avx2::matmul<DataType::kQ5_1>);
+  put(t, DataType::kQ2_K, avx2::matmul<DataType::kQ2_K>);
+  put(t, DataType::kQ3_K, avx2::matmul<DataType::kQ3_K>);
+  put(t, DataType::kQ4_K, avx2::matmul<DataType::kQ4_K>);
+  put(t, DataType::kQ5_K, avx2::matmul<DataType::kQ5_K>);
+  put(t, DataType::kQ6_K, avx2::matmul<DataType::kQ6_K>);
+  return t;
+}
+#endif
+
 constexpr KernelTable kScalarTable = make_scalar();
+#if defined(__x86_64__)
+constexpr KernelTable kAvx2Table = make_avx2();
+#endif
 
 }  // namespace
 
 const KernelTable& kernel_table(sys::InstructionSet set) {
   RECUA_CHECK(sys::supported(set));
+#if defined(__x86_64__)
+  if (set == sys::InstructionSet::kAvx2) return kAvx2Table;
+#endif
   return kScalarTable;
 }
 

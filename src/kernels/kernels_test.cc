@@ -1,0 +1,409 @@
+// Every table that this CPU supports against the scalar one, for all lengths, tails and alignments.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "base/random.h"
+#include "kernels/kernel_table.h"
+#include "kernels/random_weights.h"
+#include "quant/dequantize.h"
+#include "quant/half.h"
+
+namespace recua::kernels {
+namespace {
+
+using quant::DataType;
+
+class KernelsTest : public ::testing::TestWithParam<sys::InstructionSet> {
+ protected:
+  const KernelTable& table_ = kernel_table(GetParam());
+  const KernelTable& scalar_ = kernel_table(sys::InstructionSet::kScalar);
+  Rng rng_{11};
+};
+INSTANTIATE_TEST_SUITE_P(Sets, KernelsTest,
+                         ::testing::ValuesIn(sys::supported_instruction_sets().begin(),
+                                             sys::supported_instruction_sets().end()),
+                         [](const auto& one) { return std::string(to_string(one.param)); });
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Rows of activations as a kernel takes them.
+struct Activations {
+  Activations(const KernelTable& table, ActivationKind kind, std::size_t n_tokens, std::size_t n,
+              const std::vector<float>& values)
+      : row_bytes(activation_row_bytes(kind, n)), bytes(n_tokens * row_bytes) {
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      const float* x = values.data() + t * n;
+      std::byte* const to = bytes.data() + t * row_bytes;
+      if (kind == ActivationKind::kF32) std::memcpy(to, x, n * sizeof(float));
+      if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(x, n, to);
+      if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(x, n, to);
+      rows.push_back(to);
+    }
+  }
+  // Element i of a row, as the products see it.
+  [[nodiscard]] double value(ActivationKind kind, std::size_t t, std::size_t i,
+                             std::size_t n) const {
+    if (kind == ActivationKind::kF32) return reinterpret_cast<const float*>(rows[t])[i];
+    const std::size_t block = kind == ActivationKind::kQ8x32 ? 32 : 256;
+    return static_cast<double>(q8_values(rows[t])[i]) * q8_scales(rows[t], n)[i / block];
+  }
+
+  std::size_t row_bytes;
+  std::vector<std::byte> bytes;
+  std::vector<const std::byte*> rows;
+};
+
+std::vector<float> multiply(MatmulFn kernel, const std::byte* w, std::size_t w_stride,
+                            std::size_t n_rows, std::size_t n_in,
+                            std::span<const std::byte* const> x) {
+  std::vector<float> out(n_rows * x.size(), NAN);
+  std::vector<float*> out_rows;
+  for (std::size_t t = 0; t < x.size(); ++t) out_rows.push_back(out.data() + t * n_rows);
+  kernel({.w = w,
+          .w_stride = w_stride,
+          .n_rows = n_rows,
+          .n_in = n_in,
+          .x = x.data(),
+          .out = out_rows.data(),
+          .out_offset = 0,
+          .n_tokens = x.size()});
+  return out;
+}
+
+TEST_P(KernelsTest, QuantizedActivationsAreTheSameToTheBit) {
+  for (const std::size_t n : {256U, 512U, 1024U}) {
+    for (const float scale : {1.0F, 1e-20F, 1e20F, 1e-38F, 0.0F}) {
+      std::vector<float> x = random_floats(n + 1, rng_);
+      for (float& v : x) v *= scale;
+      x[7] = 127.5F * scale;  // Ties occur.
+      const float* from = x.data() + 1;
+      std::vector<std::byte> a(activation_row_bytes(ActivationKind::kQ8x32, n));
+      std::vector<std::byte> b(a.size());
+      table_.quantize_q8x32(from, n, a.data());
+      scalar_.quantize_q8x32(from, n, b.data());
+      ASSERT_EQ(a, b) << "q8x32 n " << n << " scale " << scale;
+      a.assign(activation_row_bytes(ActivationKind::kQ8x256, n), {});
+      b.assign(a.size(), {});
+      table_.quantize_q8x256(from, n, a.data());
+      scalar_.quantize_q8x256(from, n, b.data());
+      ASSERT_EQ(a, b) << "q8x256 n " << n << " scale " << scale;
+    }
+  }
+}
+
+TEST_P(KernelsTest, QuantizedActivationsAreTheNearestMultipleAndNeverMinus128) {
+  const std::size_t n = 512;
+  const std::vector<float> x = random_floats(n, rng_);
+  for (const ActivationKind kind : {ActivationKind::kQ8x32, ActivationKind::kQ8x256}) {
+    const Activations rows(table_, kind, 1, n, x);
+    const std::size_t block = kind == ActivationKind::kQ8x32 ? 32 : 256;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double d = q8_scales(rows.rows[0], n)[i / block];
+      ASSERT_GE(q8_values(rows.rows[0])[i], -127);
+      ASSERT_NEAR(rows.value(kind, 0, i, n), x[i], d * 0.5001);
+    }
+    for (std::size_t b = 0; b < n / block; ++b) {
+      int sum = 0;
+      for (std::size_t i = 0; i < 16; ++i) sum += q8_values(rows.rows[0])[b * block + 16 + i];
+      if (kind == ActivationKind::kQ8x256) {
+        ASSERT_EQ(q8x256_sums(rows.rows[0], n)[16 * b + sum_index(1)], sum);
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, QuantizesInfinityAndNanToSomethingInRange) {
+  std::vector<float> x(256, 1.0F);
+  x[3] = INFINITY;
+  x[100] = NAN;
+  std::vector<std::byte> a(activation_row_bytes(ActivationKind::kQ8x256, 256));
+  std::vector<std::byte> b(a.size());
+  table_.quantize_q8x256(x.data(), 256, a.data());
+  scalar_.quantize_q8x256(x.data(), 256, b.data());
+  EXPECT_EQ(a, b);
+  EXPECT_FALSE(std::isfinite(q8_scales(a.data(), 256)[0]));
+}
+
+// The reference is computed in double from the dequantized weights and the very activations that
+// the kernel saw, so only the kernel's own rounding is left: n * 2^-23 of the absolute products.
+TEST_P(KernelsTest, MatmulMatchesDoubleForEveryTypeLengthAndTileAtAnyAlignment) {
+  for (const DataType type : quant::kAllDataTypes) {
+    const std::size_t block = quant::traits(type).block_size;
+    const ActivationKind kind = activation_kind(type);
+    std::vector<std::size_t> lengths;
+    if (block == 1) {
+      for (std::size_t n = 1; n <= 70; ++n) lengths.push_back(n);
+    } else {
+      for (std::size_t n = 1; n <= 9; ++n) lengths.push_back(n * block);
+    }
+    for (const std::size_t n_in : lengths) {
+      const std::size_t n_rows = 1 + rng_.below(7);
+      const std::size_t n_tokens = 1 + rng_.below(9);
+      const std::size_t stride = quant::row_bytes(type, n_in);
+      const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
+      const std::size_t shift = 1 + rng_.below(31);  // Misaligned on purpose.
+      std::vector<std::byte> shifted(weights.bytes.size() + shift);
+      std::copy(weights.bytes.begin(), weights.bytes.end(),
+                shifted.begin() + static_cast<std::ptrdiff_t>(shift));
+      const std::vector<float> values = random_floats(n_tokens * n_in, rng_);
+      const Activations x(table_, kind, n_tokens, n_in, values);
+      const std::vector<float> out =
+          multiply(table_.matmul(type), shifted.data() + shift, stride, n_rows, n_in, x.rows);
+      std::vector<float> row(n_in);
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        quant::dequantize_row(type, weights.bytes.data() + r * stride, n_in, row.data());
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          double want = 0.0;
+          double absolute = 0.0;
+          for (std::size_t i = 0; i < n_in; ++i) {
+            const double value = x.value(kind, t, i, n_in);
+            want += row[i] * value;
+            absolute += std::fabs(value) * weights.part_max;
+          }
+          // 4: the dequantized weights themselves are rounded.
+          const double bound = (static_cast<double>(n_in) + 4) * 0x1.0p-23 * absolute;
+          ASSERT_NEAR(out[t * n_rows + r], want, bound)
+              << quant::traits(type).name << " n " << n_in << " row " << r << "/" << n_rows
+              << " token " << t << "/" << n_tokens;
+        }
+      }
+    }
+  }
+}
+
+// With scales that are powers of two and one block, the result is an exact integer: the largest
+// weights and activations of either sign show any overflow of 16 or 32 bits.
+TEST_P(KernelsTest, MatmulIsExactAtTheExtremesOfEveryQuantizedType) {
+  const std::uint16_t one = quant::f32_to_f16(1.0F);
+  for (const DataType type : quant::kAllDataTypes) {
+    const std::size_t block = quant::traits(type).block_size;
+    if (block == 1) continue;
+    const ActivationKind kind = activation_kind(type);
+    for (const int fill : {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0}) {
+      RandomWeights weights = random_weights(type, 1, block, rng_);
+      std::fill(weights.bytes.begin(), weights.bytes.end(), static_cast<std::byte>(fill));
+      const auto put = [&](std::size_t at) { std::memcpy(weights.bytes.data() + at, &one, 2); };
+      switch (type) {
+        case DataType::kQ2_K:
+          put(80);
+          put(82);
+          break;
+        case DataType::kQ3_K:
+          put(108);
+          break;
+        case DataType::kQ6_K:
+          put(208);
+          break;
+        case DataType::kQ4_1:
+        case DataType::kQ5_1:
+        case DataType::kQ4_K:
+        case DataType::kQ5_K:
+          put(2);
+          [[fallthrough]];
+        default:
+          put(0);
+      }
+      for (const float sign : {1.0F, -1.0F}) {
+        const std::vector<float> values(block, 127.0F * sign);  // d = 1, q = +-127.
+        const Activations x(table_, kind, 1, block, values);
+        const std::vector<float> out = multiply(table_.matmul(type), weights.bytes.data(),
+                                                weights.bytes.size(), 1, block, x.rows);
+        std::vector<float> row(block);
+        quant::dequantize_row(type, weights.bytes.data(), block, row.data());
+        double want = 0.0;
+        for (const float w : row) want += static_cast<double>(w) * values[0];
+        // Sums up to 2.6e8 are rounded when they become f32; an overflow is off by 2^16 or more.
+        ASSERT_NEAR(out[0], want, 64.0)
+            << quant::traits(type).name << " fill " << fill << " sign " << sign;
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, AnOutputDoesNotDependOnTheTileItIsIn) {
+  for (const DataType type : quant::kAllDataTypes) {
+    const std::size_t block = quant::traits(type).block_size;
+    const std::size_t n_in = block == 1 ? 173 : 3 * block;
+    const std::size_t n_rows = 11;
+    const std::size_t n_tokens = 9;
+    const std::size_t stride = quant::row_bytes(type, n_in);
+    const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
+    const std::vector<float> values = random_floats(n_tokens * n_in, rng_);
+    const Activations x(table_, activation_kind(type), n_tokens, n_in, values);
+    const MatmulFn kernel = table_.matmul(type);
+    std::vector<float> single(n_rows * n_tokens);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        single[t * n_rows + r] = multiply(kernel, weights.bytes.data() + r * stride, stride, 1,
+                                          n_in, std::span(x.rows).subspan(t, 1))[0];
+      }
+    }
+    for (std::size_t first = 0; first < n_tokens; ++first) {
+      for (std::size_t n = 1; first + n <= n_tokens; ++n) {
+        const std::vector<float> out = multiply(kernel, weights.bytes.data(), stride, n_rows, n_in,
+                                                std::span(x.rows).subspan(first, n));
+        const std::vector<float> want(
+            single.begin() + static_cast<std::ptrdiff_t>(first * n_rows),
+            single.begin() + static_cast<std::ptrdiff_t>((first + n) * n_rows));
+        ASSERT_TRUE(same_bits(out, want))
+            << quant::traits(type).name << " tokens " << first << " + " << n;
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, RowOperatorsMatchTheScalarOnesForEveryLengthUpTo257) {
+  for (std::size_t n = 1; n <= 257; ++n) {
+    const std::size_t shift = n % 3;
+    std::vector<float> a = random_floats(n + shift, rng_);
+    std::vector<float> b = random_floats(n + shift, rng_);
+    for (float& v : a) v *= 10.0F;
+    const float* x = a.data() + shift;
+    const float* y = b.data() + shift;
+    std::vector<float> got(n);
+    std::vector<float> want(n);
+    table_.rms_norm(x, y, n, 1e-5F, got.data());
+    scalar_.rms_norm(x, y, n, 1e-5F, want.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      ASSERT_NEAR(got[i], want[i], std::fabs(want[i]) * 0x1.0p-22F) << "rms_norm " << n;
+    }
+    table_.silu_mul(x, y, n, got.data());
+    scalar_.silu_mul(x, y, n, want.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      ASSERT_NEAR(got[i], want[i], std::fabs(want[i]) * 0x1.0p-20F) << "silu_mul " << x[i];
+    }
+    table_.add(x, y, n, got.data());
+    scalar_.add(x, y, n, want.data());
+    ASSERT_TRUE(same_bits(got, want)) << "add " << n;
+    table_.scale_add(0.3F, x, n, got.data());
+    scalar_.scale_add(0.3F, x, n, want.data());
+    ASSERT_TRUE(same_bits(got, want)) << "scale_add " << n;
+    std::vector<std::uint16_t> got16(n);
+    std::vector<std::uint16_t> want16(n);
+    table_.f32_to_f16(x, n, got16.data());
+    scalar_.f32_to_f16(x, n, want16.data());
+    ASSERT_EQ(got16, want16) << "f32_to_f16 " << n;
+    if (n % 2 == 0) {
+      for (const bool split : {false, true}) {
+        got.assign(x, x + n);
+        want = got;
+        (split ? table_.rope_split_half : table_.rope_interleaved)(got.data(), y, n);
+        (split ? scalar_.rope_split_half : scalar_.rope_interleaved)(want.data(), y, n);
+        ASSERT_TRUE(same_bits(got, want)) << "rope " << n << (split ? " split" : " interleaved");
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, SiluGoesToZeroAndToItsArgument) {
+  const std::vector<float> x = {-1e30F, -200.0F, -88.5F, -80.0F, 0.0F, 30.0F, 200.0F, 1e30F, NAN};
+  const std::vector<float> ones(x.size(), 1.0F);
+  std::vector<float> out(x.size());
+  table_.silu_mul(x.data(), ones.data(), x.size(), out.data());
+  // exp stops at 88: x / (1 + exp(88)) is 1e30 / 1.65e38 at worst.
+  EXPECT_NEAR(out[0], 0.0F, 1e-8F);
+  for (std::size_t i = 1; i <= 3; ++i) EXPECT_NEAR(out[i], 0.0F, 1e-30F);
+  EXPECT_EQ(out[4], 0.0F);
+  for (std::size_t i = 5; i <= 7; ++i) EXPECT_EQ(out[i], x[i]);
+  EXPECT_TRUE(std::isnan(out[8]));
+}
+
+TEST_P(KernelsTest, SoftmaxPartMatchesDoubleForEveryLengthUpTo257) {
+  for (std::size_t n = 1; n <= 257; ++n) {
+    std::vector<float> x = random_floats(n, rng_);
+    for (float& v : x) v *= 20.0F;
+    if (n > 3) x[n / 2] = -500.0F;
+    std::vector<float> p = x;
+    const SoftmaxPart part = table_.softmax_part(p.data(), n);
+    ASSERT_EQ(part.max, *std::max_element(x.begin(), x.end()));
+    double sum = 0.0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double want = std::exp(static_cast<double>(x[i] - part.max));
+      ASSERT_NEAR(p[i], want, want * 0x1.0p-21 + 1e-37) << x[i] - part.max;
+      sum += want;
+    }
+    // 33 additions per lane and the error of each exp.
+    ASSERT_NEAR(part.sum, sum, sum * 0x1.0p-18) << n;
+  }
+}
+
+TEST_P(KernelsTest, AttentionStepsMatchTheScalarOnesForAnyHeadsTokensAndHeadSize) {
+  for (const std::size_t head_dim : {4U, 8U, 20U, 24U, 32U, 40U, 64U, 128U}) {
+    for (std::size_t n_heads = 1; n_heads <= 7; ++n_heads) {
+      for (const std::size_t n_tokens : {1U, 2U, 7U, 9U, 17U}) {
+        for (const bool f16 : {false, true}) {
+          const std::size_t token_bytes = (head_dim + 3) * (f16 ? 2 : 4);
+          std::vector<std::byte> cache(n_tokens * token_bytes);
+          for (std::size_t i = 0; i < n_tokens * (head_dim + 3); ++i) {
+            const auto value = static_cast<float>(rng_.normal());
+            const std::uint16_t half = quant::f32_to_f16(value);
+            if (f16) std::memcpy(cache.data() + 2 * i, &half, 2);
+            if (!f16) std::memcpy(cache.data() + 4 * i, &value, 4);
+          }
+          const KvRun run{.data = cache.data(),
+                          .token_stride = token_bytes,
+                          .n_tokens = n_tokens,
+                          .head_dim = head_dim,
+                          .is_f16 = f16};
+          const std::vector<float> q = random_floats(n_heads * head_dim, rng_);
+          const std::size_t stride = n_tokens + 5;
+          std::vector<float> got(n_heads * stride);
+          std::vector<float> want(n_heads * stride);
+          table_.attention_scores(q.data(), n_heads, run, 0.125F, got.data(), stride);
+          scalar_.attention_scores(q.data(), n_heads, run, 0.125F, want.data(), stride);
+          for (std::size_t i = 0; i < got.size(); ++i) {
+            // Products are below 36 (6 sigma each).
+            const double bound = static_cast<double>(head_dim) * 0x1.0p-23 * 0.125 * 36 *
+                                 static_cast<double>(head_dim);
+            ASSERT_NEAR(got[i], want[i], bound) << "scores dim " << head_dim;
+          }
+          got = random_floats(n_heads * head_dim, rng_);
+          want = got;
+          const std::vector<float> p = random_floats(n_heads * stride, rng_);
+          table_.attention_values(p.data(), stride, n_heads, run, got.data());
+          scalar_.attention_values(p.data(), stride, n_heads, run, want.data());
+          ASSERT_TRUE(same_bits(got, want)) << "values dim " << head_dim << " heads " << n_heads;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, AScoreDoesNotDependOnItsNeighbours) {
+  const std::size_t head_dim = 64;
+  const std::size_t n_heads = 7;
+  const std::size_t n_tokens = 19;
+  const std::vector<float> keys = random_floats(n_tokens * head_dim, rng_);
+  const std::vector<float> q = random_floats(n_heads * head_dim, rng_);
+  const auto run = [&](std::size_t first, std::size_t n) {
+    return KvRun{.data = reinterpret_cast<const std::byte*>(keys.data() + first * head_dim),
+                 .token_stride = head_dim * 4,
+                 .n_tokens = n,
+                 .head_dim = head_dim,
+                 .is_f16 = false};
+  };
+  std::vector<float> all(n_heads * n_tokens);
+  table_.attention_scores(q.data(), n_heads, run(0, n_tokens), 0.125F, all.data(), n_tokens);
+  for (std::size_t first = 0; first < n_tokens; ++first) {
+    for (std::size_t n = 1; first + n <= n_tokens; ++n) {
+      std::vector<float> some(n_heads * n_tokens);
+      table_.attention_scores(q.data(), n_heads, run(first, n), 0.125F, some.data(), n_tokens);
+      for (std::size_t h = 0; h < n_heads; ++h) {
+        ASSERT_EQ(std::memcmp(some.data() + h * n_tokens, all.data() + h * n_tokens + first, n * 4),
+                  0)
+            << first << " + " << n << " head " << h;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recua::kernels
