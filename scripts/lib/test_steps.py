@@ -66,7 +66,8 @@ def fuzz_step(options):
     sources = sorted((ROOT / "tests" / "fuzz").glob("*_fuzz.cc"))
     if not sources:
         return Counts(0, 0, 1)
-    counts = build("fuzz", [*CLANG, "-DRECUA_SANITIZE=address,undefined", "-DRECUA_FUZZ=ON"],
+    counts = build("fuzz", [*CLANG, "-DRECUA_SANITIZE=address,undefined,fuzzer-no-link",
+                           "-DRECUA_FUZZ=ON"],
                    ["tests/fuzz/all"])
     seconds = max(3, (FUZZ_SECONDS_FULL if options.full else FUZZ_SECONDS) // len(sources))
     for source in sources:
@@ -79,8 +80,8 @@ def fuzz_step(options):
         found = ROOT / "build" / "fuzz" / "found" / name
         found.mkdir(parents=True, exist_ok=True)
         kept = ROOT / "tests" / "fuzz" / "corpus" / name.removesuffix("_fuzz")
-        command = [binary, f"-max_total_time={seconds}", "-rss_limit_mb=2048", "-timeout=10",
-                   "-verbosity=0", f"-artifact_prefix={found.parent}/{name}-", found]
+        command = [binary, f"-max_total_time={seconds}", "-max_len=4096", "-rss_limit_mb=2048",
+                   "-timeout=10", "-verbosity=0", f"-artifact_prefix={found.parent}/{name}-", found]
         if kept.is_dir():
             command.append(kept)
         counts.add(check(f"fuzz-{name}", command, env=SANITIZER_ENV, seconds_max=seconds + 120))
