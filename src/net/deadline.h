@@ -6,7 +6,7 @@
 ///   connection.peer()); auto result = co_await connection.read(bytes); if (!result.ok()) co_return
 ///   guard.explain(std::move(result).error());
 ///
-/// The connection outlives the guard. A guard that is destroyed in time cancels its sleep at once,
+/// The connection outlives the guard. A guard that is destroyed in time cancels its timer at once,
 /// so that a loop runs out of work. Threads: the connection's loop only.
 
 #include <memory>
@@ -22,16 +22,17 @@ class DeadlineGuard {
   DeadlineGuard(const Env& env, Connection& connection, Duration timeout, std::string waited_for);
   DeadlineGuard(const DeadlineGuard&) = delete;
   DeadlineGuard& operator=(const DeadlineGuard&) = delete;
-  ~DeadlineGuard();
 
-  [[nodiscard]] bool expired() const;
+  [[nodiscard]] bool expired() const { return expired_; }
   /// kTimeout, naming what was waited for and how long, when the deadline passed; else the error as
   /// it is.
   [[nodiscard]] Error explain(Error error) const;
 
  private:
-  struct State;
-  std::shared_ptr<State> state_;
+  Duration timeout_;
+  std::string waited_for_;
+  bool expired_ = false;
+  std::unique_ptr<Timer> timer_;
 };
 
 /// "5 s", "150 ms", "20 us": the largest unit that divides it.

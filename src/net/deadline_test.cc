@@ -58,7 +58,7 @@ TEST(DeadlineGuard, LeavesOtherErrorsAlone) {
   EXPECT_EQ(out.error().code, ErrorCode::kUnavailable);
 }
 
-TEST(DeadlineGuard, CancelsItsSleepWhenTheWorkIsDone) {
+TEST(DeadlineGuard, CancelsItsTimerWhenTheWorkIsDone) {
   SimLoop loop;
   SimNetwork network(loop, {});
   const Env a = network.env("a");
@@ -72,12 +72,14 @@ TEST(DeadlineGuard, CancelsItsSleepWhenTheWorkIsDone) {
   EXPECT_LT(loop.now() - start, seconds(1));
 }
 
-TEST(DeadlineGuard, MayDieBeforeItsSleepBegins) {
+TEST(DeadlineGuard, MayDieBeforeTheLoopRuns) {
   SimLoop loop;
   SimNetwork network(loop, {});
   const Env a = network.env("a");
   Pair pair = *loop.run(connect_pair(a, network.env("b")));
-  { const DeadlineGuard guard(a, *pair.client, seconds(1), "nothing"); }
+  {
+    const DeadlineGuard guard(a, *pair.client, seconds(1), "nothing");
+  }
   pair.client.reset();
   while (loop.run_one_or_advance()) {
   }

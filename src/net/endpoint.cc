@@ -9,10 +9,11 @@ namespace recua::net {
 namespace {
 
 Error bad_endpoint(std::string_view text, std::string_view why) {
-  return Error{ErrorCode::kInvalidArgument,
-               fmt::format("'{}' is no address: {}; write host:port, 10.0.0.5:7500, [fe80::1]:7500 or "
-                           ":7500 for all addresses of this machine",
-                           text, why)};
+  return Error{
+      ErrorCode::kInvalidArgument,
+      fmt::format("'{}' is no address: {}; write host:port, 10.0.0.5:7500, [fe80::1]:7500 or "
+                  ":7500 for all addresses of this machine",
+                  text, why)};
 }
 
 /// Letters, digits and what else names and addresses are made of; no spaces, slashes or quotes.

@@ -9,6 +9,8 @@ class RealClock : public Clock {
  public:
   [[nodiscard]] TimePoint now() const override;
   asio::awaitable<void> sleep_until(TimePoint when) override;
+  std::unique_ptr<Timer> start_timer(const asio::any_io_executor& executor, TimePoint when,
+                                     std::function<void()> expired) override;
 };
 
 }  // namespace recua::net

@@ -116,7 +116,8 @@ class SimConnection : public Connection {
       while (!part.empty() && left > 0) {
         const std::size_t most = link->network->options().segment_bytes - segment.size();
         const std::size_t taken = std::min({part.size(), left, most});
-        segment.insert(segment.end(), part.begin(), part.begin() + static_cast<std::ptrdiff_t>(taken));
+        segment.insert(segment.end(), part.begin(),
+                       part.begin() + static_cast<std::ptrdiff_t>(taken));
         part = part.subspan(taken);
         left -= taken;
         n += taken;

@@ -17,12 +17,13 @@ namespace recua::net {
 
 /// One direction: bytes on their way and bytes that wait to be read.
 struct SimPipe {
-  explicit SimPipe(const asio::any_io_executor& executor) : readable(executor), writable(executor) {}
+  explicit SimPipe(const asio::any_io_executor& executor)
+      : readable(executor), writable(executor) {}
 
   std::deque<std::byte> arrived;
   std::size_t n_in_flight = 0;  // Sent and not arrived, held back or not.
   bool end_arrived = false;
-  TimePoint last_arrival{};  // Nothing overtakes.
+  TimePoint last_arrival{};                 // Nothing overtakes.
   std::vector<std::function<void()>> held;  // Arrivals that a fault holds back, in order.
   Event readable;
   Event writable;
@@ -31,8 +32,8 @@ struct SimPipe {
 };
 
 struct SimLink : std::enable_shared_from_this<SimLink> {
-  SimLink(SimNetwork& n, const asio::any_io_executor& executor, std::array<std::string, 2> host_names,
-          std::array<std::string, 2> peer_names);
+  SimLink(SimNetwork& n, const asio::any_io_executor& executor,
+          std::array<std::string, 2> host_names, std::array<std::string, 2> peer_names);
 
   /// Wakes whoever reads (writes) on the pipe.
   void wake_reader(SimPipe& pipe);

@@ -1,12 +1,26 @@
 #include "net/sim/sim_loop.h"
 
-#include <memory>
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "net/event.h"
 
 namespace recua::net {
+namespace {
+
+class SimTimer : public Timer {
+ public:
+  SimTimer(SimLoop& loop, TimePoint when, std::function<void()> expired)
+      : loop_(loop), id_(loop.schedule(when, std::move(expired))) {}
+  ~SimTimer() override { loop_.cancel(id_); }
+
+ private:
+  SimLoop& loop_;
+  SimLoop::EventId id_;
+};
+
+}  // namespace
 
 SimLoop::~SimLoop() {
   ending_ = true;
@@ -21,6 +35,11 @@ asio::awaitable<void> SimLoop::sleep_until(TimePoint when) {
   const EventId id = schedule(when, [wake] { wake->notify_all(); });
   co_await wake->wait();
   cancel(id);
+}
+
+std::unique_ptr<Timer> SimLoop::start_timer(const asio::any_io_executor&, TimePoint when,
+                                            std::function<void()> expired) {
+  return std::make_unique<SimTimer>(*this, when, std::move(expired));
 }
 
 SimLoop::EventId SimLoop::schedule(TimePoint when, std::function<void()> event) {

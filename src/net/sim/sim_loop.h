@@ -27,6 +27,8 @@ class SimLoop : public Clock {
   [[nodiscard]] asio::any_io_executor executor() { return io_.get_executor(); }
   [[nodiscard]] TimePoint now() const override { return now_; }
   asio::awaitable<void> sleep_until(TimePoint when) override;
+  std::unique_ptr<Timer> start_timer(const asio::any_io_executor& executor, TimePoint when,
+                                     std::function<void()> expired) override;
 
   /// An event of the simulated world. Events of one instant run in the order in which they were
   /// planned.

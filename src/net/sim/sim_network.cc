@@ -77,8 +77,7 @@ class SimHost : public Network {
     const TimePoint deadline = loop.now() + timeout;
     // As TCP: an unanswered first packet is sent again after a second.
     while (true) {
-      const TimePoint answer =
-          loop.now() + network_.random_delay() + network_.random_delay();
+      const TimePoint answer = loop.now() + network_.random_delay() + network_.random_delay();
       co_await loop.sleep_until(std::min(answer, deadline));
       if (answer <= deadline && !network_.blocked(name_, endpoint.host)) break;
       if (loop.now() < deadline)
@@ -143,9 +142,9 @@ std::shared_ptr<SimLink> SimNetwork::open_link(const std::string& from, const En
   if (found == listeners_.end() || found->second->closed || refusing_.contains(to.host))
     return nullptr;
   const std::string back = Endpoint{.host = from, .port = next_port_++}.to_string();
-  const auto link = std::make_shared<SimLink>(
-      *this, loop_.executor(), std::array<std::string, 2>{from, to.host},
-      std::array<std::string, 2>{to.to_string(), back});
+  const auto link =
+      std::make_shared<SimLink>(*this, loop_.executor(), std::array<std::string, 2>{from, to.host},
+                                std::array<std::string, 2>{to.to_string(), back});
   std::erase_if(links_, [](const std::weak_ptr<SimLink>& weak) { return weak.expired(); });
   links_.push_back(link);
   found->second->links.push_back(link);

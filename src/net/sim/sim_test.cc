@@ -1,7 +1,6 @@
-#include <gtest/gtest.h>
-
 #include <boost/asio/detached.hpp>
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "net/sim/sim_network.h"
 

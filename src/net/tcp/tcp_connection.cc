@@ -1,12 +1,11 @@
 // The data path calls recv and sendmsg on the descriptor itself; Asio is asked only to wait.
 #include "net/tcp/tcp_connection.h"
 
-#include <sys/socket.h>
-#include <sys/uio.h>
-
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <utility>
 
 #include <boost/asio/as_tuple.hpp>
@@ -22,7 +21,8 @@ namespace {
 using asio::ip::tcp;
 
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
-constexpr std::size_t kPartsMax = 64;  // Of one gathered write; further parts wait for the next call.
+constexpr std::size_t kPartsMax =
+    64;  // Of one gathered write; further parts wait for the next call.
 
 /// Shared with the handlers that Asio still holds, so that closing and destroying are always safe.
 struct TcpState {
@@ -52,9 +52,9 @@ Error failed(const TcpState& state, int system_error) {
                     system_error == ETIMEDOUT || system_error == EHOSTUNREACH ||
                     system_error == ENETUNREACH || system_error == ENETDOWN ||
                     system_error == ECONNABORTED || system_error == ENOTCONN;
-  return Error{gone ? ErrorCode::kUnavailable : ErrorCode::kIo,
-               fmt::format("the connection to {} broke: {}", state.peer,
-                           std::strerror(system_error))};
+  return Error{
+      gone ? ErrorCode::kUnavailable : ErrorCode::kIo,
+      fmt::format("the connection to {} broke: {}", state.peer, std::strerror(system_error))};
 }
 
 Error failed(const TcpState& state, const boost::system::error_code& error) {
@@ -95,7 +95,8 @@ class TcpConnection : public Connection {
     if (state_->closed) return closed_here(*state_);
     if (out.empty()) return std::size_t{0};
     while (true) {
-      const ssize_t n = ::recv(state_->socket.native_handle(), out.data(), out.size(), MSG_DONTWAIT);
+      const ssize_t n =
+          ::recv(state_->socket.native_handle(), out.data(), out.size(), MSG_DONTWAIT);
       if (n > 0) return static_cast<std::size_t>(n);
       if (n == 0) return ended(*state_);
       if (errno == EAGAIN || errno == EWOULDBLOCK) return std::size_t{0};
@@ -148,8 +149,9 @@ class TcpConnection : public Connection {
     tcp::socket socket(std::move(executor));
     socket.assign(local.protocol(), descriptor, error);
     if (error) {
-      return Error{ErrorCode::kIo, fmt::format("the connection to {} cannot move to another loop: {}",
-                                               state_->peer, error.message())};
+      return Error{ErrorCode::kIo,
+                   fmt::format("the connection to {} cannot move to another loop: {}", state_->peer,
+                               error.message())};
     }
     return make_tcp_connection(std::move(socket), state_->peer);
   }

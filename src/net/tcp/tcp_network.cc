@@ -112,7 +112,7 @@ Result<tcp::acceptor> open_acceptor(const asio::any_io_executor& executor,
   const char* const hint = error == asio::error::address_in_use
                                ? "; another program listens there, choose another port"
                            : error == asio::error::access_denied ? "; ports below 1024 need root"
-                                                                  : "";
+                                                                 : "";
   return Error{error == asio::error::address_in_use ? ErrorCode::kUnavailable : ErrorCode::kIo,
                fmt::format("cannot listen on {}: {}{}", to_string(address), error.message(), hint)};
 }
@@ -122,7 +122,8 @@ Result<tcp::acceptor> open_acceptor(const asio::any_io_executor& executor,
 asio::awaitable<Result<std::unique_ptr<Connection>>> TcpNetwork::connect(Endpoint endpoint,
                                                                          Duration timeout) {
   const std::shared_ptr<Attempt> attempt = std::make_shared<Attempt>(executor_);
-  attempt->timer.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(timeout));
+  attempt->timer.expires_after(
+      std::chrono::duration_cast<std::chrono::steady_clock::duration>(timeout));
   attempt->timer.async_wait([attempt](error_code cancelled) {
     if (cancelled) return;
     error_code ignored;
@@ -145,10 +146,11 @@ asio::awaitable<Result<std::unique_ptr<Connection>>> TcpNetwork::connect(Endpoin
   attempt->timer.cancel();
 
   if (attempt->timed_out) {
-    co_return Error{ErrorCode::kTimeout,
-                    fmt::format("no answer from {} within {}: is the machine up, the address right, "
-                                "and port {} open in its firewall?",
-                                endpoint.to_string(), to_string(timeout), endpoint.port)};
+    co_return Error{
+        ErrorCode::kTimeout,
+        fmt::format("no answer from {} within {}: is the machine up, the address right, "
+                    "and port {} open in its firewall?",
+                    endpoint.to_string(), to_string(timeout), endpoint.port)};
   }
   if (resolve_error) {
     co_return Error{ErrorCode::kUnavailable,
@@ -169,13 +171,15 @@ Result<std::unique_ptr<Listener>> TcpNetwork::listen(const Endpoint& endpoint) {
   } else {
     // At start-up, before there is anything to block.
     tcp::resolver resolver(executor_);
-    const auto found = resolver.resolve(endpoint.host, fmt::format("{}", endpoint.port),
-                                        tcp::resolver::passive | tcp::resolver::numeric_service, error);
+    const auto found =
+        resolver.resolve(endpoint.host, fmt::format("{}", endpoint.port),
+                         tcp::resolver::passive | tcp::resolver::numeric_service, error);
     if (error) {
-      return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("cannot listen on {}: '{}' is no address of this machine ({}); write "
-                               ":{} for all addresses",
-                               endpoint.to_string(), endpoint.host, error.message(), endpoint.port)};
+      return Error{
+          ErrorCode::kInvalidArgument,
+          fmt::format("cannot listen on {}: '{}' is no address of this machine ({}); write "
+                      ":{} for all addresses",
+                      endpoint.to_string(), endpoint.host, error.message(), endpoint.port)};
     }
     for (const auto& entry : found) candidates.push_back(entry.endpoint());
   }

@@ -1,5 +1,3 @@
-#include <gtest/gtest.h>
-
 #include <atomic>
 #include <thread>
 
@@ -7,6 +5,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <gtest/gtest.h>
 
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
@@ -96,7 +95,9 @@ TEST_F(Tcp, ListensOnAllAddressesOfBothFamilies) {
 
 TEST_F(Tcp, SaysWhyItCannotConnect) {
   std::uint16_t port = 0;
-  { port = (*network.listen(Endpoint{"127.0.0.1", 0}))->endpoint().port; }
+  {
+    port = (*network.listen(Endpoint{"127.0.0.1", 0}))->endpoint().port;
+  }
   const auto refused = finish(network.connect(Endpoint{"127.0.0.1", port}, seconds(5)));
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnavailable);
