@@ -1,6 +1,7 @@
 #pragma once
-/// SliceRunner: the weights, caches and sequence tables of one slice, and the work of one micro-batch
-/// on it. A local model has one; a worker has one per session; both use it the same way.
+/// SliceRunner: the weights, caches and sequence tables of one slice, and the work of one
+/// micro-batch on it. A local model has one; a worker has one per session; both use it the same
+/// way.
 ///
 /// Threads: one compute thread. Nothing here blocks on a network, except inside the Communicator.
 
@@ -34,10 +35,11 @@ class WeightSource {
 };
 
 struct SliceOptions {
-  std::uint32_t n_ctx = 4096;     // Longest sequence.
-  std::uint32_t n_pages = 0;      // Logical pages; the engine chooses from [0, n_pages).
+  std::uint32_t n_ctx = 4096;  // Longest sequence.
+  std::uint32_t n_pages = 0;   // Logical pages; the engine chooses from [0, n_pages). 0: for one
+                               // sequence of n_ctx; options() tells how many that is.
   std::uint32_t page_tokens = 32;
-  std::uint32_t n_ubatch = 512;   // Most rows of one run().
+  std::uint32_t n_ubatch = 512;      // Most rows of one run().
   std::uint32_t n_logit_rows = 512;  // Most outputs of one run().
   quant::DataType k_type = quant::DataType::kF16;
   quant::DataType v_type = quant::DataType::kF16;
@@ -48,16 +50,13 @@ using LoadProgress = std::function<void(std::size_t done, std::size_t total)>;
 
 class SliceRunner {
  public:
-  /// Loads the slice's weights and allocates its caches. device and communicator outlive the runner.
-  /// kCorrupt: a tensor has the wrong shape (names it, the shape and the one expected).
+  /// Loads the slice's weights and allocates its caches. device and communicator outlive the
+  /// runner. kCorrupt: a tensor has the wrong shape (names it, the shape and the one expected).
   /// kNotFound: a tensor is missing. kResourceExhausted: says what was asked for.
-  static Result<std::unique_ptr<SliceRunner>> create(compute::Device& device,
-                                                     const HyperParams& hyperparams,
-                                                     const WeightSource& weights,
-                                                     const Slice& slice,
-                                                     const SliceOptions& options,
-                                                     Communicator& communicator,
-                                                     const LoadProgress& progress = {});
+  static Result<std::unique_ptr<SliceRunner>> create(
+      compute::Device& device, const HyperParams& hyperparams, const WeightSource& weights,
+      const Slice& slice, const SliceOptions& options, Communicator& communicator,
+      const LoadProgress& progress = {});
   virtual ~SliceRunner() = default;
 
   [[nodiscard]] virtual const Slice& slice() const = 0;
@@ -65,12 +64,18 @@ class SliceRunner {
   /// Floats of an activation row between slices.
   [[nodiscard]] virtual std::size_t hidden_size() const = 0;
 
+  /// Whether run() would take this batch if it were cut by split_batch() (model/split_batch.h); it
+  /// may have n_rows_max rows. Changes nothing. Errors as run() gives them.
+  virtual Result<void> check(const StepBatch& batch, std::uint32_t n_rows_max) = 0;
+
   /// Does one micro-batch of at most n_ubatch rows.
   /// input:  [n_rows, hidden_size] from the slice before; ignored by the first slice.
-  /// output: [n_rows, hidden_size] for the next slice, complete on return; ignored by the last slice.
-  /// result: filled by the last slice only.
-  /// kInvalidArgument: the batch breaks a rule of model/executor.h or a bound of the options; nothing
-  /// was changed. Every id, position, page and count is checked here, since they may come from a peer.
+  /// output: [n_rows, hidden_size] for the next slice, complete on return; ignored by the last
+  /// slice. result: filled by the last slice only. kInvalidArgument: the batch breaks a rule of
+  /// model/executor.h or a bound of the options; nothing was changed. Every id, position, page and
+  /// count is checked here, since they may come from a peer. kResourceExhausted: too many sequences
+  /// or tokens in them; nothing was changed. kCorrupt: the model gave logits that are no numbers.
+  /// The batch took effect, but its sequences are good for nothing but to be freed.
   virtual Result<void> run(const StepBatch& batch, compute::Rows input, compute::Rows output,
                            StepResult& result) = 0;
 

@@ -1,0 +1,57 @@
+#include "model/activations.h"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace recua::model {
+
+Result<void> RowBuffer::allocate(compute::Device& device, const char* what, std::size_t n_rows,
+                                 std::size_t n_cols) {
+  const std::size_t bytes = n_rows * n_cols * sizeof(float);
+  Result<std::unique_ptr<compute::Buffer>> buffer = device.allocate(bytes);
+  if (!buffer.ok()) {
+    return std::move(buffer).error().within(fmt::format(
+        "activations ({}: {} rows of {}; a smaller micro-batch needs less)", what, n_rows, n_cols));
+  }
+  buffer_ = std::move(buffer).value();
+  n_cols_ = n_cols;
+  return ok();
+}
+
+Result<Activations> Activations::create(compute::Device& device, const HyperParams& hp,
+                                        std::size_t n_rows, std::size_t n_logit_rows) {
+  Activations a;
+  const std::size_t hidden = hp.hidden_size;
+  const std::size_t q_size = std::size_t{hp.n_heads} * hp.head_dim;
+  const std::size_t kv_size = std::size_t{hp.n_kv_heads} * hp.head_dim;
+  RECUA_RETURN_IF_ERROR(a.x.allocate(device, "x", n_rows, hidden));
+  RECUA_RETURN_IF_ERROR(a.x_selected.allocate(device, "x", n_rows, hidden));
+  RECUA_RETURN_IF_ERROR(a.normed.allocate(device, "norm", n_rows, hidden));
+  RECUA_RETURN_IF_ERROR(a.projected.allocate(device, "projection", n_rows, hidden));
+  RECUA_RETURN_IF_ERROR(a.q.allocate(device, "q", n_rows, q_size));
+  RECUA_RETURN_IF_ERROR(a.k.allocate(device, "k", n_rows, kv_size));
+  RECUA_RETURN_IF_ERROR(a.v.allocate(device, "v", n_rows, kv_size));
+  RECUA_RETURN_IF_ERROR(a.attended.allocate(device, "attention", n_rows, q_size));
+  RECUA_RETURN_IF_ERROR(a.rope.allocate(device, "RoPE", n_rows, hp.rope_dim));
+  RECUA_RETURN_IF_ERROR(a.rope_selected.allocate(device, "RoPE", n_rows, hp.rope_dim));
+  if (hp.n_experts == 0) {
+    RECUA_RETURN_IF_ERROR(a.gate.allocate(device, "gate", n_rows, hp.ffn_size));
+    RECUA_RETURN_IF_ERROR(a.up.allocate(device, "up", n_rows, hp.ffn_size));
+  } else {
+    const std::size_t n_used = hp.n_experts_used;
+    RECUA_RETURN_IF_ERROR(a.gate.allocate(device, "gate", n_rows * n_used, hp.expert_ffn_size));
+    RECUA_RETURN_IF_ERROR(a.up.allocate(device, "up", n_rows * n_used, hp.expert_ffn_size));
+    RECUA_RETURN_IF_ERROR(a.expert_out.allocate(device, "experts", n_rows * n_used, hidden));
+    RECUA_RETURN_IF_ERROR(a.router.allocate(device, "router", n_rows, hp.n_experts));
+    static_assert(sizeof(std::int32_t) == sizeof(float));
+    RECUA_RETURN_IF_ERROR(a.expert_ids.allocate(device, "router", n_rows, n_used));
+    RECUA_RETURN_IF_ERROR(a.expert_weights.allocate(device, "router", n_rows, n_used));
+  }
+  if (n_logit_rows > 0) {
+    RECUA_RETURN_IF_ERROR(a.logits.allocate(device, "logits", n_logit_rows, hp.vocab_size));
+  }
+  return a;
+}
+
+}  // namespace recua::model

@@ -1,0 +1,75 @@
+#pragma once
+/// The forward pass of every architecture, written once on compute::Device.
+///
+///   x = token_embd[id]
+///   per layer:  h = norm(x);  q, k, v = Wq h (+ bias), Wk h, Wv h;  q, k = rope(norm(q)), ...
+///               x = x + Wo attention(q, cache of k and v)
+///               h = norm(x);  x = x + Wdown (silu(Wgate h) * Wup h)      or the same with experts
+///   logits = Woutput norm(x)
+///
+/// In the last layer of the model all rows leave their keys and values in the cache, but only the
+/// rows that are asked for go on: nobody looks at the others.
+/// Source: Touvron et al. 2023 (Llama); Jiang et al. 2024 (Mixtral); Qwen technical reports.
+/// Threads: the one compute thread of the slice.
+
+#include <cstdint>
+#include <span>
+
+#include "compute/device.h"
+#include "kv/paged_cache.h"
+#include "model/activations.h"
+#include "model/executor.h"
+#include "model/hyperparams.h"
+#include "model/slice.h"
+#include "model/weights.h"
+
+namespace recua::model {
+
+/// A micro-batch as the operators want it. One entry per row, in order, except page_tables (one per
+/// sequence) and output_rows (ascending row numbers).
+struct ForwardRows {
+  std::span<const TokenId> ids;
+  std::span<const std::uint32_t> positions;
+  std::span<const std::uint64_t> slots;  // See Device::store_kv.
+  std::span<const compute::AttentionRow> attention;
+  std::span<const std::span<const std::uint32_t>> page_tables;
+  std::span<const std::uint32_t> output_rows;
+};
+
+/// How many rows of logits are computed at a time: enough to read the output matrix seldom.
+inline constexpr std::size_t kLogitRows = 64;
+
+class ForwardPass {
+ public:
+  /// Everything is borrowed and outlives the pass.
+  ForwardPass(compute::Device& device, const HyperParams& hp, const Slice& slice,
+              const SliceWeights& weights, const kv::PagedCache& cache, const Activations& memory)
+      : device_(device), hp_(hp), slice_(slice), weights_(weights), cache_(cache), a_(memory) {}
+
+  /// Runs the slice's layers. input and output as SliceRunner::run() takes them.
+  void run_layers(const ForwardRows& rows, compute::Rows input, compute::Rows output);
+
+  /// After run_layers() on the last slice: the logits of the outputs [begin, begin + n), n at most
+  /// kLogitRows. Valid until the next call.
+  compute::Rows logits(std::size_t begin, std::size_t n);
+
+ private:
+  compute::Rows attention(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
+                          compute::Rows x, bool select);
+  compute::Rows attend(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
+                       std::span<const compute::AttentionRow> attention_rows, compute::Rows normed,
+                       compute::Rows rope);
+  compute::Rows feed_forward(const LayerWeights& layer, compute::Rows x);
+  compute::Rows experts(const LayerWeights& layer, compute::Rows normed);
+
+  compute::Device& device_;
+  const HyperParams& hp_;
+  const Slice& slice_;
+  const SliceWeights& weights_;
+  const kv::PagedCache& cache_;
+  const Activations& a_;
+  std::vector<compute::AttentionRow> selected_;
+  compute::Rows final_;  // The residual stream of the outputs after the last layer.
+};
+
+}  // namespace recua::model

@@ -1,0 +1,21 @@
+#include "model/slice.h"
+
+#include <charconv>
+
+namespace recua::model {
+
+bool slice_needs(const Slice& slice, bool tied, std::string_view tensor_name) {
+  constexpr std::string_view kLayerPrefix = "blk.";
+  if (tensor_name.starts_with(kLayerPrefix)) {
+    const std::string_view rest = tensor_name.substr(kLayerPrefix.size());
+    std::uint32_t layer = 0;
+    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), layer);
+    if (error != std::errc{} || end == rest.data() + rest.size() || *end != '.') return false;
+    return layer >= slice.layer_begin && layer < slice.layer_end;
+  }
+  if (tensor_name == "token_embd.weight") return slice.is_first() || (slice.is_last() && tied);
+  if (tensor_name == "output.weight" || tensor_name == "output_norm.weight") return slice.is_last();
+  return tensor_name == "rope_freqs.weight";
+}
+
+}  // namespace recua::model

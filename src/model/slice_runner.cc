@@ -1,0 +1,229 @@
+#include "model/slice_runner.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "kv/paged_cache.h"
+#include "model/activations.h"
+#include "model/batch_tables.h"
+#include "model/forward.h"
+#include "model/outputs.h"
+#include "model/weights.h"
+
+namespace recua::model {
+namespace {
+
+// Options may come from a peer: these bound what they can make us allocate per row or page.
+constexpr std::uint32_t kRowsMax = 65536;
+constexpr std::uint32_t kPageTokensMax = 4096;
+constexpr std::uint32_t kPagesMax = 1U << 28;
+
+Result<void> check_option(const char* name, std::uint32_t value, std::uint32_t max) {
+  if (value >= 1 && value <= max) return ok();
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("{} is {}; expected 1 to {}", name, value, max)};
+}
+
+/// The options with n_pages filled in, so that one sequence of n_ctx fits.
+Result<SliceOptions> complete(SliceOptions options) {
+  RECUA_RETURN_IF_ERROR(check_option("n_ctx", options.n_ctx, kCtxMax));
+  RECUA_RETURN_IF_ERROR(check_option("page_tokens", options.page_tokens, kPageTokensMax));
+  RECUA_RETURN_IF_ERROR(check_option("n_ubatch", options.n_ubatch, kRowsMax));
+  RECUA_RETURN_IF_ERROR(check_option("n_logit_rows", options.n_logit_rows, kRowsMax));
+  if (options.n_pages == 0) {
+    options.n_pages = (options.n_ctx + options.page_tokens - 1) / options.page_tokens;
+  }
+  RECUA_RETURN_IF_ERROR(check_option("n_pages", options.n_pages, kPagesMax));
+  return options;
+}
+
+Result<void> check_slice(const Slice& slice, const HyperParams& hp, const Communicator& group) {
+  if (slice.n_layers != hp.n_layers || slice.layer_begin >= slice.layer_end ||
+      slice.layer_end > hp.n_layers) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a slice of the layers {} to {} of {}; expected at least one of the "
+                             "model's {}",
+                             slice.layer_begin, slice.layer_end, slice.n_layers, hp.n_layers)};
+  }
+  if (slice.n_ranks != 1 || slice.rank != 0 || group.n_ranks() != 1) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("rank {} of {}: recua does not split a layer over several ranks yet; "
+                             "expected rank 0 of 1",
+                             slice.rank, slice.n_ranks)};
+  }
+  return ok();
+}
+
+BatchLimits batch_limits(const HyperParams& hp, const SliceOptions& options) {
+  return {
+      .n_rows = options.n_ubatch,
+      .n_outputs = options.n_logit_rows,
+      .vocab_size = hp.vocab_size,
+      .tables = {
+          .n_pages = options.n_pages, .page_tokens = options.page_tokens, .n_ctx = options.n_ctx}};
+}
+
+class DeviceSliceRunner final : public SliceRunner {
+ public:
+  DeviceSliceRunner(compute::Device& device, const HyperParams& hp, const Slice& slice,
+                    const SliceOptions& options, SliceWeights weights, kv::PagedCache cache,
+                    Activations activations)
+      : device_(device),
+        hp_(hp),
+        slice_(slice),
+        options_(options),
+        weights_(std::move(weights)),
+        cache_(std::move(cache)),
+        activations_(std::move(activations)),
+        tables_(batch_limits(hp, options)),
+        forward_(device, hp_, slice_, weights_, cache_, activations_) {}
+
+  [[nodiscard]] const Slice& slice() const override { return slice_; }
+  [[nodiscard]] const SliceOptions& options() const override { return options_; }
+  [[nodiscard]] std::size_t hidden_size() const override { return hp_.hidden_size; }
+
+  Result<void> check(const StepBatch& batch, std::uint32_t n_rows_max) override {
+    return tables_.check(batch, n_rows_max);
+  }
+  Result<void> run(const StepBatch& batch, compute::Rows input, compute::Rows output,
+                   StepResult& result) override;
+  void clear() override { tables_.clear(); }
+
+ private:
+  void copy_pages();
+  void lay_out_rows(const StepBatch& batch);
+  Result<void> make_outputs(const StepBatch& batch, StepResult& result);
+
+  compute::Device& device_;
+  const HyperParams hp_;
+  const Slice slice_;
+  const SliceOptions options_;
+  const SliceWeights weights_;
+  kv::PagedCache cache_;
+  const Activations activations_;
+  BatchTables tables_;
+  ForwardPass forward_;
+  OutputMaker outputs_;
+
+  // The micro-batch as the operators want it, kept to keep its memory.
+  std::vector<TokenId> ids_;
+  std::vector<std::uint32_t> positions_;
+  std::vector<std::uint64_t> slots_;
+  std::vector<compute::AttentionRow> attention_rows_;
+  std::vector<std::span<const std::uint32_t>> page_tables_;
+  std::vector<std::uint32_t> output_rows_;
+};
+
+Result<void> DeviceSliceRunner::run(const StepBatch& batch, compute::Rows input,
+                                    compute::Rows output, StepResult& result) {
+  result.outputs.clear();
+  RECUA_RETURN_IF_ERROR(tables_.apply(batch));
+  copy_pages();
+  const std::size_t n_rows = batch.n_rows();
+  if (n_rows == 0) return ok();
+  RECUA_CHECK(slice_.is_first() || (input.n_rows == n_rows && input.n_cols == hp_.hidden_size));
+  RECUA_CHECK(slice_.is_last() || (output.n_rows == n_rows && output.n_cols == hp_.hidden_size));
+  lay_out_rows(batch);
+  forward_.run_layers({.ids = ids_,
+                       .positions = positions_,
+                       .slots = slots_,
+                       .attention = attention_rows_,
+                       .page_tables = page_tables_,
+                       .output_rows = output_rows_},
+                      input, output);
+  if (slice_.is_last()) return make_outputs(batch, result);
+  device_.sync();
+  return ok();
+}
+
+void DeviceSliceRunner::copy_pages() {
+  const std::span<const kv::PageCopy> copies = tables_.table().copies();
+  if (copies.empty()) return;
+  device_.sync();
+  for (const kv::PageCopy& copy : copies) cache_.copy_tokens(copy.from, copy.to, copy.n_tokens);
+}
+
+void DeviceSliceRunner::lay_out_rows(const StepBatch& batch) {
+  ids_.clear();
+  positions_.clear();
+  slots_.clear();
+  attention_rows_.clear();
+  page_tables_.clear();
+  output_rows_.clear();
+  for (const SequencePart& part : batch.parts) {
+    const auto sequence = static_cast<std::uint32_t>(page_tables_.size());
+    const std::span<const std::uint32_t> pages = tables_.table().find(part.seq)->pages;
+    page_tables_.push_back(pages);
+    ids_.insert(ids_.end(), part.tokens.begin(), part.tokens.end());
+    for (std::size_t i = 0; i < part.tokens.size(); ++i) {
+      const std::uint32_t position = part.position + static_cast<std::uint32_t>(i);
+      positions_.push_back(position);
+      attention_rows_.push_back({.sequence = sequence, .position = position});
+      slots_.push_back(std::uint64_t{pages[position / options_.page_tokens]} *
+                           options_.page_tokens +
+                       position % options_.page_tokens);
+    }
+  }
+  for (const OutputRequest& output : batch.outputs) output_rows_.push_back(output.row);
+}
+
+Result<void> DeviceSliceRunner::make_outputs(const StepBatch& batch, StepResult& result) {
+  const std::size_t n_outputs = batch.outputs.size();
+  result.outputs.reserve(n_outputs);
+  for (std::size_t begin = 0; begin < n_outputs; begin += kLogitRows) {
+    const std::size_t n = std::min(kLogitRows, n_outputs - begin);
+    const compute::Rows logits = forward_.logits(begin, n);
+    device_.sync();
+    for (std::size_t i = 0; i < n; ++i) {
+      const OutputRequest& request = batch.outputs[begin + i];
+      const compute::AttentionRow& row = attention_rows_[request.row];
+      const SequencePart& part = batch.parts[row.sequence];
+      const std::span<const TokenId> tokens = tables_.table().find(part.seq)->tokens;
+      Result<StepOutput> output = outputs_.make(request, {logits.row(i), logits.n_cols},
+                                                tokens.first(row.position + std::size_t{1}));
+      if (!output.ok()) {
+        result.outputs.clear();
+        return std::move(output).error().within(
+            fmt::format("sequence {}, position {}", part.seq, row.position));
+      }
+      result.outputs.push_back(std::move(output).value());
+    }
+  }
+  return ok();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
+    compute::Device& device, const HyperParams& hyperparams, const WeightSource& weights,
+    const Slice& slice, const SliceOptions& options, Communicator& communicator,
+    const LoadProgress& progress) {
+  RECUA_CHECK(hyperparams.architecture != nullptr);
+  RECUA_RETURN_IF_ERROR(check_slice(slice, hyperparams, communicator));
+  RECUA_ASSIGN_OR_RETURN(const SliceOptions completed, complete(options));
+  RECUA_ASSIGN_OR_RETURN(
+      kv::PagedCache cache,
+      kv::PagedCache::create(device, {.n_layers = slice.layer_end - slice.layer_begin,
+                                      .n_kv_heads = hyperparams.n_kv_heads,
+                                      .head_dim = hyperparams.head_dim,
+                                      .n_pages = completed.n_pages,
+                                      .page_tokens = completed.page_tokens,
+                                      .k_type = completed.k_type,
+                                      .v_type = completed.v_type}));
+  const std::size_t n_logit_rows =
+      slice.is_last() ? std::min<std::size_t>(kLogitRows, completed.n_logit_rows) : 0;
+  RECUA_ASSIGN_OR_RETURN(
+      Activations activations,
+      Activations::create(device, hyperparams, completed.n_ubatch, n_logit_rows));
+  RECUA_ASSIGN_OR_RETURN(SliceWeights loaded,
+                         load_weights(device, hyperparams, weights, slice, progress));
+  return std::make_unique<DeviceSliceRunner>(device, hyperparams, slice, completed,
+                                             std::move(loaded), std::move(cache),
+                                             std::move(activations));
+}
+
+}  // namespace recua::model
