@@ -15,19 +15,24 @@
 namespace recua::tokenizer {
 namespace {
 
-int combining_class(std::int32_t code_point) {
-  return utf8proc_get_property(code_point)->combining_class;
+std::uint64_t combining_class(std::int32_t code_point) {
+  return static_cast<std::uint64_t>(utf8proc_get_property(code_point)->combining_class);
 }
 
+// By class, and within a class in the order of the text.
 void sort_combining_marks(std::vector<std::int32_t>& points) {
   const auto is_mark = [](std::int32_t point) { return combining_class(point) != 0; };
+  std::vector<std::uint64_t> keys;  // Class (8 bits), position in the run (35), code point (21).
   for (auto begin = points.begin(); begin != points.end();) {
     begin = std::find_if(begin, points.end(), is_mark);
     const auto end = std::find_if_not(begin, points.end(), is_mark);
-    std::stable_sort(begin, end, [](std::int32_t a, std::int32_t b) {
-      return combining_class(a) < combining_class(b);
-    });
-    begin = end;
+    keys.clear();
+    for (auto mark = begin; mark != end; ++mark) {
+      keys.push_back(combining_class(*mark) << 56 | std::uint64_t{keys.size()} << 21 |
+                     static_cast<std::uint64_t>(*mark));
+    }
+    std::ranges::sort(keys);
+    for (const std::uint64_t key : keys) *begin++ = static_cast<std::int32_t>(key & 0x1FFFFF);
   }
 }
 
