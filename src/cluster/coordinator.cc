@@ -1,0 +1,481 @@
+#include "cluster/coordinator.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "cluster/wire.h"
+#include "model/hyperparams.h"
+#include "net/event.h"
+#include "rpc/handshake.h"
+#include "rpc/tcp_channel.h"
+#include "rpc/wire_error.h"
+#include "sys/aligned_buffer.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+
+/// Loading ends by the worker's answer or by its loss, which heartbeats notice; this is for a
+/// worker that lives and does nothing.
+constexpr net::Duration kLoadTimeout = std::chrono::hours(12);
+constexpr net::Duration kCallTimeout = std::chrono::seconds(30);
+constexpr net::Duration kCloseTimeout = std::chrono::seconds(2);
+
+/// One worker as the coordinator sees it.
+struct Peer {
+  net::Endpoint endpoint;
+  std::string name;  // "b:7500"
+  rpc::PeerInfo info;
+  std::unique_ptr<rpc::ControlConnection> control;
+  std::vector<std::uint32_t> tensors;  // Of its slice, as indices into all tensors.
+  std::uint64_t bytes_done = 0;
+  std::uint64_t bytes_total = 0;
+};
+
+/// Runs coroutines at the same time; the first error, after all have ended.
+asio::awaitable<Result<void>> run_all(asio::any_io_executor executor,
+                                      std::vector<asio::awaitable<Result<void>>> tasks) {
+  struct Shared {
+    explicit Shared(const asio::any_io_executor& e) : event(e) {}
+    net::Event event;
+    std::size_t running = 0;
+    Result<void> result;
+  };
+  const auto shared = std::make_shared<Shared>(executor);
+  shared->running = tasks.size();
+  for (auto& task : tasks) {
+    asio::co_spawn(executor, std::move(task),
+                   [shared](std::exception_ptr thrown, Result<void> result) {
+                     if (thrown != nullptr) {
+                       result = Error{ErrorCode::kResourceExhausted, "out of memory"};
+                     }
+                     if (!result.ok() && shared->result.ok()) shared->result = std::move(result);
+                     if (--shared->running == 0) shared->event.notify_all();
+                   });
+  }
+  while (shared->running > 0) co_await shared->event.wait();
+  co_return shared->result;
+}
+
+class ClusterImpl final : public Cluster, public std::enable_shared_from_this<ClusterImpl> {
+ public:
+  ClusterImpl(net::Env env, Offload& offload, std::shared_ptr<const gguf::GgufFile> file,
+              model::SliceOptions slice_options, ClusterOptions options, ClusterProgress progress)
+      : env_(std::move(env)),
+        offload_(offload),
+        file_(std::move(file)),
+        slice_options_(slice_options),
+        options_(std::move(options)),
+        progress_(std::move(progress)) {
+    id_ = {.session = env_.random(), .epoch = 1};
+    secret_ = rpc::make_secret(env_);
+    self_.name = "coordinator";
+    self_.software_version = "0.1.0";
+  }
+
+  asio::awaitable<Result<void>> open();
+  void disconnect() {
+    for (Peer& peer : peers_) {
+      if (peer.control != nullptr) peer.control->close();
+    }
+  }
+
+  RemoteExecutor& executor() override { return *executor_; }
+  const Plan& plan() const override { return plan_; }
+  const SourceCounts& sources() const override { return sources_; }
+  asio::awaitable<void> close() override;
+
+ private:
+  asio::awaitable<Result<void>> connect(std::size_t index);
+  asio::awaitable<Result<void>> make_plan();
+  asio::awaitable<Result<void>> hash();
+  asio::awaitable<Result<void>> load(std::size_t index);
+  asio::awaitable<Result<void>> open_channels();
+  asio::awaitable<Result<void>> link(std::size_t index);
+  asio::awaitable<Result<void>> start(std::size_t index);
+  asio::awaitable<Result<wire::ControlMessage>> call(std::size_t index,
+                                                     wire::ControlMessage request,
+                                                     net::Duration timeout);
+  asio::awaitable<Result<std::unique_ptr<net::Connection>>> channel_to(std::size_t index,
+                                                                       rpc::ChannelRequest request,
+                                                                       rpc::RingShape& ring);
+  Result<wire::ControlMessage> answer(std::size_t index, const wire::ControlMessage& request) const;
+  void take_notice(std::size_t index, const wire::ControlMessage& notice);
+  void lost(const Error& error);
+
+  net::Env env_;
+  Offload& offload_;
+  std::shared_ptr<const gguf::GgufFile> file_;
+  model::SliceOptions slice_options_;
+  ClusterOptions options_;
+  ClusterProgress progress_;
+  rpc::PeerInfo self_;
+  rpc::ChannelId id_;
+  rpc::Secret secret_{};
+  model::HyperParams hyperparams_;
+  std::uint32_t n_logit_rows_ = 1;
+  std::vector<TensorSpec> tensors_;
+  std::vector<WorkerOffer> offers_;
+  Plan plan_;
+  SourceCounts sources_;
+  std::vector<Peer> peers_;
+  std::optional<Error> failure_;
+  std::unique_ptr<RemoteExecutor> executor_;
+};
+
+/// What the caller owns: drops the connections when it goes, whoever else still holds the rest.
+class ClusterHandle final : public Cluster {
+ public:
+  explicit ClusterHandle(std::shared_ptr<ClusterImpl> impl) : impl_(std::move(impl)) {}
+  ~ClusterHandle() override { impl_->disconnect(); }
+  RemoteExecutor& executor() override { return impl_->executor(); }
+  const Plan& plan() const override { return impl_->plan(); }
+  const SourceCounts& sources() const override { return impl_->sources(); }
+  asio::awaitable<void> close() override { return impl_->close(); }
+
+ private:
+  std::shared_ptr<ClusterImpl> impl_;
+};
+
+asio::awaitable<Result<void>> ClusterImpl::open() {
+  const auto self = shared_from_this();
+  RECUA_CO_ASSIGN_OR_RETURN(hyperparams_, model::read_hyperparams(*file_));
+  n_logit_rows_ = logit_rows_per_message(hyperparams_.vocab_size, slice_options_.n_ubatch);
+  slice_options_.n_logit_rows = slice_options_.n_ubatch;  // Outputs of any kind in a micro-batch.
+  for (const net::Endpoint& endpoint : options_.workers) {
+    Peer peer;
+    peer.endpoint = endpoint;
+    peer.name = endpoint.to_string();
+    peers_.push_back(std::move(peer));
+  }
+  using Task = asio::awaitable<Result<void>>;
+  std::vector<Task> connects;
+  for (std::size_t i = 0; i < peers_.size(); ++i) connects.push_back(connect(i));
+  Result<void> result = co_await run_all(env_.executor, std::move(connects));
+  if (!result.ok()) co_return result;
+  result = co_await make_plan();
+  if (!result.ok()) co_return result;
+  result = co_await hash();
+  if (!result.ok()) co_return result;
+  std::vector<Task> loads;
+  for (std::size_t i = 0; i < peers_.size(); ++i) loads.push_back(load(i));
+  result = co_await run_all(env_.executor, std::move(loads));
+  if (!result.ok()) co_return failure_.has_value() ? Result<void>(*failure_) : result;
+  result = co_await open_channels();
+  if (!result.ok()) co_return failure_.has_value() ? Result<void>(*failure_) : result;
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> ClusterImpl::connect(std::size_t index) {
+  const auto self = shared_from_this();
+  Peer& peer = peers_[index];
+  Result<std::unique_ptr<net::Connection>> connection =
+      co_await env_.network->connect(peer.endpoint, options_.connect_timeout);
+  if (!connection.ok()) {
+    co_return Error{connection.error().code,
+                    fmt::format("worker {}: {}", peer.name, connection.error().message)};
+  }
+  rpc::PeerInfo info = self_;
+  Result<rpc::PeerInfo> welcome =
+      co_await rpc::client_handshake(env_, **connection, info, options_.connect_timeout);
+  if (!welcome.ok()) {
+    co_return Error{welcome.error().code,
+                    fmt::format("worker {}: {}", peer.name, welcome.error().message)};
+  }
+  peer.info = std::move(*welcome);
+  const std::weak_ptr<ClusterImpl> weak = self;
+  rpc::ControlHandlers handlers;
+  handlers.on_request =
+      [weak, index](wire::ControlMessage request) -> asio::awaitable<Result<wire::ControlMessage>> {
+    const auto alive = weak.lock();
+    if (alive == nullptr) co_return Error{ErrorCode::kCancelled, "the coordinator is leaving"};
+    co_return alive->answer(index, request);
+  };
+  handlers.on_notice = [weak, index](const wire::ControlMessage& notice) {
+    if (const auto alive = weak.lock()) alive->take_notice(index, notice);
+  };
+  handlers.on_lost = [weak, name = peer.name](const Error& error) {
+    if (const auto alive = weak.lock()) {
+      alive->lost({ErrorCode::kUnavailable, fmt::format("worker {}: {}", name, error.message)});
+    }
+  };
+  peer.control = std::make_unique<rpc::ControlConnection>(env_, std::move(*connection),
+                                                          options_.control, std::move(handlers));
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> ClusterImpl::make_plan() {
+  RECUA_CO_ASSIGN_OR_RETURN(const ModelCost cost, model_cost(*file_, hyperparams_, slice_options_));
+  // Several workers on one machine share its memory; they say so by the same free amount only, so a
+  // plan may still be refused by a worker when it loads.
+  for (const Peer& peer : peers_) {
+    offers_.push_back({.name = peer.name, .memory_bytes = peer.info.memory_free_bytes});
+  }
+  RECUA_CO_ASSIGN_OR_RETURN(plan_, plan_layers(cost, offers_, options_.split));
+  log_info("{}", describe(plan_, offers_));
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> ClusterImpl::hash() {
+  const auto self = shared_from_this();
+  Result<std::vector<TensorSpec>> announced = Error{ErrorCode::kCancelled, "hashing did not start"};
+  const HashProgress told = [self](std::uint64_t done, std::uint64_t total) {
+    asio::post(self->env_.executor, [self, done, total] {
+      if (self->progress_.hashing) self->progress_.hashing(done, total);
+    });
+  };
+  std::function<void()> work = [&] {
+    const ChunkHasher hasher(options_.cache_dir, options_.n_threads, options_.verify);
+    announced = announce_tensors(*file_, hasher, told);
+  };
+  co_await offload_.run(work);
+  if (!announced.ok()) co_return Error(announced.error());
+  tensors_ = std::move(*announced);
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
+  const auto self = shared_from_this();
+  Peer& peer = peers_[index];
+  const model::Slice& slice = plan_.slices[index];
+  const bool tied = file_->find("output.weight") == nullptr;
+  wire::ControlMessage request;
+  wire::LoadSlice& load = *request.mutable_load_slice();
+  load.set_session(id_.session);
+  load.set_epoch(id_.epoch);
+  load.set_secret(secret_to_wire(secret_));
+  load.set_model(std::filesystem::path(file_->name()).filename().string());
+  const std::vector<std::byte> metadata = model::hyperparams_gguf(*file_, hyperparams_.vocab_size);
+  load.set_hyperparams_gguf(std::string(as_text(metadata)));
+  for (std::uint32_t i = 0; i < tensors_.size(); ++i) {
+    if (!model::slice_needs(slice, tied, tensors_[i].name)) continue;
+    peer.tensors.push_back(i);
+    peer.bytes_total += tensors_[i].bytes;
+    to_wire(tensors_[i], *load.add_tensors());
+  }
+  to_wire(slice, *load.mutable_slice());
+  to_wire(slice_options_, *load.mutable_options());
+  load.set_fetch_allowed(options_.fetch_allowed);
+  load.set_verify(options_.verify);
+  const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kLoadTimeout);
+  if (!reply.ok()) co_return Error(reply.error());
+  sources_.from_file += reply->loaded().bytes_local();
+  sources_.from_cache += reply->loaded().bytes_cached();
+  sources_.fetched += reply->loaded().bytes_fetched();
+  co_return ok();
+}
+
+asio::awaitable<Result<wire::ControlMessage>> ClusterImpl::call(std::size_t index,
+                                                                wire::ControlMessage request,
+                                                                net::Duration timeout) {
+  Peer& peer = peers_[index];
+  Result<wire::ControlMessage> reply = co_await peer.control->call(std::move(request), timeout);
+  if (!reply.ok()) {
+    co_return Error{reply.error().code,
+                    fmt::format("worker {}: {}", peer.name, reply.error().message)};
+  }
+  co_return reply;
+}
+
+asio::awaitable<Result<void>> ClusterImpl::link(std::size_t index) {
+  wire::ControlMessage request;
+  wire::OpenChannel& open = *request.mutable_open_channel();
+  open.set_session(id_.session);
+  open.set_epoch(id_.epoch);
+  open.set_number(static_cast<std::uint32_t>(index + 1));
+  open.set_host(peers_[index + 1].endpoint.host);
+  open.set_port(peers_[index + 1].endpoint.port);
+  open.set_secret(secret_to_wire(secret_));
+  const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kCallTimeout);
+  if (!reply.ok()) co_return Error(reply.error());
+  log_info("link {}->{}: {}", peers_[index].name, peers_[index + 1].name,
+           reply->channel_opened().transport().substr(0, 200));
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> ClusterImpl::start(std::size_t index) {
+  wire::ControlMessage request;
+  request.mutable_start_session()->set_session(id_.session);
+  request.mutable_start_session()->set_epoch(id_.epoch);
+  const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kCallTimeout);
+  if (!reply.ok()) co_return Error(reply.error());
+  co_return ok();
+}
+
+asio::awaitable<Result<std::unique_ptr<net::Connection>>> ClusterImpl::channel_to(
+    std::size_t index, rpc::ChannelRequest request, rpc::RingShape& ring) {
+  const Peer& peer = peers_[index];
+  Result<std::unique_ptr<net::Connection>> connection =
+      co_await env_.network->connect(peer.endpoint, options_.connect_timeout);
+  if (!connection.ok()) {
+    co_return Error{connection.error().code,
+                    fmt::format("worker {}: {}", peer.name, connection.error().message)};
+  }
+  rpc::PeerInfo info = self_;
+  const Result<rpc::RingShape> agreed =
+      co_await rpc::channel_handshake(env_, **connection, info, request, options_.connect_timeout);
+  if (!agreed.ok()) {
+    co_return Error{agreed.error().code,
+                    fmt::format("worker {}: {}", peer.name, agreed.error().message)};
+  }
+  ring = *agreed;
+  co_return connection;
+}
+
+asio::awaitable<Result<void>> ClusterImpl::open_channels() {
+  const auto self = shared_from_this();
+  using Task = asio::awaitable<Result<void>>;
+  std::vector<Task> links;
+  for (std::size_t i = 0; i + 1 < peers_.size(); ++i) links.push_back(link(i));
+  Result<void> result = co_await run_all(env_.executor, std::move(links));
+  if (!result.ok()) co_return result;
+
+  const std::size_t last = peers_.size() - 1;
+  rpc::ChannelRequest in;
+  in.id = id_;
+  in.number = 0;
+  in.direction = rpc::Direction::kConnectorSends;
+  in.secret = secret_;
+  rpc::RingShape first_ring;
+  Result<std::unique_ptr<net::Connection>> first = co_await channel_to(0, in, first_ring);
+  if (!first.ok()) co_return Error(std::move(first).error());
+  log_info("link coordinator->{}: tcp", peers_[0].name);
+
+  rpc::ChannelRequest out = in;
+  out.number = static_cast<std::uint32_t>(peers_.size());
+  out.direction = rpc::Direction::kAcceptorSends;
+  out.ring = result_ring_shape(n_logit_rows_, hyperparams_.vocab_size);
+  rpc::RingShape ignored;
+  Result<std::unique_ptr<net::Connection>> results = co_await channel_to(last, out, ignored);
+  if (!results.ok()) co_return Error(std::move(results).error());
+  log_info("link {}->coordinator: tcp", peers_[last].name);
+
+  std::vector<Task> starts;
+  for (std::size_t i = 0; i < peers_.size(); ++i) starts.push_back(start(i));
+  result = co_await run_all(env_.executor, std::move(starts));
+  if (!result.ok()) co_return result;
+
+  RECUA_CO_ASSIGN_OR_RETURN(sys::AlignedBuffer allocated,
+                            sys::AlignedBuffer::allocate(out.ring.n_slots * out.ring.slot_bytes));
+  const auto memory = std::make_shared<sys::AlignedBuffer>(std::move(allocated));
+  RemoteExecutor::Parts parts;
+  parts.env = env_;
+  parts.id = id_;
+  parts.info = {
+      .vocab_size = hyperparams_.vocab_size,
+      .n_ctx = slice_options_.n_ctx,
+      .n_pages = slice_options_.n_pages,
+      .page_tokens = slice_options_.page_tokens,
+      .n_batch = options_.n_batch,
+      .n_ubatch = slice_options_.n_ubatch,
+      .description = fmt::format("{} worker{}, {}", peers_.size(), peers_.size() == 1 ? "" : "s",
+                                 describe(plan_, offers_))};
+  parts.n_logit_rows = n_logit_rows_;
+  parts.first = rpc::make_tcp_sender(std::move(*first), first_ring);
+  RECUA_CO_ASSIGN_OR_RETURN(
+      parts.last, rpc::make_tcp_receiver(std::move(*results), id_, out.ring, memory->bytes()));
+  parts.keep = memory;
+  executor_ = std::make_unique<RemoteExecutor>(std::move(parts));
+  if (failure_.has_value()) co_return *failure_;
+  co_return ok();
+}
+
+Result<wire::ControlMessage> ClusterImpl::answer(std::size_t index,
+                                                 const wire::ControlMessage& request) const {
+  if (!request.has_fetch_chunk()) {
+    return Error{ErrorCode::kUnsupported, "a coordinator only answers requests for chunks"};
+  }
+  const wire::FetchChunk& fetch = request.fetch_chunk();
+  const Peer& peer = peers_[index];
+  if (!options_.fetch_allowed || fetch.session() != id_.session ||
+      fetch.tensor() >= peer.tensors.size()) {
+    return Error{ErrorCode::kNotFound, "no such session or tensor, or fetching is not allowed"};
+  }
+  const TensorSpec& spec = tensors_[peer.tensors[fetch.tensor()]];
+  if (fetch.chunk() >= spec.chunks.size() ||
+      fetch.sha256() != as_text(spec.chunks[fetch.chunk()])) {
+    return Error{ErrorCode::kNotFound, fmt::format("tensor {} has no such chunk", spec.name)};
+  }
+  const gguf::TensorInfo* tensor = file_->find(spec.name);
+  const std::span<const std::byte> bytes =
+      tensor->data.subspan(fetch.chunk() * kChunkBytes, chunk_size(tensor->n_bytes, fetch.chunk()));
+  wire::ControlMessage reply;
+  reply.mutable_chunk()->set_data(bytes.data(), bytes.size());
+  return reply;
+}
+
+void ClusterImpl::take_notice(std::size_t index, const wire::ControlMessage& notice) {
+  Peer& peer = peers_[index];
+  if (notice.has_load_progress() && notice.load_progress().session() == id_.session) {
+    peer.bytes_done = std::min(notice.load_progress().bytes_done(), peer.bytes_total);
+    std::uint64_t done = 0;
+    std::uint64_t total = 0;
+    for (const Peer& each : peers_) {
+      done += each.bytes_done;
+      total += each.bytes_total;
+    }
+    if (progress_.loading) progress_.loading(done, total);
+  } else if (notice.has_session_failed() && notice.session_failed().session() == id_.session) {
+    const wire::SessionFailed& failed = notice.session_failed();
+    const Error error = rpc::from_peer(peer.name, failed.code(), failed.message());
+    lost({error.code, "worker " + error.message});
+  }
+}
+
+void ClusterImpl::lost(const Error& error) {
+  if (failure_.has_value()) return;
+  failure_ = error;
+  log_debug("{}", error.message);
+  if (executor_ != nullptr) executor_->fail(error);
+}
+
+asio::awaitable<void> ClusterImpl::close() {
+  const auto self = shared_from_this();
+  std::vector<asio::awaitable<Result<void>>> tasks;
+  const auto close_one = [](std::shared_ptr<ClusterImpl> impl,
+                            std::size_t index) -> asio::awaitable<Result<void>> {
+    wire::ControlMessage request;
+    request.mutable_close_session()->set_session(impl->id_.session);
+    const Result<wire::ControlMessage> reply =
+        co_await impl->call(index, std::move(request), kCloseTimeout);
+    if (!reply.ok()) log_debug("{}", reply.error().message);
+    co_return ok();
+  };
+  for (std::size_t i = 0; i < peers_.size(); ++i) {
+    if (peers_[i].control != nullptr && !peers_[i].control->lost()) {
+      tasks.push_back(close_one(self, i));
+    }
+  }
+  // From here on a closing channel is expected, not a failure.
+  if (!failure_.has_value()) failure_ = Error{ErrorCode::kCancelled, "the cluster was closed"};
+  const Result<void> closed = co_await run_all(env_.executor, std::move(tasks));
+  if (!closed.ok()) log_debug("{}", closed.error().message);
+  disconnect();
+}
+
+}  // namespace
+
+asio::awaitable<Result<std::unique_ptr<Cluster>>> open_cluster(
+    net::Env env, Offload& offload, std::shared_ptr<const gguf::GgufFile> file,
+    model::SliceOptions slice_options, ClusterOptions options, ClusterProgress progress) {
+  const auto impl =
+      std::make_shared<ClusterImpl>(std::move(env), offload, std::move(file), slice_options,
+                                    std::move(options), std::move(progress));
+  const Result<void> opened = co_await impl->open();
+  if (!opened.ok()) {
+    impl->disconnect();
+    co_return Error(opened.error());
+  }
+  co_return std::unique_ptr<Cluster>(std::make_unique<ClusterHandle>(impl));
+}
+
+}  // namespace recua::cluster

@@ -1,0 +1,70 @@
+#include "cluster/offload.h"
+
+#include <thread>
+
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
+
+#include "net/event.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+
+class ThreadLoop final : public StageLoop {
+ public:
+  ThreadLoop() : guard_(asio::make_work_guard(loop_)), thread_([this] { loop_.run(); }) {}
+  ~ThreadLoop() override {
+    guard_.reset();
+    loop_.stop();
+  }
+  asio::any_io_executor executor() override { return loop_.get_executor(); }
+
+ private:
+  asio::io_context loop_{1};
+  asio::executor_work_guard<asio::io_context::executor_type> guard_;
+  std::jthread thread_;  // Last: joined before the loop goes.
+};
+
+class SharedLoop final : public StageLoop {
+ public:
+  explicit SharedLoop(asio::any_io_executor executor) : executor_(std::move(executor)) {}
+  asio::any_io_executor executor() override { return executor_; }
+
+ private:
+  asio::any_io_executor executor_;
+};
+
+}  // namespace
+
+asio::awaitable<void> ThreadOffload::run(std::function<void()> work) {
+  const asio::any_io_executor home = co_await asio::this_coro::executor;
+  struct Done {
+    explicit Done(const asio::any_io_executor& executor) : event(executor) {}
+    net::Event event;
+    bool done = false;
+  };
+  // Shared: the work may outlive a caller that was cancelled.
+  const auto state = std::make_shared<Done>(home);
+  asio::post(pool_, [work = std::move(work), state, home] {
+    work();
+    asio::post(home, [state] {
+      state->done = true;
+      state->event.notify_all();
+    });
+  });
+  while (!state->done) co_await state->event.wait();
+}
+
+std::unique_ptr<StageLoop> ThreadOffload::new_stage_loop() {
+  return std::make_unique<ThreadLoop>();
+}
+
+std::unique_ptr<StageLoop> InlineOffload::new_stage_loop() {
+  return std::make_unique<SharedLoop>(executor_);
+}
+
+}  // namespace recua::cluster

@@ -1,0 +1,64 @@
+#pragma once
+/// Where work goes that must not run on the control loop: disk and hashing, and the stages
+/// themselves.
+///
+/// The program uses threads; the simulation runs everything on its one loop, at once.
+
+#include <functional>
+#include <memory>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/thread_pool.hpp>
+
+namespace recua::cluster {
+
+/// A loop on which one stage lives. The destructor ends its thread.
+class StageLoop {
+ public:
+  StageLoop() = default;
+  StageLoop(const StageLoop&) = delete;
+  StageLoop& operator=(const StageLoop&) = delete;
+  virtual ~StageLoop() = default;
+  [[nodiscard]] virtual boost::asio::any_io_executor executor() = 0;
+};
+
+class Offload {
+ public:
+  Offload() = default;
+  Offload(const Offload&) = delete;
+  Offload& operator=(const Offload&) = delete;
+  virtual ~Offload() = default;
+
+  /// Runs work elsewhere, then resumes the caller on its own loop. work must not throw.
+  virtual boost::asio::awaitable<void> run(std::function<void()> work) = 0;
+  virtual std::unique_ptr<StageLoop> new_stage_loop() = 0;
+};
+
+class ThreadOffload final : public Offload {
+ public:
+  explicit ThreadOffload(std::size_t n_threads) : pool_(n_threads) {}
+  ~ThreadOffload() override { pool_.join(); }
+
+  boost::asio::awaitable<void> run(std::function<void()> work) override;
+  std::unique_ptr<StageLoop> new_stage_loop() override;
+
+ private:
+  boost::asio::thread_pool pool_;
+};
+
+class InlineOffload final : public Offload {
+ public:
+  explicit InlineOffload(boost::asio::any_io_executor executor) : executor_(std::move(executor)) {}
+
+  boost::asio::awaitable<void> run(std::function<void()> work) override {
+    work();
+    co_return;
+  }
+  std::unique_ptr<StageLoop> new_stage_loop() override;
+
+ private:
+  boost::asio::any_io_executor executor_;
+};
+
+}  // namespace recua::cluster

@@ -1,0 +1,47 @@
+#pragma once
+/// The planner: which worker holds which layers. A pure function, inputs in, plan out.
+///
+/// Today it splits by layers and by memory (or as the user says); links and speeds come later.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/slice.h"
+
+namespace recua::cluster {
+
+/// What a model needs where. All sizes in bytes.
+struct ModelCost {
+  std::vector<std::uint64_t> layer_bytes;  // Weights of each layer.
+  std::uint64_t first_bytes = 0;           // Embedding table: with the first layer.
+  std::uint64_t last_bytes = 0;            // Output norm and matrix: with the last layer.
+  std::uint64_t kv_layer_bytes = 0;        // KV cache of one layer.
+};
+
+struct WorkerOffer {
+  std::string name;                // For messages: "b:7500".
+  std::uint64_t memory_bytes = 0;  // What it may use.
+};
+
+struct Plan {
+  std::vector<model::Slice> slices;        // One per worker, in order.
+  std::vector<std::uint64_t> slice_bytes;  // Weights and cache of each.
+};
+
+/// Contiguous layer ranges, at least one layer each, that minimize the largest share of a worker's
+/// memory. split, when not empty, gives the ranges' relative lengths instead ("2,1").
+/// kInvalidArgument: more workers than layers, a split of another length.
+/// kResourceExhausted: the model does not fit; says what each worker has and would need.
+Result<Plan> plan_layers(const ModelCost& model, std::span<const WorkerOffer> workers,
+                         std::span<const double> split);
+
+/// "layers 0-7 on a:7500 (3.1 GiB) | 8-15 on b:7500 (3.4 GiB)"
+std::string describe(const Plan& plan, std::span<const WorkerOffer> workers);
+
+/// "3.1 GiB", "260.0 KiB".
+std::string format_bytes(std::uint64_t bytes);
+
+}  // namespace recua::cluster

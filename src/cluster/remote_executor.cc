@@ -1,0 +1,240 @@
+#include "cluster/remote_executor.h"
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+#include "cluster/poll_loop.h"
+#include "cluster/stage.h"
+#include "cluster/step_codec.h"
+#include "model/split_batch.h"
+#include "net/event.h"
+#include "quant/data_type.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+
+constexpr std::uint64_t kLogitBytesPerMessage = std::uint64_t{16} << 20;
+
+/// A step that waits for its results.
+struct PendingStep {
+  explicit PendingStep(const asio::any_io_executor& executor) : finished(executor) {}
+  std::uint64_t number = 0;
+  std::vector<model::MicroBatch> micro_batches;
+  std::size_t n_received = 0;
+  model::StepResult result;
+  std::optional<Error> error;  // The first micro-batch that failed; the rest are still awaited.
+  bool done = false;
+  net::Event finished;
+};
+
+/// A micro-batch that waits for a credit, or for its bytes to leave.
+struct OutMessage {
+  rpc::TensorHeader header;
+  ByteWriter descriptor;
+};
+
+}  // namespace
+
+rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size) {
+  return ring_shape(n_logit_rows, std::uint64_t{vocab_size} * sizeof(float));
+}
+
+std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch) {
+  const std::uint64_t rows = kLogitBytesPerMessage / (std::uint64_t{vocab_size} * sizeof(float));
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows, 1, n_ubatch));
+}
+
+struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::State> {
+  explicit State(Parts parts_in) : parts(std::move(parts_in)), wake(parts.env.executor) {}
+
+  asio::awaitable<void> pump();
+  Result<bool> poll();
+  Result<void> take(const rpc::Incoming& incoming);
+  void fail(const Error& why);
+
+  Parts parts;
+  net::Event wake;
+  std::deque<std::shared_ptr<PendingStep>> pending;  // In the order of their results.
+  std::deque<OutMessage> queue;                      // Not handed to the channel yet.
+  std::deque<OutMessage> sending;                    // Handed over; their bytes may still be read.
+  std::uint64_t n_steps = 0;
+  bool finished_some = false;  // A step's coroutine should get its turn.
+  std::optional<Error> failure;
+  bool closed = false;
+};
+
+RemoteExecutor::RemoteExecutor(Parts parts) : state_(std::make_shared<State>(std::move(parts))) {
+  const std::shared_ptr<State> state = state_;
+  asio::co_spawn(state->parts.env.executor, state->pump(), asio::detached);
+}
+
+RemoteExecutor::~RemoteExecutor() {
+  state_->fail(Error{ErrorCode::kCancelled, "the executor was closed"});
+  state_->closed = true;
+  state_->wake.notify_all();
+}
+
+const model::ExecutorInfo& RemoteExecutor::info() const { return state_->parts.info; }
+const rpc::ChannelCounters& RemoteExecutor::sent() const { return state_->parts.first->counters(); }
+const rpc::ChannelCounters& RemoteExecutor::received() const {
+  return state_->parts.last->counters();
+}
+
+void RemoteExecutor::fail(const Error& error) { state_->fail(error); }
+
+std::function<void(const Error&)> RemoteExecutor::failer() const {
+  return [weak = std::weak_ptr<State>(state_)](const Error& error) {
+    if (const auto state = weak.lock()) state->fail(error);
+  };
+}
+
+void RemoteExecutor::State::fail(const Error& why) {
+  if (!failure.has_value()) failure = why;
+  queue.clear();
+  for (const auto& step : pending) {
+    step->error = *failure;
+    step->done = true;
+    step->finished.notify_all();
+  }
+  pending.clear();
+  wake.notify_all();
+}
+
+asio::awaitable<Result<model::StepResult>> RemoteExecutor::step(model::StepBatch batch) {
+  const std::shared_ptr<State> state = state_;
+  if (state->failure.has_value()) co_return *state->failure;
+  const bool wants_logits = std::any_of(
+      batch.outputs.begin(), batch.outputs.end(),
+      [](const model::OutputRequest& r) { return r.kind == model::OutputRequest::Kind::kLogits; });
+  const model::ExecutorInfo& info = state->parts.info;
+  const auto step = std::make_shared<PendingStep>(state->parts.env.executor);
+  step->number = state->n_steps++;
+  step->micro_batches = model::split_batch(batch, info.n_ubatch,
+                                           wants_logits ? state->parts.n_logit_rows : info.n_ubatch,
+                                           info.page_tokens);
+  std::vector<OutMessage> messages(step->micro_batches.size());
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    encode_batch(step->micro_batches[i].batch, messages[i].descriptor);
+    messages[i].header = {
+        .kind = rpc::MessageKind::kStep,
+        .data_type = static_cast<std::uint16_t>(quant::DataType::kF32),
+        .session = state->parts.id.session,
+        .epoch = state->parts.id.epoch,
+        .micro_batch = static_cast<std::uint32_t>(i),
+        .step = step->number,
+        .descriptor_bytes = static_cast<std::uint32_t>(messages[i].descriptor.size()),
+        .last = i + 1 == messages.size()};
+    if (messages[i].descriptor.size() > kDescriptorBytesMax) {
+      co_return Error{ErrorCode::kInvalidArgument,
+                      fmt::format("a step's description has {} bytes, more than the {} that fit a "
+                                  "message; use fewer logit biases or sequences at once",
+                                  messages[i].descriptor.size(), kDescriptorBytesMax)};
+    }
+  }
+  if (messages.empty()) co_return model::StepResult{};
+  for (OutMessage& message : messages) state->queue.push_back(std::move(message));
+  state->pending.push_back(step);
+  state->wake.notify_all();
+  // Off it goes before the pump gets its turn.
+  if (const Result<bool> moved = state->poll(); !moved.ok()) state->fail(moved.error());
+  while (!step->done) co_await step->finished.wait();
+  if (step->error.has_value()) co_return *step->error;
+  co_return std::move(step->result);
+}
+
+Result<bool> RemoteExecutor::State::poll() {
+  RECUA_ASSIGN_OR_RETURN(bool moved, parts.first->poll());
+  while (sending.size() > parts.first->n_sent() - parts.first->n_completed()) sending.pop_front();
+  while (!queue.empty() && parts.first->credits() > 0) {
+    sending.push_back(std::move(queue.front()));
+    queue.pop_front();
+    const OutMessage& message = sending.back();
+    const rpc::Outgoing outgoing{
+        .header = message.header, .rows = {}, .descriptor = message.descriptor.bytes()};
+    RECUA_ASSIGN_OR_RETURN(const bool sent, parts.first->try_send(outgoing));
+    RECUA_CHECK(sent);  // There was a credit, and nobody else sends here.
+    moved = true;
+  }
+  RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, parts.last->poll());
+  if (incoming.has_value()) {
+    RECUA_RETURN_IF_ERROR(take(*incoming));
+    moved = true;
+  }
+  return moved;
+}
+
+Result<void> RemoteExecutor::State::take(const rpc::Incoming& incoming) {
+  const rpc::TensorHeader& header = incoming.header;
+  if (pending.empty() || pending.front()->number != header.step ||
+      pending.front()->n_received != header.micro_batch) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{}: a result came for step {}, micro-batch {}, which is not awaited",
+                             parts.last->peer(), header.step, header.micro_batch)};
+  }
+  PendingStep& step = *pending.front();
+  const model::MicroBatch& micro_batch = step.micro_batches[step.n_received];
+  if (header.kind == rpc::MessageKind::kFailure) {
+    if (!step.error.has_value()) step.error = decode_failure(incoming.descriptor);
+  } else if (header.kind == rpc::MessageKind::kResult) {
+    RECUA_ASSIGN_OR_RETURN(model::StepResult part, decode_result(incoming.descriptor, incoming.rows,
+                                                                 parts.info.vocab_size));
+    if (part.outputs.size() != micro_batch.batch.outputs.size()) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("{}: {} outputs came for {} asked for", parts.last->peer(),
+                               part.outputs.size(), micro_batch.batch.outputs.size())};
+    }
+    model::merge_result(micro_batch, std::move(part), step.result);
+  } else {
+    return Error{ErrorCode::kProtocol, parts.last->peer() + ": a result was expected"};
+  }
+  RECUA_RETURN_IF_ERROR(parts.last->release(incoming.slot));
+  if (++step.n_received == step.micro_batches.size()) {
+    step.done = true;
+    step.finished.notify_all();
+    pending.pop_front();
+    finished_some = true;
+  }
+  return ok();
+}
+
+asio::awaitable<void> RemoteExecutor::State::pump() {
+  const auto self = shared_from_this();
+  std::function<Result<bool>()> poll_fn = [this] { return poll(); };
+  std::function<void()> arm_fn = [weak = weak_from_this()] {
+    const auto state = weak.lock();
+    const auto ready = [weak] {
+      if (const auto alive = weak.lock()) alive->wake.notify_all();
+    };
+    state->parts.first->arm(ready);
+    state->parts.last->arm(ready);
+  };
+  // Spin only while somebody waits, and let a finished step's coroutine run before the next spin.
+  std::function<bool()> turn_over = [this] {
+    return closed || finished_some || failure.has_value();
+  };
+  while (!closed && !failure.has_value()) {
+    if (pending.empty()) {
+      co_await wake.wait();
+      continue;
+    }
+    const Result<void> polled = co_await poll_until(parts.env, wake, poll_fn, arm_fn, turn_over);
+    if (!polled.ok()) fail(polled.error());
+    if (std::exchange(finished_some, false)) {
+      co_await asio::post(parts.env.executor, asio::use_awaitable);
+    }
+  }
+}
+
+}  // namespace recua::cluster

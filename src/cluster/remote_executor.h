@@ -1,0 +1,60 @@
+#pragma once
+/// RemoteExecutor: an Executor whose slices run on workers. It writes micro-batches into the
+/// channel of the first stage and takes results from the channel of the last; activations never
+/// pass here.
+///
+/// Steps may overlap: the micro-batches of the next enter the pipeline while the last are under
+/// way. Errors: what a stage said about a batch (kInvalidArgument), or kUnavailable when a worker
+/// or a channel is lost; every later step then fails with the same error. Threads: the loop of
+/// env.executor.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include <boost/asio/awaitable.hpp>
+
+#include "base/result.h"
+#include "model/executor.h"
+#include "net/connection.h"
+#include "rpc/channel.h"
+
+namespace recua::cluster {
+
+/// The ring for results: n_logit_rows full rows of logits, and candidates for n_ubatch outputs.
+rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size);
+/// Rows of logits that a result message may carry, so that a slot stays below 16 MiB or one row.
+std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch);
+
+class RemoteExecutor final : public model::Executor {
+ public:
+  struct Parts {
+    net::Env env;
+    rpc::ChannelId id;
+    model::ExecutorInfo info;
+    std::uint32_t n_logit_rows = 1;
+    std::unique_ptr<rpc::ChannelSender> first;
+    std::unique_ptr<rpc::ChannelReceiver> last;
+    std::shared_ptr<void> keep;  // Lives as long: ring memory, control connections.
+  };
+
+  explicit RemoteExecutor(Parts parts);
+  ~RemoteExecutor() override;  // Fails what is under way with kCancelled.
+
+  [[nodiscard]] const model::ExecutorInfo& info() const override;
+  boost::asio::awaitable<Result<model::StepResult>> step(model::StepBatch batch) override;
+
+  /// Something outside broke (a worker left): every step under way and to come fails with this.
+  void fail(const Error& error);
+  /// What fail() would be called through, for callers that may outlive the executor.
+  [[nodiscard]] std::function<void(const Error&)> failer() const;
+
+  [[nodiscard]] const rpc::ChannelCounters& sent() const;
+  [[nodiscard]] const rpc::ChannelCounters& received() const;
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;  // Shared with the coroutine that moves messages.
+};
+
+}  // namespace recua::cluster

@@ -1,0 +1,265 @@
+#include "cluster/session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "cluster/plan.h"
+#include "cluster/wire.h"
+#include "gguf/gguf_file.h"
+#include "net/event.h"
+#include "rpc/tcp_channel.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+
+/// Chunks asked for before the first has come: 16 MiB under way keep a fast link busy.
+constexpr int kFetchesAtOnce = 4;
+
+std::uint64_t cache_bytes(const model::HyperParams& hp, const model::Slice& slice,
+                          const model::SliceOptions& options) {
+  const std::uint64_t per_token =
+      quant::row_bytes(options.k_type, std::size_t{hp.n_kv_heads} * hp.head_dim) +
+      quant::row_bytes(options.v_type, std::size_t{hp.n_kv_heads} * hp.head_dim);
+  return per_token * options.page_tokens * options.n_pages * (slice.layer_end - slice.layer_begin);
+}
+
+}  // namespace
+
+Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
+  Request request;
+  request.id = {.session = message.session(), .epoch = message.epoch()};
+  RECUA_ASSIGN_OR_RETURN(request.secret, secret_from_wire(message.secret()));
+  request.model = message.model().substr(0, 255);
+  RECUA_ASSIGN_OR_RETURN(request.slice, from_wire(message.slice()));
+  RECUA_ASSIGN_OR_RETURN(request.options, from_wire(message.options()));
+  const auto metadata = gguf::GgufFile::parse(as_bytes(message.hyperparams_gguf()),
+                                              "hyperparameters of " + request.model);
+  if (!metadata.ok()) return Error(metadata.error());
+  RECUA_ASSIGN_OR_RETURN(request.hyperparams, model::read_hyperparams(*metadata));
+  if (request.slice.n_layers != request.hyperparams.n_layers) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("slice.n_layers is {}, but the model's metadata says {}",
+                             request.slice.n_layers, request.hyperparams.n_layers)};
+  }
+  for (const wire::Tensor& tensor : message.tensors()) {
+    RECUA_ASSIGN_OR_RETURN(TensorSpec spec, from_wire(tensor));
+    request.tensors.push_back(std::move(spec));
+  }
+  request.fetch_allowed = message.fetch_allowed();
+  request.verify = message.verify();
+  return request;
+}
+
+Session::Session(SessionEnv env, Request request)
+    : env_(std::move(env)), request_(std::move(request)) {}
+
+Session::~Session() = default;
+
+asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
+  const auto self = shared_from_this();
+  std::uint64_t total = 0;
+  for (const TensorSpec& tensor : request_.tensors) total += tensor.bytes;
+  const std::uint64_t cache = cache_bytes(request_.hyperparams, request_.slice, request_.options);
+  memory_bytes_ = total + cache;
+  if (const std::uint64_t free = env_.memory_free(); cache > free || memory_bytes_ > free) {
+    co_return Error{
+        ErrorCode::kResourceExhausted,
+        fmt::format("layers {}-{} need {} ({} of it cache), but {} are free here",
+                    request_.slice.layer_begin, request_.slice.layer_end - 1,
+                    format_bytes(memory_bytes_), format_bytes(cache), format_bytes(free))};
+  }
+
+  // Disk and hashing go elsewhere; progress comes back to this loop.
+  Result<std::unique_ptr<SliceWeights>> weights =
+      Error{ErrorCode::kCancelled, "loading did not start"};
+  const HashProgress hash_progress = [self, progress, total, home = env_.env.executor](
+                                         std::uint64_t done, std::uint64_t) {
+    asio::post(home, [self, progress, done, total] {
+      if (!self->closed_) progress(std::min(done, total), total, 0);
+    });
+  };
+  std::function<void()> look = [&] {
+    const ChunkHasher hasher(env_.cache_dir, env_.n_threads, request_.verify);
+    weights = SliceWeights::begin(request_.tensors, env_.models_dir, hasher,
+                                  ChunkStore(env_.cache_dir), hash_progress);
+  };
+  co_await env_.offload->run(look);
+  if (!weights.ok()) co_return Error(weights.error());
+
+  if (!(*weights)->missing().empty()) {
+    const Result<void> fetched = co_await fetch_missing(**weights, fetch, progress, total);
+    if (!fetched.ok()) co_return Error(fetched.error());
+  }
+  counts_ = (*weights)->counts();
+  weights_ = std::move(**weights).finish();
+
+  Result<void> built = ok();
+  std::function<void()> make = [&] { built = build(*weights_); };
+  co_await env_.offload->run(make);
+  if (!built.ok()) co_return built;
+  if (closed_)
+    co_return Error{ErrorCode::kCancelled, "the session was closed while it was loading"};
+  progress(total, total, counts_.fetched);
+  loaded_ = true;
+  co_return ok();
+}
+
+asio::awaitable<Result<void>> Session::fetch_missing(SliceWeights& weights, Fetch fetch,
+                                                     const Progress& progress,
+                                                     std::uint64_t total_bytes) {
+  const std::span<const ChunkRef> missing = weights.missing();
+  if (!request_.fetch_allowed) {
+    const ChunkRef& first = missing.front();
+    co_return Error{
+        ErrorCode::kNotFound,
+        fmt::format(
+            "{} of {} chunks of this slice are not here (first: tensor {} of {}), "
+            "and the coordinator does not send weights: copy the file to {} or "
+            "allow fetching",
+            missing.size(), missing.size(), weights.spec(first).name, weights.spec(first).file,
+            env_.models_dir.empty() ? "the folder given with --models" : env_.models_dir.string())};
+  }
+  struct Shared {
+    explicit Shared(const asio::any_io_executor& executor) : event(executor) {}
+    net::Event event;
+    std::mutex mutex;  // supply() runs on other threads.
+    std::size_t next = 0;
+    int running = 0;
+    Result<void> result;
+  };
+  const auto shared = std::make_shared<Shared>(env_.env.executor);
+  std::uint64_t missing_bytes = 0;
+  for (const ChunkRef& ref : missing) {
+    missing_bytes += chunk_size(weights.spec(ref).bytes, ref.chunk);
+  }
+  const std::uint64_t here = total_bytes - missing_bytes;
+
+  const auto fetcher = [](std::shared_ptr<Session> self, std::shared_ptr<Shared> state,
+                          SliceWeights& target, Fetch ask, Progress tell, std::uint64_t local,
+                          std::uint64_t total) -> asio::awaitable<void> {
+    while (state->result.ok() && state->next < target.missing().size() && !self->closed_) {
+      const ChunkRef ref = target.missing()[state->next++];
+      const Digest digest = target.spec(ref).chunks[ref.chunk];
+      Result<std::string> bytes = co_await ask(ref, digest);
+      Result<void> supplied = bytes.ok() ? ok() : Result<void>(Error(bytes.error()));
+      if (supplied.ok()) {
+        std::function<void()> check = [&] {
+          const std::scoped_lock lock(state->mutex);
+          supplied = target.supply(ref, as_bytes(*bytes));
+        };
+        co_await self->env_.offload->run(check);
+      }
+      if (!supplied.ok() && state->result.ok()) state->result = std::move(supplied);
+      std::uint64_t fetched = 0;
+      {
+        const std::scoped_lock lock(state->mutex);
+        fetched = target.counts().fetched;
+      }
+      tell(std::min(local + fetched, total), total, fetched);
+    }
+    --state->running;
+    state->event.notify_all();
+  };
+  shared->running = kFetchesAtOnce;
+  for (int i = 0; i < kFetchesAtOnce; ++i) {
+    asio::co_spawn(env_.env.executor,
+                   fetcher(shared_from_this(), shared, weights, fetch, progress, here, total_bytes),
+                   asio::detached);
+  }
+  while (shared->running > 0) co_await shared->event.wait();
+  if (shared->result.ok() && closed_) {
+    co_return Error{ErrorCode::kCancelled, "the session was closed while it was loading"};
+  }
+  co_return shared->result;
+}
+
+Result<void> Session::build(const model::WeightSource& weights) {
+  RECUA_ASSIGN_OR_RETURN(device_, env_.make_device());
+  RECUA_ASSIGN_OR_RETURN(
+      runner_, model::SliceRunner::create(*device_, request_.hyperparams, weights, request_.slice,
+                                          request_.options, communicator_));
+  const std::uint64_t row_bytes =
+      request_.slice.is_first() ? 0 : runner_->hidden_size() * sizeof(float);
+  ring_shape_ = ring_shape(request_.options.n_ubatch, row_bytes);
+  RECUA_ASSIGN_OR_RETURN(ring_, device_->allocate(ring_shape_.n_slots * ring_shape_.slot_bytes));
+  return ok();
+}
+
+Result<void> Session::attach_in(std::unique_ptr<net::Connection> connection) {
+  if (!loaded_ || closed_ || in_ != nullptr || stage_ != nullptr) {
+    return Error{ErrorCode::kProtocol, "this session does not wait for an incoming channel"};
+  }
+  in_ = std::move(connection);
+  return ok();
+}
+
+Result<void> Session::attach_out(std::unique_ptr<net::Connection> connection, rpc::RingShape ring) {
+  if (!loaded_ || closed_ || out_ != nullptr || stage_ != nullptr) {
+    return Error{ErrorCode::kProtocol, "this session does not wait for an outgoing channel"};
+  }
+  out_ = std::move(connection);
+  out_ring_ = ring;
+  return ok();
+}
+
+Result<void> Session::start(std::function<void(const Error&)> failed) {
+  if (in_ == nullptr || out_ == nullptr || stage_ != nullptr) {
+    return Error{ErrorCode::kProtocol,
+                 "start_session came before both channels of the slice were open"};
+  }
+  loop_ = env_.offload->new_stage_loop();
+  net::Env stage_env = env_.env;
+  stage_env.executor = loop_->executor();
+  RECUA_ASSIGN_OR_RETURN(auto in, in_->move_to(loop_->executor()));
+  RECUA_ASSIGN_OR_RETURN(auto out, out_->move_to(loop_->executor()));
+  in_.reset();
+  out_.reset();
+  Stage::Parts parts{.id = request_.id,
+                     .device = device_.get(),
+                     .runner = runner_.get(),
+                     .vocab_size = request_.hyperparams.vocab_size,
+                     .ring = ring_.get(),
+                     .compute_mutex = env_.compute_mutex};
+  RECUA_ASSIGN_OR_RETURN(
+      parts.in,
+      rpc::make_tcp_receiver(std::move(in), request_.id, ring_shape_,
+                             {ring_->host(), ring_shape_.n_slots * ring_shape_.slot_bytes}));
+  parts.out = rpc::make_tcp_sender(std::move(out), out_ring_);
+  RECUA_ASSIGN_OR_RETURN(stage_, Stage::create(std::move(parts)));
+
+  asio::co_spawn(loop_->executor(), stage_->drive(stage_env),
+                 [self = shared_from_this(), failed = std::move(failed)](std::exception_ptr thrown,
+                                                                         Result<void> ended) {
+                   if (thrown != nullptr) {
+                     ended = Error{ErrorCode::kResourceExhausted, "the stage ran out of memory"};
+                   }
+                   // Back to the control loop, which alone touches the session.
+                   asio::post(self->env_.env.executor, [self, failed, ended = std::move(ended)] {
+                     if (!ended.ok() && !self->closed_) failed(ended.error());
+                     self->stage_.reset();
+                   });
+                 });
+  return ok();
+}
+
+void Session::close() {
+  if (std::exchange(closed_, true)) return;
+  in_.reset();
+  out_.reset();
+  if (stage_ != nullptr) {
+    // The stage goes on until it sees this; its end (see start()) drops it and then the session.
+    asio::post(loop_->executor(), [stage = std::weak_ptr<Stage>(stage_)] {
+      if (const auto alive = stage.lock()) alive->stop();
+    });
+  }
+}
+
+}  // namespace recua::cluster

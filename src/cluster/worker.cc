@@ -1,0 +1,404 @@
+#include "cluster/worker.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "cluster/plan.h"
+#include "cluster/wire.h"
+#include "net/event.h"
+#include "quant/data_type.h"
+#include "rpc/wire_error.h"
+#include "sys/memory.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+
+constexpr net::Duration kFetchTimeout = std::chrono::minutes(2);
+constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
+/// Progress is told at most so often.
+constexpr net::Duration kProgressInterval = std::chrono::milliseconds(100);
+
+/// One coordinator: its control connection and its sessions.
+struct Client {
+  explicit Client(const asio::any_io_executor& executor) : gone(executor) {}
+  std::unique_ptr<rpc::ControlConnection> control;
+  std::map<std::uint64_t, std::shared_ptr<Session>> sessions;
+  net::Event gone;
+  bool lost = false;
+};
+
+}  // namespace
+
+struct Worker::State : std::enable_shared_from_this<Worker::State> {
+  State(net::Env env_in, Offload& offload, DeviceFactory make_device, WorkerOptions options_in)
+      : env(std::move(env_in)), options(std::move(options_in)) {
+    session_env = {.env = env,
+                   .offload = &offload,
+                   .make_device = std::move(make_device),
+                   .models_dir = options.models_dir,
+                   .cache_dir = options.cache_dir,
+                   .n_threads = options.n_threads,
+                   .compute_mutex = &compute_mutex,
+                   .memory_free = [this] { return memory_free(); }};
+  }
+
+  [[nodiscard]] std::uint64_t memory_free() const {
+    if (options.memory_bytes == 0) return sys::memory_info().available_bytes;
+    std::uint64_t used = 0;
+    for (const auto& client : clients) {
+      for (const auto& [id, session] : client->sessions) used += session->memory_bytes();
+    }
+    return options.memory_bytes > used ? options.memory_bytes - used : 0;
+  }
+
+  [[nodiscard]] rpc::PeerInfo self_info() const {
+    rpc::PeerInfo info;
+    info.name = options.name;
+    info.software_version = "0.1.0";
+    info.memory_free_bytes = memory_free();
+    info.memory_total_bytes =
+        options.memory_bytes != 0 ? options.memory_bytes : sys::memory_info().total_bytes;
+    info.n_threads = static_cast<std::uint32_t>(options.n_threads);
+    for (const quant::DataType type : quant::kAllDataTypes) {
+      info.data_types.push_back(static_cast<std::uint32_t>(type));
+    }
+    return info;
+  }
+
+  [[nodiscard]] std::shared_ptr<Session> find_session(std::uint64_t id) const {
+    for (const auto& client : clients) {
+      if (const auto found = client->sessions.find(id); found != client->sessions.end()) {
+        return found->second;
+      }
+    }
+    return nullptr;
+  }
+
+  asio::awaitable<void> serve_connection(std::unique_ptr<net::Connection> connection);
+  asio::awaitable<void> serve_control(std::unique_ptr<net::Connection> connection,
+                                      rpc::PeerInfo peer);
+  asio::awaitable<void> serve_channel(std::unique_ptr<net::Connection> connection,
+                                      rpc::ServerHandshake handshake);
+  asio::awaitable<Result<wire::ControlMessage>> answer(std::shared_ptr<Client> client,
+                                                       wire::ControlMessage request);
+  asio::awaitable<Result<wire::ControlMessage>> load(std::shared_ptr<Client> client,
+                                                     const wire::LoadSlice& message);
+  asio::awaitable<Result<wire::ControlMessage>> open_channel(std::shared_ptr<Client> client,
+                                                             const wire::OpenChannel& message);
+  Result<wire::ControlMessage> start(const std::shared_ptr<Client>& client,
+                                     const wire::StartSession& message);
+  Result<std::shared_ptr<Session>> own_session(const Client& client, std::uint64_t id,
+                                               std::uint32_t epoch) const;
+
+  net::Env env;
+  WorkerOptions options;
+  std::mutex compute_mutex;
+  SessionEnv session_env;
+  std::set<std::shared_ptr<Client>> clients;
+  std::set<net::Connection*> handshaking;  // Closed by stop().
+  std::size_t n_connections = 0;
+  bool stopped = false;
+};
+
+Worker::Worker(net::Env env, Offload& offload, DeviceFactory make_device, WorkerOptions options)
+    : state_(std::make_shared<State>(std::move(env), offload, std::move(make_device),
+                                     std::move(options))) {}
+
+Worker::~Worker() { stop(); }
+
+std::size_t Worker::n_sessions() const {
+  std::size_t n = 0;
+  for (const auto& client : state_->clients) n += client->sessions.size();
+  return n;
+}
+
+void Worker::stop() {
+  if (std::exchange(state_->stopped, true)) return;
+  const std::set<net::Connection*> handshaking = state_->handshaking;
+  for (net::Connection* connection : handshaking) connection->close();
+  const auto clients = state_->clients;
+  for (const auto& client : clients) {
+    client->lost = true;
+    client->gone.notify_all();
+  }
+}
+
+asio::awaitable<Result<void>> Worker::serve(net::Listener& listener) {
+  const std::shared_ptr<State> state = state_;
+  while (!state->stopped) {
+    Result<std::unique_ptr<net::Connection>> accepted = co_await listener.accept();
+    if (!accepted.ok()) {
+      if (state->stopped || accepted.error().code == ErrorCode::kCancelled) break;
+      // Out of descriptors, say: others may close some. Never spin on it.
+      log_warning("cannot accept a connection: {}", accepted.error().message);
+      co_await state->env.clock->sleep_for(std::chrono::milliseconds(100));
+      continue;
+    }
+    if (state->n_connections >= state->options.connections_max) {
+      log_warning("{}: refused, {} connections are open already", (*accepted)->peer(),
+                  state->n_connections);
+      continue;
+    }
+    asio::co_spawn(state->env.executor, state->serve_connection(std::move(*accepted)),
+                   asio::detached);
+  }
+  co_return ok();
+}
+
+asio::awaitable<void> Worker::State::serve_connection(std::unique_ptr<net::Connection> connection) {
+  const auto self = shared_from_this();
+  ++n_connections;
+  handshaking.insert(connection.get());
+  rpc::PeerInfo info = self_info();
+  Result<rpc::ServerHandshake> handshake =
+      co_await rpc::server_handshake(env, *connection, info, options.handshake_timeout);
+  handshaking.erase(connection.get());
+  if (!handshake.ok()) {
+    log_warning("dropped: {}", handshake.error().message);
+  } else if (stopped) {
+    connection->close();
+  } else if (handshake->channel.has_value()) {
+    co_await serve_channel(std::move(connection), std::move(*handshake));
+  } else {
+    co_await serve_control(std::move(connection), std::move(handshake->peer));
+  }
+  --n_connections;
+}
+
+asio::awaitable<void> Worker::State::serve_channel(std::unique_ptr<net::Connection> connection,
+                                                   rpc::ServerHandshake handshake) {
+  const rpc::ChannelRequest request = *handshake.channel;
+  const std::shared_ptr<Session> session = find_session(request.id.session);
+  if (session == nullptr || session->id().epoch != request.id.epoch ||
+      session->ring().n_slots == 0) {
+    Error error{ErrorCode::kNotFound, fmt::format("no loaded session {:016x} with epoch {} here",
+                                                  request.id.session, request.id.epoch)};
+    co_await rpc::reject(env, *connection, error);
+    co_return;
+  }
+  rpc::PeerInfo info = self_info();
+  const std::string peer = connection->peer();
+  const rpc::Secret secret = session->secret();
+  const rpc::RingShape ring = session->ring();
+  const Result<void> accepted = co_await rpc::accept_channel(
+      env, *connection, info, std::move(handshake), secret, ring, options.handshake_timeout);
+  if (!accepted.ok()) {
+    log_warning("dropped: {}", accepted.error().message);
+    co_return;
+  }
+  const Result<void> attached = request.direction == rpc::Direction::kConnectorSends
+                                    ? session->attach_in(std::move(connection))
+                                    : session->attach_out(std::move(connection), request.ring);
+  if (!attached.ok()) log_warning("{}: dropped: {}", peer, attached.error().message);
+}
+
+asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connection> connection,
+                                                   rpc::PeerInfo peer) {
+  const auto self = shared_from_this();
+  const auto client = std::make_shared<Client>(env.executor);
+  const std::string address = connection->peer();
+  log_info("{} ({}) connected", address, peer.name);
+  rpc::ControlHandlers handlers;
+  handlers.on_request =
+      [self, weak = std::weak_ptr<Client>(client)](
+          wire::ControlMessage request) -> asio::awaitable<Result<wire::ControlMessage>> {
+    std::shared_ptr<Client> alive = weak.lock();
+    if (alive == nullptr)
+      return [](Error e) -> asio::awaitable<Result<wire::ControlMessage>> {
+        co_return e;
+      }(Error{ErrorCode::kCancelled, "the connection is closing"});
+    return self->answer(std::move(alive), std::move(request));
+  };
+  handlers.on_lost = [address, weak = std::weak_ptr<Client>(client)](const Error& error) {
+    if (const auto alive = weak.lock()) {
+      log_info("{} left: {}", address, error.message);
+      alive->lost = true;
+      alive->gone.notify_all();
+    }
+  };
+  clients.insert(client);
+  client->control = std::make_unique<rpc::ControlConnection>(env, std::move(connection),
+                                                             options.control, std::move(handlers));
+  while (!client->lost && !stopped) co_await client->gone.wait();
+  client->control->close();
+  for (const auto& [id, session] : client->sessions) session->close();
+  client->sessions.clear();
+  clients.erase(client);
+}
+
+asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_ptr<Client> client,
+                                                                    wire::ControlMessage request) {
+  const auto self = shared_from_this();
+  switch (request.body_case()) {
+    case wire::ControlMessage::kLoadSlice: {
+      Result<wire::ControlMessage> reply = co_await load(client, request.load_slice());
+      if (!reply.ok()) log_warning("cannot load a slice: {}", reply.error().message);
+      co_return reply;
+    }
+    case wire::ControlMessage::kOpenChannel: {
+      Result<wire::ControlMessage> reply = co_await open_channel(client, request.open_channel());
+      co_return reply;
+    }
+    case wire::ControlMessage::kStartSession:
+      co_return start(client, request.start_session());
+    case wire::ControlMessage::kCloseSession: {
+      const auto found = client->sessions.find(request.close_session().session());
+      if (found != client->sessions.end()) {
+        found->second->close();
+        client->sessions.erase(found);
+      }
+      wire::ControlMessage reply;
+      reply.mutable_done();
+      co_return reply;
+    }
+    default:
+      co_return Error{ErrorCode::kUnsupported, "a worker does not answer this kind of request"};
+  }
+}
+
+asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_ptr<Client> client,
+                                                                  const wire::LoadSlice& message) {
+  const auto self = shared_from_this();
+  RECUA_CO_ASSIGN_OR_RETURN(Session::Request request, Session::parse(message));
+  if (find_session(request.id.session) != nullptr) {
+    co_return Error{ErrorCode::kProtocol,
+                    fmt::format("session {:016x} is loaded already", request.id.session)};
+  }
+  const std::uint64_t id = request.id.session;
+  const std::string description = fmt::format(
+      "{}, layers {}-{}", request.model, request.slice.layer_begin, request.slice.layer_end - 1);
+  const auto session = std::make_shared<Session>(session_env, std::move(request));
+  client->sessions[id] = session;
+
+  const std::weak_ptr<Client> weak = client;
+  Session::Fetch fetch = [self, weak, id](ChunkRef ref,
+                                          Digest digest) -> asio::awaitable<Result<std::string>> {
+    const std::shared_ptr<Client> alive = weak.lock();
+    if (alive == nullptr || alive->lost) {
+      co_return Error{ErrorCode::kCancelled, "the coordinator left while its weights were fetched"};
+    }
+    wire::ControlMessage ask;
+    ask.mutable_fetch_chunk()->set_session(id);
+    ask.mutable_fetch_chunk()->set_sha256(std::string(as_text(digest)));
+    ask.mutable_fetch_chunk()->set_tensor(ref.tensor);
+    ask.mutable_fetch_chunk()->set_chunk(ref.chunk);
+    Result<wire::ControlMessage> reply =
+        co_await alive->control->call(std::move(ask), kFetchTimeout);
+    if (!reply.ok()) co_return Error(std::move(reply).error());
+    if (!reply->has_chunk()) {
+      co_return Error{ErrorCode::kProtocol,
+                      alive->control->peer() + ": answered a chunk request with something else"};
+    }
+    co_return std::move(*reply->mutable_chunk()->mutable_data());
+  };
+  net::TimePoint told{};
+  Session::Progress progress = [self, weak, id, told](std::uint64_t done, std::uint64_t total,
+                                                      std::uint64_t fetched) mutable {
+    const std::shared_ptr<Client> alive = weak.lock();
+    const net::TimePoint now = self->env.clock->now();
+    if (alive == nullptr || alive->lost || (done != total && now - told < kProgressInterval))
+      return;
+    told = now;
+    wire::ControlMessage notice;
+    notice.mutable_load_progress()->set_session(id);
+    notice.mutable_load_progress()->set_bytes_done(done);
+    notice.mutable_load_progress()->set_bytes_total(total);
+    notice.mutable_load_progress()->set_bytes_fetched(fetched);
+    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
+      log_debug("progress was not told: {}", sent.error().message);
+    }
+  };
+  const Result<void> loaded = co_await session->load(fetch, progress);
+  if (!loaded.ok()) {
+    session->close();
+    client->sessions.erase(id);
+    co_return Error(loaded.error());
+  }
+  const SourceCounts& counts = session->counts();
+  log_info("loaded {}: {} from files, {} from the cache, {} fetched", description,
+           format_bytes(counts.from_file), format_bytes(counts.from_cache),
+           format_bytes(counts.fetched));
+  wire::ControlMessage reply;
+  reply.mutable_loaded()->set_session(id);
+  reply.mutable_loaded()->set_bytes(session->memory_bytes());
+  reply.mutable_loaded()->set_bytes_local(counts.from_file);
+  reply.mutable_loaded()->set_bytes_cached(counts.from_cache);
+  reply.mutable_loaded()->set_bytes_fetched(counts.fetched);
+  co_return reply;
+}
+
+Result<std::shared_ptr<Session>> Worker::State::own_session(const Client& client, std::uint64_t id,
+                                                            std::uint32_t epoch) const {
+  const auto found = client.sessions.find(id);
+  if (found == client.sessions.end() || found->second->id().epoch != epoch) {
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("no session {:016x} with epoch {} on this connection", id, epoch)};
+  }
+  return found->second;
+}
+
+asio::awaitable<Result<wire::ControlMessage>> Worker::State::open_channel(
+    std::shared_ptr<Client> client, const wire::OpenChannel& message) {
+  const auto self = shared_from_this();
+  RECUA_CO_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
+                            own_session(*client, message.session(), message.epoch()));
+  if (message.port() == 0 || message.port() > 65535 || message.host().empty() ||
+      message.host().size() > 255) {
+    co_return Error{ErrorCode::kProtocol, "open_channel: host or port is out of range"};
+  }
+  rpc::ChannelRequest request;
+  request.id = session->id();
+  request.number = message.number();
+  request.direction = rpc::Direction::kConnectorSends;
+  RECUA_CO_ASSIGN_OR_RETURN(request.secret, secret_from_wire(message.secret()));
+  const net::Endpoint endpoint{.host = message.host(),
+                               .port = static_cast<std::uint16_t>(message.port())};
+  Result<std::unique_ptr<net::Connection>> connected =
+      co_await env.network->connect(endpoint, kChannelTimeout);
+  if (!connected.ok()) co_return Error(std::move(connected).error());
+  rpc::PeerInfo info = self_info();
+  const Result<rpc::RingShape> ring =
+      co_await rpc::channel_handshake(env, **connected, info, request, options.handshake_timeout);
+  if (!ring.ok()) co_return Error(ring.error());
+  const std::string peer = (*connected)->peer();
+  RECUA_CO_RETURN_IF_ERROR(session->attach_out(std::move(*connected), *ring));
+  log_info("link {}->{}: tcp", options.name, peer);
+  wire::ControlMessage reply;
+  reply.mutable_channel_opened()->set_transport("tcp " + peer);
+  co_return reply;
+}
+
+Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>& client,
+                                                  const wire::StartSession& message) {
+  RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
+                         own_session(*client, message.session(), message.epoch()));
+  const rpc::ChannelId id = session->id();
+  const std::weak_ptr<Client> weak = client;
+  RECUA_RETURN_IF_ERROR(session->start([weak, id](const Error& error) {
+    log_warning("session {:016x} ended: {}", id.session, error.message);
+    const std::shared_ptr<Client> alive = weak.lock();
+    if (alive == nullptr || alive->lost) return;
+    wire::ControlMessage notice;
+    notice.mutable_session_failed()->set_session(id.session);
+    notice.mutable_session_failed()->set_epoch(id.epoch);
+    notice.mutable_session_failed()->set_code(rpc::to_wire(error.code));
+    notice.mutable_session_failed()->set_message(error.message);
+    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
+      log_debug("a failed session was not told: {}", sent.error().message);
+    }
+  }));
+  wire::ControlMessage reply;
+  reply.mutable_done();
+  return reply;
+}
+
+}  // namespace recua::cluster
