@@ -70,7 +70,8 @@ RECUA_AVX2_INLINE __m256i one_bit(const std::uint8_t* bits) {
   return _mm256_and_si256(moved, _mm256_set1_epi8(1 << kTo));
 }
 
-// kD, kDmin: where the F16 scales lie. kOffsetBits: k of 2^k above; -1 when the type has mins.
+// kD, kDmin: where the F16 scales lie. kOffsetBits: k of 2^k above; -1 when the type has mins (and
+// so a kDmin).
 template <DataType kType>
 struct Format;
 template <>
@@ -94,7 +95,6 @@ template <>
 struct Format<DataType::kQ3_K> {
   static constexpr std::size_t kBytes = 110;
   static constexpr std::size_t kD = 108;
-  static constexpr std::size_t kDmin = 108;
   static constexpr int kOffsetBits = 2;
   RECUA_AVX2_INLINE Scales scales(const std::uint8_t* block) {
     const std::uint32_t a = load_u32(block + 96);
@@ -142,7 +142,6 @@ template <>
 struct Format<DataType::kQ6_K> {
   static constexpr std::size_t kBytes = 210;
   static constexpr std::size_t kD = 208;
-  static constexpr std::size_t kDmin = 208;
   static constexpr int kOffsetBits = 5;
   RECUA_AVX2_INLINE Scales scales(const std::uint8_t* block) {
     const __m256i scale = _mm256_cvtepi8_epi16(even_then_odd(load128(block + 192)));

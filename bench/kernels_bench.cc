@@ -1,0 +1,174 @@
+// Speed of the CPU kernels, one thread unless the name says otherwise.
+//
+//   read/memory/mib:512          plain 32-byte loads: what a decode kernel can reach at most
+//   dot/q4_k/avx2/k:4096         one token, weights from memory: bytes of weights per second
+//   matmul/q4_k/avx2/k:4096/tokens:64   many tokens: 2 operations per weight and token per second
+//
+// Compare kernels within one run only: machines drift, and memory is shared with neighbours.
+#include <cctype>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include "base/random.h"
+#include "kernels/kernel_table.h"
+#include "kernels/random_weights.h"
+#include "sys/aligned_buffer.h"
+#include "sys/thread_pool.h"
+
+namespace recua {
+namespace {
+
+using kernels::ActivationKind;
+using quant::DataType;
+
+// Far larger than the caches that a benchmark could fill.
+constexpr std::size_t kWeightBytes = std::size_t{256} << 20U;
+
+// A weight matrix that repeats one random megabyte: the memory is real, the making of it quick.
+sys::AlignedBuffer repeated_weights(DataType type, std::size_t k, std::size_t n_rows) {
+  Rng rng(1);
+  const std::size_t row_bytes = quant::row_bytes(type, k);
+  const std::size_t n_random = std::min<std::size_t>(n_rows, (1U << 20U) / row_bytes + 1);
+  const kernels::RandomWeights random = kernels::random_weights(type, n_random, k, rng);
+  sys::AlignedBuffer out = sys::AlignedBuffer::allocate(n_rows * row_bytes).value();
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    std::copy_n(random.bytes.begin() + static_cast<std::ptrdiff_t>(r % n_random * row_bytes),
+                row_bytes, out.data() + r * row_bytes);
+  }
+  return out;
+}
+
+struct Tokens {
+  Tokens(const kernels::KernelTable& table, ActivationKind kind, std::size_t n, std::size_t k,
+         std::size_t n_rows)
+      : memory(sys::AlignedBuffer::allocate(n * kernels::activation_row_bytes(kind, k)).value()),
+        results(sys::AlignedBuffer::allocate(n * (n_rows + 16) * sizeof(float)).value()) {
+    Rng rng(2);
+    for (std::size_t t = 0; t < n; ++t) {
+      const std::vector<float> values = kernels::random_floats(k, rng);
+      std::byte* const to = memory.data() + t * kernels::activation_row_bytes(kind, k);
+      if (kind == ActivationKind::kF32) std::copy_n(values.data(), k, reinterpret_cast<float*>(to));
+      if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(values.data(), k, to);
+      if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(values.data(), k, to);
+      x.push_back(to);
+      out.push_back(reinterpret_cast<float*>(results.data()) + t * (n_rows + 16));
+    }
+  }
+  sys::AlignedBuffer memory;
+  sys::AlignedBuffer results;
+  std::vector<const std::byte*> x;
+  std::vector<float*> out;
+};
+
+void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType type, std::size_t k,
+                  std::size_t n_tokens, std::size_t n_threads) {
+  const kernels::KernelTable& table = kernels::kernel_table(set);
+  const std::size_t row_bytes = quant::row_bytes(type, k);
+  const bool decode = n_tokens == 1;
+  const std::size_t n_rows = decode ? kWeightBytes / row_bytes : 1024;
+  // As the device calls it: some 64 KiB of weights at a time when there are many tokens.
+  const std::size_t chunk = decode ? n_rows : std::max<std::size_t>(16, (64U << 10U) / row_bytes);
+  const sys::AlignedBuffer weights = repeated_weights(type, k, n_rows);
+  const Tokens tokens(table, kernels::activation_kind(type), n_tokens, k, n_rows);
+  sys::ThreadPool pool(n_threads);
+  for (auto _ : state) {
+    pool.run([&](std::size_t thread, std::size_t n) {
+      const sys::Partition part = sys::partition(n_rows, thread, n, 16);
+      for (std::size_t r = part.begin; r < part.end; r += chunk) {
+        table.matmul(type)({.w = weights.data() + r * row_bytes,
+                            .w_stride = row_bytes,
+                            .n_rows = std::min(chunk, part.end - r),
+                            .n_in = k,
+                            .x = tokens.x.data(),
+                            .out = tokens.out.data(),
+                            .out_offset = r,
+                            .n_tokens = n_tokens});
+      }
+    });
+    benchmark::ClobberMemory();
+  }
+  const auto n_runs = static_cast<double>(state.iterations());
+  if (decode) {
+    state.SetBytesProcessed(static_cast<std::int64_t>(n_runs) *
+                            static_cast<std::int64_t>(n_rows * row_bytes));
+  } else {
+    const double operations =
+        2.0 * static_cast<double>(n_rows) * static_cast<double>(k) * static_cast<double>(n_tokens);
+    state.counters["op/s"] = benchmark::Counter(n_runs * operations, benchmark::Counter::kIsRate);
+  }
+}
+
+void bench_read(benchmark::State& state, std::size_t n_threads) {
+  const sys::AlignedBuffer memory = sys::AlignedBuffer::allocate(2 * kWeightBytes).value();
+  for (std::byte& b : memory.bytes()) b = std::byte{1};
+  sys::ThreadPool pool(n_threads);
+  for (auto _ : state) {
+    pool.run([&](std::size_t thread, std::size_t n) {
+      const sys::Partition part = sys::partition(memory.size() / 8, thread, n, 64);
+      const auto* words = reinterpret_cast<const std::uint64_t*>(memory.data());
+      std::uint64_t sums[16] = {};  // Enough for the compiler to keep wide vectors busy.
+      for (std::size_t i = part.begin; i + 16 <= part.end; i += 16) {
+        for (std::size_t lane = 0; lane < 16; ++lane) sums[lane] += words[i + lane];
+      }
+      for (const std::uint64_t sum : sums) benchmark::DoNotOptimize(sum);
+    });
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) *
+                          static_cast<std::int64_t>(memory.size()));
+}
+
+void bench_dispatch(benchmark::State& state, std::size_t n_threads) {
+  sys::ThreadPool pool(n_threads);
+  for (auto _ : state) pool.run([](std::size_t, std::size_t) {});
+}
+
+std::string lower(std::string_view name) {
+  std::string out(name);
+  for (char& c : out) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return out;
+}
+
+void register_all() {
+  for (const std::size_t n : {1U, 2U}) {
+    benchmark::RegisterBenchmark(fmt::format("read/memory/threads:{}", n).c_str(),
+                                 [n](benchmark::State& state) { bench_read(state, n); })
+        ->UseRealTime();
+    benchmark::RegisterBenchmark(fmt::format("pool/dispatch/threads:{}", n).c_str(),
+                                 [n](benchmark::State& state) { bench_dispatch(state, n); })
+        ->UseRealTime();
+  }
+  for (const sys::InstructionSet set : sys::supported_instruction_sets()) {
+    for (const DataType type : quant::kAllDataTypes) {
+      const std::string name =
+          fmt::format("{}/{}/k:4096", lower(quant::traits(type).name), sys::to_string(set));
+      for (const std::size_t threads : {1U, 2U}) {
+        const std::string suffix = threads == 1 ? "" : fmt::format("/threads:{}", threads);
+        benchmark::RegisterBenchmark(
+            ("dot/" + name + suffix).c_str(),
+            [=](benchmark::State& state) { bench_matmul(state, set, type, 4096, 1, threads); })
+            ->UseRealTime();
+      }
+      for (const std::size_t n : {4U, 64U}) {
+        benchmark::RegisterBenchmark(
+            fmt::format("matmul/{}/tokens:{}", name, n).c_str(),
+            [=](benchmark::State& state) { bench_matmul(state, set, type, 4096, n, 1); })
+            ->UseRealTime();
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recua
+
+int main(int argc, char** argv) {
+  recua::register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
