@@ -1,0 +1,115 @@
+#include "rpc/tensor_header.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+
+namespace recua::rpc {
+namespace {
+
+constexpr std::array<char, 4> kMagic{'R', 'C', 'T', 'M'};
+constexpr std::array<char, 4> kCreditMagic{'R', 'C', 'C', 'R'};
+constexpr std::uint32_t kFlagLast = 1;
+
+/// Writes fields one after the other into a fixed array.
+template <std::size_t kBytes>
+class FieldWriter {
+ public:
+  template <class T>
+  void write(T value) {
+    std::memcpy(out_.data() + position_, &value, sizeof(T));
+    position_ += sizeof(T);
+  }
+  [[nodiscard]] const std::array<std::byte, kBytes>& bytes() const {
+    RECUA_DCHECK(position_ <= kBytes);
+    return out_;
+  }
+
+ private:
+  std::array<std::byte, kBytes> out_{};
+  std::size_t position_ = 0;
+};
+
+Error bad_header(std::string_view field, std::size_t offset, std::string_view why) {
+  return Error{ErrorCode::kProtocol,
+               fmt::format("broken tensor message: {} at byte {} {}", field, offset, why)};
+}
+
+std::string hex(std::span<const std::byte> bytes) {
+  std::string out;
+  for (const std::byte byte : bytes) out += fmt::format("{:02x}", static_cast<unsigned>(byte));
+  return out;
+}
+
+}  // namespace
+
+std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
+  FieldWriter<kTensorHeaderBytes> writer;
+  writer.write(kMagic);
+  writer.write(static_cast<std::uint16_t>(header.kind));
+  writer.write(header.data_type);
+  writer.write(header.session);
+  writer.write(header.epoch);
+  writer.write(header.micro_batch);
+  writer.write(header.step);
+  writer.write(header.sequence);
+  writer.write(header.n_rows);
+  writer.write(header.row_bytes);
+  writer.write(header.descriptor_bytes);
+  writer.write(header.last ? kFlagLast : std::uint32_t{0});
+  return writer.bytes();  // The reserved 8 bytes stay 0.
+}
+
+Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes) {
+  if (std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
+    return bad_header(
+        "magic", 0, fmt::format("is {}, must be 5243544d (RCTM)", hex(bytes.first(kMagic.size()))));
+  }
+  ByteReader reader(bytes.subspan<4>());
+  TensorHeader out;
+  const std::uint16_t kind = *reader.read<std::uint16_t>();
+  out.data_type = *reader.read<std::uint16_t>();
+  out.session = *reader.read<std::uint64_t>();
+  out.epoch = *reader.read<std::uint32_t>();
+  out.micro_batch = *reader.read<std::uint32_t>();
+  out.step = *reader.read<std::uint64_t>();
+  out.sequence = *reader.read<std::uint64_t>();
+  out.n_rows = *reader.read<std::uint32_t>();
+  out.row_bytes = *reader.read<std::uint32_t>();
+  out.descriptor_bytes = *reader.read<std::uint32_t>();
+  const std::uint32_t flags = *reader.read<std::uint32_t>();
+  const std::uint64_t reserved = *reader.read<std::uint64_t>();
+  if (kind < 1 || kind > 3)
+    return bad_header("kind", 4, fmt::format("is {}, must be 1, 2 or 3", kind));
+  if ((flags & ~kFlagLast) != 0)
+    return bad_header("flags", 52, fmt::format("is {:#x}, must be 0 or 1", flags));
+  if (reserved != 0) return bad_header("reserved", 56, "must be 0");
+  out.kind = static_cast<MessageKind>(kind);
+  out.last = (flags & kFlagLast) != 0;
+  return out;
+}
+
+std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released) {
+  FieldWriter<kCreditBytes> writer;
+  writer.write(kCreditMagic);
+  writer.write(std::uint32_t{0});
+  writer.write(n_released);
+  return writer.bytes();
+}
+
+Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes) {
+  if (std::memcmp(bytes.data(), kCreditMagic.data(), kCreditMagic.size()) != 0) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("broken credit: magic at byte 0 is {}, must be 52434352 (RCCR)",
+                             hex(bytes.first(kCreditMagic.size())))};
+  }
+  ByteReader reader(bytes.subspan<4>());
+  if (*reader.read<std::uint32_t>() != 0)
+    return Error{ErrorCode::kProtocol, "broken credit: reserved at byte 4 must be 0"};
+  return *reader.read<std::uint64_t>();
+}
+
+}  // namespace recua::rpc
