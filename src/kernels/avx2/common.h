@@ -45,10 +45,13 @@ RECUA_AVX2_INLINE std::uint32_t load_u32(const std::uint8_t* p) {
   __builtin_memcpy(&value, p, sizeof(value));
   return value;
 }
+RECUA_AVX2_INLINE std::uint16_t load_u16(const std::uint8_t* p) {
+  std::uint16_t value;
+  __builtin_memcpy(&value, p, sizeof(value));
+  return value;
+}
 RECUA_AVX2_INLINE float load_f16(const std::uint8_t* p) {
-  std::uint16_t bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_u16(p))));
 }
 
 /// How far ahead of its reads a kernel for one token asks for memory. 1 KiB suits every format:

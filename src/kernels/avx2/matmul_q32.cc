@@ -73,6 +73,28 @@ struct Format<DataType::kQ5_1> {
   }
 };
 
+// The F16 numbers at `at` of n <= 8 blocks as f32, zeros above.
+template <std::size_t kBytes>
+RECUA_AVX2_INLINE __m256 gather_f16(const std::uint8_t* at, std::size_t n) {
+  if (n < 8) {
+    std::uint16_t halves[8] = {};
+    for (std::size_t i = 0; i < n; ++i) __builtin_memcpy(halves + i, at + i * kBytes, 2);
+    return _mm256_cvtph_ps(load128(halves));
+  }
+  __m128i halves = _mm_setzero_si128();
+  halves = _mm_insert_epi16(halves, load_u16(at), 0);
+  halves = _mm_insert_epi16(halves, load_u16(at + kBytes), 1);
+  halves = _mm_insert_epi16(halves, load_u16(at + 2 * kBytes), 2);
+  halves = _mm_insert_epi16(halves, load_u16(at + 3 * kBytes), 3);
+  halves = _mm_insert_epi16(halves, load_u16(at + 4 * kBytes), 4);
+  halves = _mm_insert_epi16(halves, load_u16(at + 5 * kBytes), 5);
+  halves = _mm_insert_epi16(halves, load_u16(at + 6 * kBytes), 6);
+  halves = _mm_insert_epi16(halves, load_u16(at + 7 * kBytes), 7);
+  return _mm256_cvtph_ps(halves);
+}
+
+// Blocks are taken eight at a time: then the products of scales, and the whole offset part, are a
+// vector operation each, instead of several per block.
 template <class F, std::size_t kRows, std::size_t kTokens>
 struct Tile {
   const std::uint8_t* w[kRows];
@@ -80,24 +102,38 @@ struct Tile {
   const float* d[kTokens];
   const float* s[kTokens];
   __m256 sum[kRows][kTokens];
-  __m128 offset_sum[kRows][kTokens];
+  __m256 offset_sum[kRows][kTokens];
 
-  [[gnu::always_inline]] void block(std::size_t b) {
+  // The blocks [b, b + n), n <= 8.
+  [[gnu::always_inline]] void blocks(std::size_t b, std::size_t n) {
+    alignas(32) float scales[kRows][kTokens][8];
+    const __m256i mask = first_lanes(n);
     for (std::size_t i = 0; i < kRows; ++i) {
       const std::uint8_t* const from = w[i] + b * F::kBytes;
-      const __m256i weights = F::unpack(from);
-      const __m256i magnitudes = F::kHasOffset ? weights : _mm256_sign_epi8(weights, weights);
-      const __m256 scale = _mm256_set1_ps(load_f16(from));
+      const __m256 scale = gather_f16<F::kBytes>(from, n);
       for (std::size_t j = 0; j < kTokens; ++j) {
-        __m256i x = load256(q[j] + 32 * b);
-        if constexpr (!F::kHasOffset) x = _mm256_sign_epi8(x, weights);
-        const __m256i fours =
-            _mm256_madd_epi16(_mm256_maddubs_epi16(magnitudes, x), _mm256_set1_epi16(1));
-        const __m256 both = _mm256_mul_ps(scale, _mm256_broadcast_ss(d[j] + b));
-        sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(fours), both, sum[i][j]);
-        if constexpr (F::kHasOffset) {
-          offset_sum[i][j] =
-              _mm_fmadd_ss(_mm_set_ss(load_f16(from + 2)), _mm_load_ss(s[j] + b), offset_sum[i][j]);
+        const __m256 dx = n < 8 ? _mm256_maskload_ps(d[j] + b, mask) : _mm256_loadu_ps(d[j] + b);
+        _mm256_store_ps(scales[i][j], _mm256_mul_ps(scale, dx));
+      }
+      if constexpr (F::kHasOffset) {
+        const __m256 offset = gather_f16<F::kBytes>(from + 2, n);
+        for (std::size_t j = 0; j < kTokens; ++j) {
+          const __m256 sx = n < 8 ? _mm256_maskload_ps(s[j] + b, mask) : _mm256_loadu_ps(s[j] + b);
+          offset_sum[i][j] = _mm256_fmadd_ps(offset, sx, offset_sum[i][j]);
+        }
+      }
+    }
+    for (std::size_t k = 0; k < n; ++k) {
+      for (std::size_t i = 0; i < kRows; ++i) {
+        const __m256i weights = F::unpack(w[i] + (b + k) * F::kBytes);
+        const __m256i magnitudes = F::kHasOffset ? weights : _mm256_sign_epi8(weights, weights);
+        for (std::size_t j = 0; j < kTokens; ++j) {
+          __m256i x = load256(q[j] + 32 * (b + k));
+          if constexpr (!F::kHasOffset) x = _mm256_sign_epi8(x, weights);
+          const __m256i fours =
+              _mm256_madd_epi16(_mm256_maddubs_epi16(magnitudes, x), _mm256_set1_epi16(1));
+          sum[i][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(fours),
+                                      _mm256_broadcast_ss(&scales[i][j][k]), sum[i][j]);
         }
       }
     }
@@ -111,7 +147,7 @@ RECUA_AVX2_INLINE void tile(const MatmulArgs& args, std::size_t r, std::size_t t
     tile.w[i] = reinterpret_cast<const std::uint8_t*>(args.w + (r + i) * args.w_stride);
     for (std::size_t j = 0; j < kTokens; ++j) {
       tile.sum[i][j] = _mm256_setzero_ps();
-      tile.offset_sum[i][j] = _mm_setzero_ps();
+      tile.offset_sum[i][j] = _mm256_setzero_ps();
     }
   }
   for (std::size_t j = 0; j < kTokens; ++j) {
@@ -121,22 +157,19 @@ RECUA_AVX2_INLINE void tile(const MatmulArgs& args, std::size_t r, std::size_t t
   }
   const std::size_t n_blocks = args.n_in / 32;
   std::size_t b = 0;
-  for (; b + 4 <= n_blocks; b += 4) {
+  for (; b + 8 <= n_blocks; b += 8) {
     if constexpr (kTokens == 1) {
       const std::size_t offset = prefetch_offset(b * F::kBytes, args.w_stride, kRows);
-      for (std::size_t i = 0; i < kRows; ++i) prefetch<4 * F::kBytes>(tile.w[i] + offset);
+      for (std::size_t i = 0; i < kRows; ++i) prefetch<8 * F::kBytes>(tile.w[i] + offset);
     }
-    tile.block(b);
-    tile.block(b + 1);
-    tile.block(b + 2);
-    tile.block(b + 3);
+    tile.blocks(b, 8);
   }
-  for (; b < n_blocks; ++b) tile.block(b);
+  if (b < n_blocks) tile.blocks(b, n_blocks - b);
   for (std::size_t i = 0; i < kRows; ++i) {
     for (std::size_t j = 0; j < kTokens; ++j) {
-      float sum = sum_lanes(tile.sum[i][j]);
-      if constexpr (F::kHasOffset) sum += _mm_cvtss_f32(tile.offset_sum[i][j]);
-      args.out[t + j][args.out_offset + r + i] = sum;
+      __m256 sum = tile.sum[i][j];
+      if constexpr (F::kHasOffset) sum = _mm256_add_ps(sum, tile.offset_sum[i][j]);
+      args.out[t + j][args.out_offset + r + i] = sum_lanes(sum);
     }
   }
 }
