@@ -1,0 +1,314 @@
+#include "cli/synth_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/random.h"
+#include "gguf/gguf_writer.h"
+#include "quant/quantize.h"
+
+namespace recua::cli {
+namespace {
+
+using gguf::Value;
+using quant::DataType;
+
+constexpr std::size_t kPoolRows = 64;
+constexpr std::size_t kChunkBytes = std::size_t{8} << 20;
+constexpr std::uint32_t kDimMax = 1U << 20;
+
+bool has_experts(const SynthSpec& spec) { return spec.n_experts > 0; }
+std::uint32_t head_dim(const SynthSpec& spec) {
+  return spec.head_dim != 0 ? spec.head_dim : spec.hidden_size / spec.n_heads;
+}
+
+struct SynthTensor {
+  std::string name;
+  std::vector<std::uint64_t> shape;  // Row length first.
+  float mean = 0.0F;
+  float deviation = 0.0F;
+};
+
+/// Matrices keep the size of what they multiply: deviation 1 / sqrt(row). Those that add to the
+/// residual stream are smaller, by the square root of how many there are, so that it does not grow.
+std::vector<SynthTensor> list_tensors(const SynthSpec& spec) {
+  const std::uint64_t hidden = spec.hidden_size;
+  const std::uint64_t q = std::uint64_t{spec.n_heads} * head_dim(spec);
+  const std::uint64_t kv = std::uint64_t{spec.n_kv_heads} * head_dim(spec);
+  const std::uint64_t ffn = spec.ffn_size;
+  const float branch = 1.0F / std::sqrt(2.0F * static_cast<float>(spec.n_layers));
+  std::vector<SynthTensor> out;
+  const auto matrix = [&out](std::string name, std::vector<std::uint64_t> shape,
+                             float gain = 1.0F) {
+    const float deviation = gain / std::sqrt(static_cast<float>(shape[0]));
+    out.push_back({.name = std::move(name), .shape = std::move(shape), .deviation = deviation});
+  };
+  const auto vector = [&out](std::string name, std::uint64_t n, float mean, float deviation) {
+    out.push_back({.name = std::move(name), .shape = {n}, .mean = mean, .deviation = deviation});
+  };
+  matrix("token_embd.weight", {hidden, spec.vocab_size});
+  for (std::uint32_t i = 0; i < spec.n_layers; ++i) {
+    const std::string p = fmt::format("blk.{}.", i);
+    vector(p + "attn_norm.weight", hidden, 1.0F, 0.05F);
+    matrix(p + "attn_q.weight", {hidden, q});
+    matrix(p + "attn_k.weight", {hidden, kv});
+    matrix(p + "attn_v.weight", {hidden, kv});
+    if (spec.arch == "qwen2") {
+      vector(p + "attn_q.bias", q, 0.0F, 0.1F);
+      vector(p + "attn_k.bias", kv, 0.0F, 0.1F);
+      vector(p + "attn_v.bias", kv, 0.0F, 0.1F);
+    }
+    if (spec.arch == "qwen3" || spec.arch == "qwen3moe") {
+      vector(p + "attn_q_norm.weight", head_dim(spec), 1.0F, 0.05F);
+      vector(p + "attn_k_norm.weight", head_dim(spec), 1.0F, 0.05F);
+    }
+    matrix(p + "attn_output.weight", {q, hidden}, branch);
+    vector(p + "ffn_norm.weight", hidden, 1.0F, 0.05F);
+    if (has_experts(spec)) {
+      matrix(p + "ffn_gate_inp.weight", {hidden, spec.n_experts});
+      matrix(p + "ffn_gate_exps.weight", {hidden, ffn, spec.n_experts});
+      matrix(p + "ffn_up_exps.weight", {hidden, ffn, spec.n_experts});
+      matrix(p + "ffn_down_exps.weight", {ffn, hidden, spec.n_experts}, branch);
+    } else {
+      matrix(p + "ffn_gate.weight", {hidden, ffn});
+      matrix(p + "ffn_up.weight", {hidden, ffn});
+      matrix(p + "ffn_down.weight", {ffn, hidden}, branch);
+    }
+  }
+  vector("output_norm.weight", hidden, 1.0F, 0.05F);
+  if (!spec.tied) matrix("output.weight", {hidden, spec.vocab_size}, 2.0F);
+  return out;
+}
+
+void add_hyperparams(const SynthSpec& spec, const QuantizeMix& mix, gguf::GgufWriter& writer) {
+  namespace arch = gguf::arch;
+  const auto key = [&spec](std::string_view ending) { return gguf::arch_key(spec.arch, ending); };
+  writer.add(gguf::keys::kArchitecture, Value(std::string_view(spec.arch)));
+  writer.add(gguf::keys::kName, "synthetic (random weights)");
+  writer.add(gguf::keys::kFileType, Value(mix.file_type));
+  writer.add(gguf::keys::kQuantizationVersion, Value(std::uint32_t{2}));
+  writer.add(key(arch::kNCtx), Value(spec.n_ctx));
+  writer.add(key(arch::kHiddenSize), Value(spec.hidden_size));
+  writer.add(key(arch::kNLayers), Value(spec.n_layers));
+  writer.add(key(arch::kFfnSize), Value(spec.ffn_size));
+  writer.add(key(arch::kNHeads), Value(spec.n_heads));
+  writer.add(key(arch::kNKvHeads), Value(spec.n_kv_heads));
+  writer.add(key(arch::kHeadDimK), Value(head_dim(spec)));
+  writer.add(key(arch::kHeadDimV), Value(head_dim(spec)));
+  writer.add(key(arch::kRmsEps), Value(1e-5F));
+  writer.add(key(arch::kRopeTheta), Value(static_cast<float>(spec.rope_theta)));
+  writer.add(key(arch::kRopeDim), Value(head_dim(spec)));
+  writer.add(key(arch::kVocabSize), Value(spec.vocab_size));
+  if (has_experts(spec)) {
+    writer.add(key(arch::kNExperts), Value(spec.n_experts));
+    writer.add(key(arch::kNExpertsUsed), Value(spec.n_experts_used));
+    writer.add(key(arch::kExpertFfnSize), Value(spec.ffn_size));
+  }
+}
+
+/// The i-th of a list of different words: syllables are the digits of i.
+std::string filler_word(std::uint32_t i) {
+  constexpr std::string_view kConsonants = "bcdfghjklmnprstvwxyz";
+  constexpr std::string_view kVowels = "aeiou";
+  std::string out;
+  do {
+    out += kConsonants[i % 20];
+    out += kVowels[i / 20 % 5];
+    i /= 100;
+  } while (i > 0);
+  return out;
+}
+
+void add_vocabulary(const SynthSpec& spec, gguf::GgufWriter& writer) {
+  constexpr std::int32_t kNormal = 1;
+  constexpr std::int32_t kUnknown = 2;
+  constexpr std::int32_t kControl = 3;
+  constexpr std::int32_t kByte = 6;
+  const std::string mark = "\xe2\x96\x81";  // U+2581, which stands for a space.
+  std::vector<std::string> words = {"<unk>", "<s>", "</s>"};
+  std::vector<std::int32_t> types = {kUnknown, kControl, kControl};
+  for (int byte = 0; byte < 256; ++byte) {
+    words.push_back(fmt::format("<0x{:02X}>", byte));
+    types.push_back(kByte);
+  }
+  words.push_back(mark);
+  // A word is only found in a text if the pieces that make it up are tokens: these never are, so
+  // they cost the tokenizer nothing.
+  for (std::uint32_t i = 0; words.size() < spec.vocab_size; ++i)
+    words.push_back(mark + filler_word(i));
+  types.resize(words.size(), kNormal);
+  std::vector<float> scores(words.size(), 0.0F);
+  for (std::size_t i = kSynthVocabMin - 1; i < scores.size(); ++i)
+    scores[i] = -static_cast<float>(i);
+  const std::vector<std::string_view> views(words.begin(), words.end());
+  writer.add(gguf::keys::kTokenizerModel, "llama");
+  writer.add(gguf::keys::kTokens, views);
+  writer.add(gguf::keys::kTokenScores, scores);
+  writer.add(gguf::keys::kTokenTypes, types);
+  writer.add(gguf::keys::kUnknownId, Value(std::uint32_t{0}));
+  writer.add(gguf::keys::kBosId, Value(std::uint32_t{1}));
+  writer.add(gguf::keys::kEosId, Value(std::uint32_t{2}));
+  writer.add(gguf::keys::kAddBos, Value(true));
+  writer.add(gguf::keys::kAddEos, Value(false));
+}
+
+/// Encoded random rows of one type, length and size.
+struct Pool {
+  std::size_t row_bytes = 0;
+  std::size_t block_bytes = 0;
+  std::vector<std::byte> bytes;
+};
+
+Pool make_pool(DataType type, std::size_t n, float mean, float deviation, std::size_t n_rows,
+               Rng& rng) {
+  Pool pool{.row_bytes = quant::row_bytes(type, n),
+            .block_bytes = quant::traits(type).block_bytes,
+            .bytes = {}};
+  pool.bytes.resize(pool.row_bytes * n_rows);
+  std::vector<float> row(n);
+  for (std::size_t i = 0; i < n_rows; ++i) {
+    for (float& v : row) v = mean + deviation * static_cast<float>(rng.normal());
+    quant::quantize_row(type, row.data(), n, pool.bytes.data() + i * pool.row_bytes);
+  }
+  return pool;
+}
+
+/// One row: any of the pool, from a random block on and around its end.
+void draw_row(const Pool& pool, Rng& rng, std::byte* out) {
+  const std::size_t n_rows = pool.bytes.size() / pool.row_bytes;
+  const std::byte* row = pool.bytes.data() + rng.below(n_rows) * pool.row_bytes;
+  const std::size_t turn = rng.below(pool.row_bytes / pool.block_bytes) * pool.block_bytes;
+  std::memcpy(out, row + turn, pool.row_bytes - turn);
+  std::memcpy(out + pool.row_bytes - turn, row, turn);
+}
+
+/// Matrices of the same type, row length and size share a pool.
+class PoolSet {
+ public:
+  explicit PoolSet(Rng& rng) : rng_(rng) {}
+  const Pool& get(DataType type, std::size_t n, float deviation) {
+    auto& pool = pools_[{type, n, deviation}];
+    if (!pool) pool = make_pool(type, n, 0.0F, deviation, kPoolRows, rng_);
+    return *pool;
+  }
+
+ private:
+  Rng& rng_;
+  std::map<std::tuple<DataType, std::size_t, float>, std::optional<Pool>> pools_;
+};
+
+Error bad_flag(std::string_view flag, std::uint64_t value, std::string_view right) {
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("{} is {}, must be {}", flag, value, right)};
+}
+
+}  // namespace
+
+Result<void> check_spec(const SynthSpec& spec) {
+  constexpr std::array kArchs = {"llama", "qwen2", "qwen3", "qwen3moe"};
+  if (std::ranges::find(kArchs, spec.arch) == kArchs.end()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("--arch is {}, must be llama, qwen2, qwen3 or qwen3moe", spec.arch)};
+  }
+  const auto range = [](std::string_view flag, std::uint64_t value, std::uint64_t low,
+                        std::uint64_t high) -> Result<void> {
+    if (value >= low && value <= high) return ok();
+    return bad_flag(flag, value, fmt::format("from {} to {}", low, high));
+  };
+  RECUA_RETURN_IF_ERROR(range("--layers", spec.n_layers, 1, 4096));
+  RECUA_RETURN_IF_ERROR(range("--dim", spec.hidden_size, 2, kDimMax));
+  RECUA_RETURN_IF_ERROR(range("--ffn", spec.ffn_size, 1, kDimMax));
+  RECUA_RETURN_IF_ERROR(range("--heads", spec.n_heads, 1, 65536));
+  RECUA_RETURN_IF_ERROR(range("--kv-heads", spec.n_kv_heads, 1, spec.n_heads));
+  RECUA_RETURN_IF_ERROR(range("--vocab", spec.vocab_size, kSynthVocabMin, 4U << 20));
+  RECUA_RETURN_IF_ERROR(range("--ctx", spec.n_ctx, 1, 1U << 30));
+  RECUA_RETURN_IF_ERROR(range("--experts", spec.n_experts, 0, 1024));
+  if (spec.n_heads % spec.n_kv_heads != 0) {
+    return bad_flag("--kv-heads", spec.n_kv_heads,
+                    fmt::format("a divisor of --heads ({})", spec.n_heads));
+  }
+  if (spec.head_dim == 0 && spec.hidden_size % spec.n_heads != 0) {
+    return bad_flag("--heads", spec.n_heads,
+                    fmt::format("a divisor of --dim ({}), or give --head-dim", spec.hidden_size));
+  }
+  RECUA_RETURN_IF_ERROR(range("--head-dim", head_dim(spec), 2, 65536));
+  if (head_dim(spec) % 2 != 0)
+    return bad_flag("--head-dim", head_dim(spec), "even: RoPE turns pairs");
+  if (!(spec.rope_theta >= 1.0 && spec.rope_theta <= 1e12)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("--rope-theta is {}, must be from 1 to 1e12", spec.rope_theta)};
+  }
+  const bool takes_experts = spec.arch == "llama" || spec.arch == "qwen3moe";
+  if (has_experts(spec) && !takes_experts) {
+    return bad_flag("--experts", spec.n_experts, fmt::format("0 for --arch {}", spec.arch));
+  }
+  if (!has_experts(spec)) {
+    if (spec.arch == "qwen3moe") return bad_flag("--experts", 0, "at least 1 for --arch qwen3moe");
+    return ok();
+  }
+  return range("--experts-used", spec.n_experts_used, 1, spec.n_experts);
+}
+
+Result<SynthResult> write_synth_model(const SynthSpec& spec, const QuantizeMix& mix,
+                                      const std::filesystem::path& path,
+                                      const SynthProgress& progress) {
+  gguf::GgufWriter writer;
+  add_hyperparams(spec, mix, writer);
+  add_vocabulary(spec, writer);
+  const MixModel model{.n_layers = spec.n_layers,
+                       .n_heads = spec.n_heads,
+                       .n_kv_heads = spec.n_kv_heads,
+                       .n_experts = spec.n_experts,
+                       .tied = spec.tied};
+  const std::vector<SynthTensor> tensors = list_tensors(spec);
+  std::vector<DataType> types;
+  SynthResult result;
+  for (const SynthTensor& tensor : tensors) {
+    const MixTensor input{
+        .name = tensor.name, .n_dims = tensor.shape.size(), .row = tensor.shape[0]};
+    types.push_back(mix_applies(input) ? mixed_type(mix, model, input, false) : DataType::kF32);
+    writer.add_tensor(tensor.name, types.back(), tensor.shape);
+    std::uint64_t n = 1;
+    for (const std::uint64_t dim : tensor.shape) n *= dim;
+    result.n_weights += n;
+  }
+  result.n_bytes = writer.file_bytes();
+  RECUA_RETURN_IF_ERROR(writer.begin(path));
+
+  Rng rng(spec.seed);
+  PoolSet pools(rng);
+  std::vector<std::byte> chunk;
+  std::uint64_t done = 0;
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    const SynthTensor& tensor = tensors[t];
+    const std::size_t n = tensor.shape[0];
+    std::uint64_t n_rows = 1;
+    for (std::size_t i = 1; i < tensor.shape.size(); ++i) n_rows *= tensor.shape[i];
+    std::optional<Pool> own;  // Vectors are one row: drawn for themselves.
+    if (tensor.shape.size() == 1)
+      own = make_pool(types[t], n, tensor.mean, tensor.deviation, 1, rng);
+    const Pool& pool = own ? *own : pools.get(types[t], n, tensor.deviation);
+    const std::uint64_t rows_max = std::max<std::uint64_t>(1, kChunkBytes / pool.row_bytes);
+    for (std::uint64_t row = 0; row < n_rows; row += rows_max) {
+      if (progress) progress(done, result.n_bytes, tensor.name);
+      const auto n_now = static_cast<std::size_t>(std::min(rows_max, n_rows - row));
+      chunk.resize(n_now * pool.row_bytes);
+      for (std::size_t i = 0; i < n_now; ++i)
+        draw_row(pool, rng, chunk.data() + i * pool.row_bytes);
+      RECUA_RETURN_IF_ERROR(writer.write(chunk));
+      done += chunk.size();
+    }
+  }
+  if (progress) progress(result.n_bytes, result.n_bytes, "to the disk");
+  RECUA_RETURN_IF_ERROR(writer.finish());
+  return result;
+}
+
+}  // namespace recua::cli
