@@ -1,10 +1,10 @@
 #pragma once
 /// Flags that several subcommands share, named as llama.cpp names them where it has one.
 ///
-/// Each struct has add(app), which binds the flags to its members (so it must outlive the parsing: a
-/// subcommand keeps it in a shared_ptr that its callback holds), and check(), which turns what the
-/// user wrote into checked values. Errors are kInvalidArgument and name the flag, the value and what
-/// would be right.
+/// Each struct has add(app), which binds the flags to its members (so it must outlive the parsing:
+/// a subcommand keeps it in a shared_ptr that its callback holds), and check(), which turns what
+/// the user wrote into checked values. Errors are kInvalidArgument and name the flag, the value and
+/// what would be right.
 
 #include <chrono>
 #include <cstdint>

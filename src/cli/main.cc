@@ -84,6 +84,13 @@ int run_main(int argc, const char* const* argv) {
   int exit_code = kExitOk;
   LogFlags log_flags;
   add_log_flags(app, log_flags);
+  register_run(app, exit_code);
+  register_perplexity(app, exit_code);
+  register_bench(app, exit_code);
+  register_inspect(app, exit_code);
+  register_tokenize(app, exit_code);
+  register_quantize(app, exit_code);
+  register_synth(app, exit_code);
   register_version(app, exit_code);
   for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {
     add_log_flags(*sub, log_flags);

@@ -1,0 +1,119 @@
+#include "cli/backend.h"
+
+#include <algorithm>
+#include <random>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "cli/cluster_backend.h"
+#include "cli/progress.h"
+#include "compute/cpu/cpu_device.h"
+#include "model/hyperparams.h"
+#include "model/local_executor.h"
+#include "model/vocab.h"
+#include "sys/topology.h"
+
+namespace recua::cli {
+namespace {
+
+constexpr std::uint32_t kPageTokens = 32;
+constexpr std::uint32_t kDefaultCtxMax = 4096;
+
+std::uint32_t choose_ctx(const ModelFlags& flags, const BackendNeeds& needs,
+                         std::uint32_t n_ctx_train) {
+  if (needs.n_ctx) return *needs.n_ctx;
+  if (!flags.ctx_given) return std::min(n_ctx_train, kDefaultCtxMax);
+  return flags.n_ctx == 0 ? n_ctx_train : flags.n_ctx;
+}
+
+Result<model::SliceOptions> choose_options(const ModelFlags& flags, const BackendNeeds& needs,
+                                           std::uint32_t n_ctx_train) {
+  model::SliceOptions options;
+  options.n_ctx = choose_ctx(flags, needs, n_ctx_train);
+  options.page_tokens = kPageTokens;
+  const std::uint64_t pages_each = (std::uint64_t{options.n_ctx} + kPageTokens - 1) / kPageTokens;
+  const std::uint64_t n_pages = pages_each * needs.n_sequences;
+  if (n_pages > UINT32_MAX) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a context of {} tokens for {} sequences is too large: choose a "
+                             "smaller -c",
+                             options.n_ctx, needs.n_sequences)};
+  }
+  options.n_pages = static_cast<std::uint32_t>(n_pages);
+  options.n_ubatch = std::min(flags.n_ubatch, flags.n_batch);
+  options.n_logit_rows = options.n_ubatch;
+  RECUA_ASSIGN_OR_RETURN(options.k_type, parse_cache_type("-ctk", flags.k_type));
+  RECUA_ASSIGN_OR_RETURN(options.v_type, parse_cache_type("-ctv", flags.v_type));
+  if (options.n_ctx > n_ctx_train) {
+    log_warning("the context of {} tokens is longer than the {} that the model was made for",
+                options.n_ctx, n_ctx_train);
+  }
+  return options;
+}
+
+net::Env make_env(Backend& backend) {
+  net::Env env;
+  env.executor = backend.loop.get_executor();
+  env.clock = &backend.clock;
+  env.network = backend.network.get();
+  env.random = [device = std::make_shared<std::random_device>()] {
+    return (static_cast<std::uint64_t>((*device)()) << 32) | (*device)();
+  };
+  return env;
+}
+
+Result<void> load_here(Backend& backend, const ModelFlags& flags,
+                       const model::SliceOptions& options, const model::LoadProgress& progress) {
+  const std::size_t n_threads =
+      flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
+  backend.n_threads = static_cast<std::uint32_t>(n_threads);
+  RECUA_ASSIGN_OR_RETURN(backend.device, compute::make_cpu_device({.n_threads = n_threads}));
+  RECUA_ASSIGN_OR_RETURN(backend.executor,
+                         model::LocalExecutor::create(*backend.device, backend.file, options,
+                                                      progress, flags.n_batch));
+  return ok();
+}
+
+Result<void> load(Backend& backend, const BackendFlags& flags, const model::SliceOptions& options) {
+  ProgressBar bar("loading " + std::filesystem::path(flags.model.model).filename().string(),
+                  ProgressBar::Unit::kBytes, std::chrono::milliseconds(300));
+  const model::LoadProgress progress = [&bar](std::size_t n_done, std::size_t n_total) {
+    bar.update(n_done, n_total);
+  };
+  if (!flags.cluster.any()) return load_here(backend, flags.model, options, progress);
+#ifdef RECUA_WITH_CLUSTER
+  RECUA_ASSIGN_OR_RETURN(backend.executor,
+                         connect_cluster(backend.env, backend.loop, flags.cluster, backend.file,
+                                         options, flags.model.n_batch, progress));
+  return ok();
+#else
+  return Error{ErrorCode::kUnsupported, "this recua was built without workers"};
+#endif
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs) {
+  RECUA_RETURN_IF_ERROR(flags.model.check());
+  RECUA_RETURN_IF_ERROR(flags.cluster.check());
+  auto backend = std::make_unique<Backend>();
+  backend->network = std::make_unique<net::TcpNetwork>(backend->loop.get_executor());
+  backend->env = make_env(*backend);
+  const net::TimePoint begin = backend->clock.now();
+  RECUA_ASSIGN_OR_RETURN(gguf::GgufFile file, gguf::GgufFile::open(flags.model.model));
+  backend->file = std::make_shared<gguf::GgufFile>(std::move(file));
+  RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams,
+                         model::read_hyperparams(*backend->file));
+  RECUA_ASSIGN_OR_RETURN(const model::SliceOptions options,
+                         choose_options(flags.model, needs, hyperparams.n_ctx_train));
+  if (needs.with_tokenizer) {
+    RECUA_ASSIGN_OR_RETURN(backend->tokenizer, model::load_tokenizer(*backend->file));
+  }
+  RECUA_RETURN_IF_ERROR(load(*backend, flags, options));
+  backend->load_time = backend->clock.now() - begin;
+  log_info("{}: {}", backend->file->name(), backend->executor->info().description);
+  return backend;
+}
+
+}  // namespace recua::cli

@@ -1,0 +1,62 @@
+#pragma once
+/// Backend: everything that runs a model, wired up. The one place that decides between this machine
+/// and workers; the subcommands above it cannot tell.
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/io_context.hpp>
+
+#include "base/result.h"
+#include "cli/flags.h"
+#include "compute/device.h"
+#include "gguf/gguf_file.h"
+#include "model/executor.h"
+#include "model/slice_runner.h"
+#include "net/connection.h"
+#include "net/real_clock.h"
+#include "net/tcp/tcp_network.h"
+#include "tokenizer/tokenizer.h"
+
+namespace recua::cli {
+
+struct BackendFlags {
+  ModelFlags model;
+  ClusterFlags cluster;
+
+  void add(CLI::App& app, bool with_ctx = true) {
+    model.add(app, with_ctx);
+    cluster.add(app);
+  }
+};
+
+/// How many sequences of which length the caches have to hold, when the tool knows better than -c.
+struct BackendNeeds {
+  std::optional<std::uint32_t> n_ctx;  // Instead of -c.
+  std::uint32_t n_sequences = 1;
+  bool with_tokenizer = true;
+};
+
+struct Backend {
+  // Members die from the bottom up: the executor first, what it stands on after it.
+  boost::asio::io_context loop{1};
+  net::RealClock clock;
+  std::unique_ptr<net::Network> network;
+  net::Env env;
+  std::shared_ptr<gguf::GgufFile> file;
+  std::optional<tokenizer::Tokenizer> tokenizer;  // If it was asked for.
+  std::unique_ptr<compute::Device> device;        // Null when the model runs on workers.
+  std::unique_ptr<model::Executor> executor;
+
+  std::uint32_t n_threads = 0;  // That compute here; 0 when the model runs on workers.
+  std::chrono::nanoseconds load_time{};
+};
+
+/// Checks the flags, opens the model and loads it here or on the workers, with a progress bar.
+/// Every error says which flag, file, tensor or worker it is about.
+Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs = {});
+
+}  // namespace recua::cli

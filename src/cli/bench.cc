@@ -1,0 +1,272 @@
+// recua bench: tokens per second, measured on the executor itself, without tokenizer and engine.
+//
+// One sequence. Its first n_depth tokens are cached once per test; each repetition appends to them
+// and is truncated again. Tokens are random, from a fixed seed. Every step asks for one greedy
+// token (the last row of a prompt, each row of a generation), as real use does.
+
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <map>
+#include <memory>
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include "base/random.h"
+#include "cli/backend.h"
+#include "cli/bench_report.h"
+#include "cli/build_info.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/progress.h"
+#include "cli/run_loop.h"
+
+namespace recua::cli {
+namespace {
+
+constexpr std::uint32_t kTokensMax = 1U << 24;
+
+struct BenchFlags {
+  BackendFlags backend;
+  std::string n_prompt = "512";
+  std::string n_gen = "128";
+  std::string n_depth = "0";
+  std::vector<std::string> prompt_gen;
+  std::uint32_t n_repetitions = 5;
+  std::string format = "md";
+  bool no_warmup = false;
+};
+
+Result<std::vector<BenchTest>> list_tests(const BenchFlags& flags) {
+  RECUA_ASSIGN_OR_RETURN(const auto prompts,
+                         parse_counts("-p/--n-prompt", flags.n_prompt, kTokensMax));
+  RECUA_ASSIGN_OR_RETURN(const auto gens, parse_counts("-n/--n-gen", flags.n_gen, kTokensMax));
+  RECUA_ASSIGN_OR_RETURN(const auto depths,
+                         parse_counts("-d/--n-depth", flags.n_depth, kTokensMax));
+  std::vector<BenchTest> tests;
+  for (const std::uint32_t depth : depths) {
+    for (const std::uint32_t n : prompts)
+      if (n > 0) tests.push_back({.n_prompt = n, .n_depth = depth});
+    for (const std::uint32_t n : gens)
+      if (n > 0) tests.push_back({.n_gen = n, .n_depth = depth});
+    for (const std::string& pair : flags.prompt_gen) {
+      RECUA_ASSIGN_OR_RETURN(const auto counts, parse_counts("-pg", pair, kTokensMax));
+      if (counts.size() != 2 || counts[0] == 0 || counts[1] == 0) {
+        return Error{ErrorCode::kInvalidArgument,
+                     fmt::format("-pg is '{}', need PROMPT,GEN such as 512,128", pair)};
+      }
+      tests.push_back({.n_prompt = counts[0], .n_gen = counts[1], .n_depth = depth});
+    }
+  }
+  if (tests.empty()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "nothing to measure: -p and -n are both 0, give one of them a number"};
+  }
+  return tests;
+}
+
+/// The sequence that is measured: its length and pages, and steps that make it longer.
+class Sequence {
+ public:
+  explicit Sequence(Backend& backend) : backend_(&backend), info_(backend.executor->info()) {}
+
+  /// Appends n tokens in steps of at most n_step.
+  Result<void> append(std::uint32_t n, std::uint32_t n_step) {
+    while (n > 0) {
+      const std::uint32_t n_now = std::min(n, n_step);
+      RECUA_RETURN_IF_ERROR(step(n_now));
+      n -= n_now;
+    }
+    return ok();
+  }
+
+  /// Back to n_tokens; takes effect with the next step.
+  void truncate(std::uint32_t n_tokens) {
+    if (n_tokens == n_tokens_) return;
+    ops_.push_back({.kind = n_tokens == 0 ? model::SequenceOp::Kind::kFree
+                                          : model::SequenceOp::Kind::kTruncate,
+                    .seq = kSeq,
+                    .n_tokens = n_tokens});
+    n_tokens_ = n_tokens;
+  }
+
+ private:
+  static constexpr model::SequenceId kSeq = 1;
+
+  [[nodiscard]] std::uint32_t n_pages() const {
+    return (n_tokens_ + info_.page_tokens - 1) / info_.page_tokens;
+  }
+
+  Result<void> step(std::uint32_t n) {
+    model::StepBatch batch;
+    batch.ops = std::move(ops_);
+    ops_.clear();
+    model::SequencePart part{.seq = kSeq, .position = n_tokens_};
+    for (std::uint32_t i = 0; i < n; ++i)
+      part.tokens.push_back(static_cast<TokenId>(rng_.below(info_.vocab_size)));
+    // Page p of the sequence is page p of the cache: there is nobody else.
+    const std::uint32_t first_page = n_pages();
+    n_tokens_ += n;
+    for (std::uint32_t page = first_page; page < n_pages(); ++page) part.new_pages.push_back(page);
+    batch.parts.push_back(std::move(part));
+    sampling::SamplingParams greedy;
+    greedy.temperature = 0.0F;
+    batch.outputs.push_back({.row = n - 1, .sampling = greedy});
+    auto result = run_on(backend_->loop, backend_->executor->step(std::move(batch)));
+    if (!result.ok()) return std::move(result).error();
+    return ok();
+  }
+
+  Backend* backend_;
+  const model::ExecutorInfo& info_;
+  Rng rng_{1};
+  std::uint32_t n_tokens_ = 0;
+  std::vector<model::SequenceOp> ops_;
+};
+
+std::string utc_now() {
+  return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+}
+
+Result<BenchRow> measure(Backend& backend, Sequence& sequence, const BenchTest& test,
+                         const BenchFlags& flags, const std::function<void()>& on_repetition) {
+  BenchRow row{.test = test, .test_time = utc_now(), .samples_ns = {}};
+  const std::uint32_t n_batch = backend.executor->info().n_batch;
+  if (!flags.no_warmup) {
+    RECUA_RETURN_IF_ERROR(sequence.append(std::min(test.n_prompt, n_batch), n_batch));
+    RECUA_RETURN_IF_ERROR(sequence.append(1, 1));
+    sequence.truncate(0);
+  }
+  RECUA_RETURN_IF_ERROR(sequence.append(test.n_depth, n_batch));
+  for (std::uint32_t i = 0; i < flags.n_repetitions; ++i) {
+    const net::TimePoint begin = backend.clock.now();
+    RECUA_RETURN_IF_ERROR(sequence.append(test.n_prompt, n_batch));
+    RECUA_RETURN_IF_ERROR(sequence.append(test.n_gen, 1));
+    const auto ns = (backend.clock.now() - begin).count();
+    row.samples_ns.push_back(static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 1)));
+    sequence.truncate(test.n_depth);
+    on_repetition();
+  }
+  sequence.truncate(0);
+  return row;
+}
+
+/// "llama 260.0K F32": the architecture, its size and the type of most of its weights.
+std::string describe_model(const gguf::GgufFile& file, std::uint64_t n_params) {
+  std::map<quant::DataType, std::uint64_t> n_by_type;
+  for (const gguf::TensorInfo& tensor : file.tensors()) n_by_type[tensor.type] += tensor.n_elements;
+  quant::DataType most = quant::DataType::kF32;
+  std::uint64_t n_most = 0;
+  for (const auto& [type, n] : n_by_type) {
+    if (n <= n_most) continue;
+    n_most = n;
+    most = type;
+  }
+  const auto value = static_cast<double>(n_params);
+  const std::string size = value >= 1e9   ? fmt::format("{:.1f}B", value / 1e9)
+                           : value >= 1e6 ? fmt::format("{:.1f}M", value / 1e6)
+                                          : fmt::format("{:.1f}K", value / 1e3);
+  const auto architecture = file.get_str("general.architecture");
+  return fmt::format("{} {} {}", architecture.ok() ? *architecture : "?", size,
+                     quant::traits(most).name);
+}
+
+BenchSetup describe_setup(const BenchFlags& flags, const Backend& backend) {
+  BenchSetup setup;
+  setup.build_commit = build_commit();
+  setup.cpu_info = cpu_name();
+  setup.backend = backend.executor->info().description;
+  setup.model_filename = flags.backend.model.model;
+  for (const gguf::TensorInfo& tensor : backend.file->tensors()) {
+    setup.model_size += tensor.n_bytes;
+    setup.model_n_params += tensor.n_elements;
+  }
+  setup.model_type = describe_model(*backend.file, setup.model_n_params);
+  setup.n_batch = flags.backend.model.n_batch;
+  setup.n_ubatch = flags.backend.model.n_ubatch;
+  setup.n_threads = backend.n_threads;
+  setup.type_k = flags.backend.model.k_type;
+  setup.type_v = flags.backend.model.v_type;
+  return setup;
+}
+
+void print(const std::string& text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+int bench(BenchFlags& flags) {
+  const auto format = parse_bench_format(flags.format);
+  if (!format.ok()) return report(format.error());
+  const auto tests = list_tests(flags);
+  if (!tests.ok()) return report(tests.error());
+  if (flags.n_repetitions == 0 || flags.n_repetitions > 1000000)
+    return report({ErrorCode::kInvalidArgument,
+                   fmt::format("-r/--repetitions is {}, need a number from 1 to 1000000",
+                               flags.n_repetitions)});
+  std::uint32_t n_ctx = 1;
+  for (const BenchTest& test : *tests)
+    n_ctx = std::max(n_ctx, std::max(test.n_depth + test.n_prompt + test.n_gen, test.n_prompt + 1));
+  auto opened = open_backend(flags.backend, {.n_ctx = n_ctx, .with_tokenizer = false});
+  if (!opened.ok()) return report(opened.error());
+  Backend& backend = **opened;
+
+  BenchPrinter printer(*format, describe_setup(flags, backend));
+  print(printer.begin());
+  const std::size_t n_total = tests->size() * flags.n_repetitions;
+  std::size_t n_done = 0;
+  Sequence sequence(backend);
+  for (const BenchTest& test : *tests) {
+    ProgressBar bar("bench", ProgressBar::Unit::kCount);
+    const auto row = measure(backend, sequence, test, flags,
+                             [&] { bar.update(++n_done, n_total, test.name()); });
+    bar.finish();
+    if (!row.ok()) {
+      print(printer.end());  // What was measured stays well-formed.
+      return report(row.error());
+    }
+    print(printer.row(*row));
+  }
+  print(printer.end());
+  return kExitOk;
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, int& exit_code) {
+  auto* const sub = app.add_subcommand("bench", "Measure prefill and decode speed");
+  const auto flags = std::make_shared<BenchFlags>();
+  sub->add_option("-p,--n-prompt", flags->n_prompt, "Prompt lengths to prefill; 0: none")
+      ->capture_default_str()
+      ->type_name("N,...");
+  sub->add_option("-n,--n-gen", flags->n_gen, "Numbers of tokens to generate one by one; 0: none")
+      ->capture_default_str()
+      ->type_name("N,...");
+  sub->add_option("--prompt-gen", flags->prompt_gen,
+                  "A prompt and a generation behind it, timed together; also -pg; may be repeated")
+      ->type_name("PROMPT,GEN")
+      ->allow_extra_args(false);
+  sub->add_option("-d,--n-depth", flags->n_depth, "Tokens already in the cache")
+      ->capture_default_str()
+      ->type_name("N,...");
+  sub->add_option("-r,--repetitions", flags->n_repetitions, "How often each test is measured")
+      ->capture_default_str()
+      ->type_name("N");
+  sub->add_option("-o,--output", flags->format, "md, csv, json or jsonl")
+      ->capture_default_str()
+      ->type_name("FORMAT");
+  sub->add_flag("--no-warmup", flags->no_warmup, "Measure the first, cold step too");
+  flags->backend.add(*sub, false);
+  sub->footer(
+      "Rows: ppN is prefill of N tokens, tgN generation of N tokens; tokens/s, mean ± "
+      "deviation.\n\n"
+      "Examples:\n"
+      "  recua bench -m model.gguf\n"
+      "  recua bench -m model.gguf -p 512,2048 -n 0 -r 3 -t 4\n"
+      "  recua bench -m model.gguf -p 0 -n 128 -d 0,4096 -o json\n"
+      "  recua bench -m model.gguf --workers 10.0.0.5:7500,10.0.0.6:7500");
+  sub->callback([flags, &exit_code] { exit_code = bench(*flags); });
+}
+
+}  // namespace recua::cli

@@ -1,0 +1,28 @@
+#pragma once
+/// The way from the command line to workers. Implemented by cluster_backend.cc.
+
+#include <functional>
+#include <memory>
+
+#include <boost/asio/io_context.hpp>
+
+#include "base/result.h"
+#include "cli/flags.h"
+#include "gguf/gguf_file.h"
+#include "model/executor.h"
+#include "model/slice_runner.h"
+#include "net/connection.h"
+
+namespace recua::cli {
+
+/// Connects to the workers that the flags name (or starts local ones, which end with the executor),
+/// plans, lets them load their slices and opens the channels. Blocks: runs the loop until that is
+/// done. options: n_ctx, n_pages, page_tokens, n_ubatch and types of the whole model. n_threads: of
+/// each local worker; 0: one per physical core. kUnavailable, kTimeout: names the worker and what
+/// to check there. Others as they say.
+Result<std::unique_ptr<model::Executor>> connect_cluster(
+    net::Env& env, boost::asio::io_context& loop, const ClusterFlags& flags,
+    std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options, std::uint32_t n_batch,
+    const model::LoadProgress& progress);
+
+}  // namespace recua::cli

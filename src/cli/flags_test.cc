@@ -1,0 +1,113 @@
+#include "cli/flags.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace recua::cli {
+namespace {
+
+template <class T>
+void expect_refused(const Result<T>& result, const std::string& what) {
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(result.error().message.find(what), std::string::npos) << result.error().message;
+}
+
+TEST(Flags, ReadLogitBiases) {
+  const auto plus = parse_logit_bias("15043+1.5");
+  ASSERT_TRUE(plus.ok());
+  EXPECT_EQ(*plus, (sampling::LogitBias{.id = 15043, .bias = 1.5F}));
+  const auto never = parse_logit_bias("7-inf");
+  ASSERT_TRUE(never.ok());
+  EXPECT_EQ(*never,
+            (sampling::LogitBias{.id = 7, .bias = -std::numeric_limits<float>::infinity()}));
+}
+
+TEST(Flags, RefuseMalformedLogitBiases) {
+  for (const char* text :
+       {"", "7", "+1", "-1", "7+", "7+x", "7+nan", "a+1", "7--1", "99999999999+1"})
+    expect_refused(parse_logit_bias(text), "ID+BIAS");
+}
+
+TEST(Flags, ReadTokenIds) {
+  const auto ids = parse_token_ids("--prompt-ids", "1,403,0");
+  ASSERT_TRUE(ids.ok());
+  EXPECT_EQ(*ids, (std::vector<TokenId>{1, 403, 0}));
+  for (const char* text : {"", "1,", ",1", "1,,2", "x", "-1", "1 2", "2147483648"})
+    expect_refused(parse_token_ids("--prompt-ids", text), "--prompt-ids");
+}
+
+TEST(Flags, BoundCounts) {
+  const auto counts = parse_counts("-p", "512,1024", 1024);
+  ASSERT_TRUE(counts.ok());
+  EXPECT_EQ(*counts, (std::vector<std::uint32_t>{512, 1024}));
+  expect_refused(parse_counts("-p", "1025", 1024), "0 to 1024");
+  expect_refused(parse_counts("-p", "1.5", 1024), "'1.5'");
+}
+
+TEST(Flags, ListTheCacheTypesWhenAnotherIsNamed) {
+  EXPECT_EQ(*parse_cache_type("-ctk", "F32"), quant::DataType::kF32);
+  EXPECT_EQ(*parse_cache_type("-ctk", "f16"), quant::DataType::kF16);
+  expect_refused(parse_cache_type("-ctk", "q8_0"), "need f16 or f32");
+  expect_refused(parse_cache_type("-ctk", "nonsense"), "need f16 or f32");
+}
+
+TEST(Flags, CheckTheSamplingRanges) {
+  SamplingFlags flags;
+  flags.params.top_p = 1.5F;
+  expect_refused(flags.check(), "--top-p is 1.5, need a number from 0 to 1");
+  flags.params.top_p = std::nanf("");
+  expect_refused(flags.check(), "--top-p");
+  flags.params.top_p = 1.0F;
+  flags.params.repeat_penalty = 0.0F;
+  expect_refused(flags.check(), "--repeat-penalty");
+  flags.params.repeat_penalty = 1.0F;
+  flags.seed = 42;
+  const auto checked = flags.check();
+  ASSERT_TRUE(checked.ok());
+  EXPECT_EQ(checked->seed, 42U);
+}
+
+TEST(Flags, NameEveryWorker) {
+  ClusterFlags flags;
+  flags.workers_text = "a:1,[::1]:2,c";
+  flags.split_text = "2,1,1";
+  ASSERT_TRUE(flags.check().ok());
+  ASSERT_EQ(flags.workers.size(), 3U);
+  EXPECT_EQ(flags.workers[1], (net::Endpoint{.host = "::1", .port = 2}));
+  EXPECT_EQ(flags.workers[2], (net::Endpoint{.host = "c", .port = kDefaultWorkerPort}));
+  EXPECT_EQ(flags.split, (std::vector<std::uint32_t>{2, 1, 1}));
+}
+
+TEST(Flags, RefuseContradictionsAboutWorkers) {
+  ClusterFlags flags;
+  flags.workers_text = "a:1,,b:2";
+  expect_refused(flags.check(), "empty parts");
+  flags.workers_text = "a:1,b:2";
+  flags.split_text = "1";
+  expect_refused(flags.check(), "1 shares for 2 workers");
+  flags.split_text = "0,0";
+  expect_refused(flags.check(), "no worker any layer");
+  flags.n_local_workers = 2;
+  expect_refused(flags.check(), "exclude each other");
+  flags.n_local_workers = 0;
+  flags.workers_text.clear();
+  flags.split_text = "1,2";
+  expect_refused(flags.check(), "--split needs");
+}
+
+TEST(Flags, AskForTheModel) {
+  ModelFlags flags;
+  expect_refused(flags.check(), "-m/--model is missing");
+  flags.model = "x.gguf";
+  EXPECT_TRUE(flags.check().ok());
+  flags.n_batch = 0;
+  expect_refused(flags.check(), "-b/--batch-size is 0");
+}
+
+}  // namespace
+}  // namespace recua::cli
