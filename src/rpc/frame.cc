@@ -5,8 +5,10 @@
 
 #include <fmt/format.h>
 #include <google/protobuf/message_lite.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include "base/bytes.h"
+#include "base/log.h"
 
 namespace recua::rpc {
 namespace {
@@ -18,6 +20,19 @@ constexpr std::size_t kPieceBytes =
 Error bad_header(std::string_view field, std::size_t offset, std::string_view why) {
   return Error{ErrorCode::kProtocol,
                fmt::format("broken frame header: {} at byte {} {}", field, offset, why)};
+}
+
+/// protobuf writes to standard error what it dislikes in a message; any peer could fill a log that
+/// way.
+void quiet_protobuf() {
+  static const bool kDone = [] {
+    google::protobuf::SetLogHandler(
+        [](google::protobuf::LogLevel, const char*, int, const std::string& line) {
+          log_debug("protobuf: {}", line);
+        });
+    return true;
+  }();
+  static_cast<void>(kDone);
 }
 
 }  // namespace
@@ -125,6 +140,7 @@ net::asio::awaitable<Result<void>> write_frame(net::Connection& connection, Fram
 
 Result<void> parse_payload(const Frame& frame, const std::string& peer,
                            google::protobuf::MessageLite& message) {
+  quiet_protobuf();
   if (message.ParseFromArray(frame.payload.data(), static_cast<int>(frame.payload.size())))
     return ok();
   return Error{ErrorCode::kProtocol, fmt::format("{}: {} bytes are no {}", peer,

@@ -159,7 +159,8 @@ class TcpChannelReceiver : public ChannelReceiver {
     before_last_bytes_ = std::exchange(last_bytes_, size);
     header_.reset();
     n_filled_ = surplus;
-    RECUA_RETURN_IF_ERROR(return_credits());
+    // The sender waits now, and what is released may be all that will be until it goes on.
+    if (n_received_ - n_told_ == ring_.n_slots) RECUA_RETURN_IF_ERROR(return_credits());
     if (surplus == 0) return ok();
     if (!may_receive()) {
       return fail(Error{ErrorCode::kProtocol,
