@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/progress.h"
 #include "cli/quantize_model.h"
 #include "cli/units.h"
 #include "gguf/gguf_file.h"
@@ -160,7 +161,13 @@ Result<void> quantize(const QuantizeFlags& flags) {
   } else {
     const std::size_t n_threads =
         flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
-    RECUA_RETURN_IF_ERROR(quantize_model(file, plan, mix, flags.output, n_threads));
+    ProgressBar bar(fmt::format("quantizing to {}", mix.name));
+    RECUA_RETURN_IF_ERROR(quantize_model(
+        file, plan, mix, flags.output, n_threads,
+        [&bar](std::uint64_t done, std::uint64_t total, std::string_view tensor_name) {
+          bar.update(done, total, gguf::quoted(tensor_name));
+        }));
+    bar.finish();
   }
   print_result(flags, mix, totals,
                std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

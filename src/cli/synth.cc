@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/progress.h"
 #include "cli/synth_model.h"
 #include "cli/units.h"
 #include "gguf/value.h"
@@ -32,8 +33,12 @@ Result<void> synth(const SynthFlags& flags) {
   }
   RECUA_RETURN_IF_ERROR(check_spec(flags.spec));
   const auto start = std::chrono::steady_clock::now();
+  ProgressBar bar(fmt::format("writing {}", flags.output));
   RECUA_ASSIGN_OR_RETURN(const SynthResult result,
-                         write_synth_model(flags.spec, *mix, flags.output));
+                         write_synth_model(flags.spec, *mix, flags.output,
+                                           [&bar](std::uint64_t done, std::uint64_t total,
+                                                  std::string_view) { bar.update(done, total); }));
+  bar.finish();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (flags.json) {
