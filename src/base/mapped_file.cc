@@ -1,13 +1,12 @@
 #include "base/mapped_file.h"
 
+#include <cerrno>
+#include <cstring>
 #include <fcntl.h>
+#include <string>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
-#include <string>
 #include <utility>
 
 #include <fmt/format.h>
@@ -91,11 +90,10 @@ Result<std::string> read_file(const std::filesystem::path& path, std::size_t byt
 }
 
 Result<void> write_file_atomically(const std::filesystem::path& path,
-                                   std::span<const std::byte> bytes) {
+                                   std::span<const std::byte> bytes, Durability durability) {
   // Unique per process and call, so that two writers of the same path cannot mix their bytes.
-  const std::filesystem::path temporary =
-      fmt::format("{}.{}.{:x}.tmp", path.string(), ::getpid(),
-                  reinterpret_cast<std::uintptr_t>(bytes.data()));
+  const std::filesystem::path temporary = fmt::format(
+      "{}.{}.{:x}.tmp", path.string(), ::getpid(), reinterpret_cast<std::uintptr_t>(bytes.data()));
   {
     const FileDescriptor fd(
         ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
@@ -110,9 +108,11 @@ Result<void> write_file_atomically(const std::filesystem::path& path,
       }
       done += static_cast<std::size_t>(n);
     }
-    if (::fsync(fd.get()) != 0) return system_error(temporary, "sync");
+    if (durability == Durability::kSynced && ::fsync(fd.get()) != 0)
+      return system_error(temporary, "sync");
   }
-  if (::rename(temporary.c_str(), path.c_str()) != 0) return system_error(path, "rename into place");
+  if (::rename(temporary.c_str(), path.c_str()) != 0)
+    return system_error(path, "rename into place");
   return {};
 }
 

@@ -38,9 +38,13 @@ class MappedFile {
 /// Reads a whole file into a string. kNotFound, kIo, kResourceExhausted (larger than bytes_max).
 Result<std::string> read_file(const std::filesystem::path& path, std::size_t bytes_max);
 
-/// Writes bytes to path by way of a temporary file beside it, fsync and rename: a reader sees the old
-/// file or the new one, never half of it.
+/// Whether a written file must survive the loss of power (fsync), or may be lost and made again.
+enum class Durability { kSynced, kMayBeLost };
+
+/// Writes bytes to path by way of a temporary file beside it and rename: a reader sees the old file
+/// or the new one, never half of it.
 Result<void> write_file_atomically(const std::filesystem::path& path,
-                                   std::span<const std::byte> bytes);
+                                   std::span<const std::byte> bytes,
+                                   Durability durability = Durability::kSynced);
 
 }  // namespace recua

@@ -85,7 +85,8 @@ void write_memo(const fs::path& path, const FileState& state, const Memo& memo) 
   }
   std::error_code error;
   fs::create_directories(path.parent_path(), error);
-  if (const auto written = write_file_atomically(path, out.bytes()); !written.ok()) {
+  if (const auto written = write_file_atomically(path, out.bytes(), Durability::kMayBeLost);
+      !written.ok()) {
     log_debug("hashes are not remembered: {}", written.error().message);
   }
 }
@@ -183,7 +184,7 @@ Result<void> ChunkStore::save(const Digest& digest, std::span<const std::byte> b
     return Error{ErrorCode::kIo, fmt::format("{}: cannot create the cache folder: {}",
                                              path.parent_path().string(), error.message())};
   }
-  return write_file_atomically(path, bytes);
+  return write_file_atomically(path, bytes, Durability::kMayBeLost);  // load() checks the hash.
 }
 
 }  // namespace recua::cluster

@@ -384,7 +384,9 @@ Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>&
   const rpc::ChannelId id = session->id();
   const std::weak_ptr<Client> weak = client;
   RECUA_RETURN_IF_ERROR(session->start([weak, id](const Error& error) {
-    log_warning("session {:016x} ended: {}", id.session, error.message);
+    // The coordinator is told and decides; when it closes a session itself, a neighbour's end of
+    // the channel may come first.
+    log_debug("session {:016x} ended: {}", id.session, error.message);
     const std::shared_ptr<Client> alive = weak.lock();
     if (alive == nullptr || alive->lost) return;
     wire::ControlMessage notice;

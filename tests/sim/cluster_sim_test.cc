@@ -1,0 +1,222 @@
+// Coordinator and workers in one thread on a virtual clock: the same tokens and bits as one
+// machine, and a designed end for every fault.
+#include <fstream>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "base/bytes.h"
+#include "compute/cpu/cpu_device.h"
+#include "model/local_executor.h"
+#include "sim_cluster.h"
+
+namespace recua {
+namespace {
+
+using model::TokenId;
+
+const std::filesystem::path kGolden = RECUA_GOLDEN_DIR;
+const std::filesystem::path kStories = kGolden / "models" / "stories260K.gguf";
+
+nlohmann::json read_json(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return nlohmann::json::parse(file);
+}
+
+struct Expected {
+  std::vector<TokenId> prompt;
+  std::vector<TokenId> greedy;
+};
+
+Expected expected_case(std::size_t i) {
+  const auto json = read_json(kGolden / "models" / "stories260K.expected.json");
+  return {json["cases"][i]["prompt_ids"].get<std::vector<TokenId>>(),
+          json["cases"][i]["greedy_ids"].get<std::vector<TokenId>>()};
+}
+
+std::vector<float> local_logits(const std::filesystem::path& model,
+                                const std::vector<TokenId>& tokens) {
+  auto device = compute::make_cpu_device({.n_threads = 1});
+  RECUA_CHECK(device.ok());
+  auto file = gguf::GgufFile::open(model);
+  RECUA_CHECK(file.ok());
+  const auto shared = std::make_shared<const gguf::GgufFile>(std::move(*file));
+  const model::SliceOptions options{.n_ctx = 512,
+                                    .n_pages = 16,
+                                    .page_tokens = 32,
+                                    .k_type = quant::DataType::kF32,
+                                    .v_type = quant::DataType::kF32};
+  auto executor = model::LocalExecutor::create(**device, shared, options);
+  RECUA_CHECK(executor.ok());
+  auto result = (*executor)->run(prompt_step(tokens, 0, 32, model::OutputRequest::Kind::kLogits));
+  RECUA_CHECK(result.ok());
+  return result->outputs.at(0).logits;
+}
+
+TEST(ClusterSim, GeneratesTheExpectedTokensOverAnyNumberOfWorkers) {
+  const Expected expected = expected_case(0);
+  for (const int n_workers : {1, 2, 3, 5}) {
+    SCOPED_TRACE(n_workers);
+    SimCluster cluster({.seed = 7, .n_workers = n_workers, .model = kStories});
+    const auto opened = cluster.open();
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    const auto tokens = cluster.generate(expected.prompt, 100);
+    ASSERT_TRUE(tokens.ok()) << tokens.error().message;
+    EXPECT_EQ(*tokens, expected.greedy);
+    EXPECT_EQ(cluster.cluster().sources().fetched, 0u);
+    cluster.close();
+    for (int i = 0; i < n_workers; ++i) EXPECT_EQ(cluster.worker(i).n_sessions(), 0u);
+  }
+}
+
+TEST(ClusterSim, GivesBitIdenticalLogitsToOneMachine) {
+  const auto expected = read_json(kGolden / "random" / "expected.json");
+  for (const auto& entry : expected["models"]) {
+    const std::string name = entry["model"];
+    SCOPED_TRACE(name);
+    const auto path = kGolden / "random" / name;
+    const auto tokens = entry["prompt_ids"].get<std::vector<TokenId>>();
+    auto file = gguf::GgufFile::open(path);
+    ASSERT_TRUE(file.ok());
+    const auto hyperparams = model::read_hyperparams(*file);
+    ASSERT_TRUE(hyperparams.ok());
+    const int n_workers = hyperparams->n_layers > 1 ? 2 : 1;  // One layer each at least.
+    SimCluster cluster({.seed = 3, .n_workers = n_workers, .n_ubatch = 5, .model = path});
+    const auto opened = cluster.open();
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    const auto logits = cluster.logits(tokens);
+    ASSERT_TRUE(logits.ok()) << logits.error().message;
+    EXPECT_EQ(*logits, local_logits(path, tokens));
+  }
+}
+
+TEST(ClusterSim, SendsWeightsToWorkersThatLackThemAndOnlyOnce) {
+  const Expected expected = expected_case(1);
+  SimCluster cluster({.seed = 5, .n_workers = 2, .workers_have_file = false, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  EXPECT_GT(cluster.cluster().sources().fetched, 1'000'000u);
+  const auto tokens = cluster.generate(expected.prompt, 20);
+  ASSERT_TRUE(tokens.ok());
+  EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+  cluster.close();
+  ASSERT_TRUE(cluster.open().ok());
+  EXPECT_EQ(cluster.cluster().sources().fetched, 0u);
+  EXPECT_GT(cluster.cluster().sources().from_cache, 1'000'000u);
+}
+
+TEST(ClusterSim, GivesTheSameRunForTheSameSeed) {
+  const Expected expected = expected_case(2);
+  net::TimePoint ends[2];
+  for (net::TimePoint& end : ends) {
+    SimCluster cluster({.seed = 11, .n_workers = 2, .model = kStories});
+    ASSERT_TRUE(cluster.open().ok());
+    ASSERT_TRUE(cluster.generate(expected.prompt, 10).ok());
+    end = cluster.loop().now();
+  }
+  EXPECT_EQ(ends[0], ends[1]);
+}
+
+TEST(ClusterSim, SendsOneMessagePerHopAndMicroBatchAndCopiesNoRows) {
+  SimCluster cluster({.seed = 2, .n_workers = 2, .n_ubatch = 4, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  ASSERT_TRUE(cluster.logits({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}).ok());  // Three micro-batches.
+  EXPECT_EQ(cluster.cluster().executor().sent().messages, 3u);
+  EXPECT_EQ(cluster.cluster().executor().received().messages, 3u);
+  EXPECT_EQ(cluster.cluster().executor().sent().payload_copies, 0u);
+}
+
+TEST(ClusterSim, ReportsABadBatchAndGoesOn) {
+  const Expected expected = expected_case(0);
+  SimCluster cluster({.seed = 4, .n_workers = 3, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  const auto bad = cluster.logits({1, 100'000});
+  ASSERT_FALSE(bad.ok());
+  EXPECT_EQ(bad.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(bad.error().message.find("100000"), std::string::npos) << bad.error().message;
+  const auto tokens = cluster.generate(expected.prompt, 10);
+  ASSERT_TRUE(tokens.ok()) << tokens.error().message;
+  EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+}
+
+TEST(ClusterSim, NamesTheWorkerThatIsKilledWhileDecoding) {
+  for (const std::size_t victim : {0U, 1U, 2U}) {
+    SCOPED_TRACE(victim);
+    SimCluster cluster({.seed = 6 + victim, .n_workers = 3, .model = kStories});
+    ASSERT_TRUE(cluster.open().ok());
+    ASSERT_TRUE(cluster.generate({1, 403, 407}, 5).ok());
+    const net::TimePoint before = cluster.loop().now();
+    cluster.network().kill(SimCluster::worker_name(victim));
+    const auto after = cluster.logits({1, 2, 3});
+    ASSERT_FALSE(after.ok());
+    EXPECT_EQ(after.error().code, ErrorCode::kUnavailable) << after.error().message;
+    EXPECT_NE(after.error().message.find(SimCluster::worker_name(victim)), std::string::npos)
+        << after.error().message;
+    EXPECT_LT(cluster.loop().now() - before, std::chrono::seconds(1));
+  }
+}
+
+TEST(ClusterSim, NoticesASilentWorkerByItsHeartbeat) {
+  SimCluster cluster({.seed = 9, .n_workers = 2, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  cluster.network().silence(SimCluster::worker_name(1));
+  const auto after = cluster.logits({1, 2, 3});
+  ASSERT_FALSE(after.ok());
+  EXPECT_NE(after.error().message.find("box1"), std::string::npos) << after.error().message;
+}
+
+TEST(ClusterSim, EndsCleanlyWhenAWorkerIsKilledAtAnyMomentOfLoading) {
+  // Kill a worker after each of many delays: every open() ends, with the worker's name or success.
+  for (int step = 0; step < 60; ++step) {
+    SCOPED_TRACE(step);
+    SimCluster cluster({.seed = static_cast<std::uint64_t>(100 + step),
+                        .n_workers = 2,
+                        .workers_have_file = false,
+                        .model = kStories});
+    cluster.loop().schedule(cluster.loop().now() + std::chrono::microseconds(100 * step * step),
+                            [&] { cluster.network().kill("box1"); });
+    const auto opened = cluster.open();
+    if (!opened.ok()) {
+      EXPECT_NE(opened.error().message.find("box1"), std::string::npos) << opened.error().message;
+    }
+  }
+}
+
+TEST(ClusterSim, SurvivesACoordinatorThatLeavesWithoutAWord) {
+  SimCluster cluster({.seed = 12, .n_workers = 2, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  EXPECT_EQ(cluster.worker(0).n_sessions(), 1u);
+  cluster.network().kill("home");
+  cluster.loop().run_for(std::chrono::seconds(10));
+  EXPECT_EQ(cluster.worker(0).n_sessions(), 0u);
+  EXPECT_EQ(cluster.worker(1).n_sessions(), 0u);
+  ASSERT_TRUE(cluster.open().ok());  // And serves the next one.
+}
+
+TEST(ClusterSim, DropsAPeerThatSendsGarbageAndServesTheOthers) {
+  const Expected expected = expected_case(0);
+  SimCluster cluster({.seed = 13, .n_workers = 2, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  const net::Env evil = cluster.network().env("evil");
+  const auto attack = [](net::Env env, std::string bytes) -> net::asio::awaitable<bool> {
+    net::Endpoint endpoint{.host = "box0", .port = SimCluster::kPort};
+    auto connection = co_await env.network->connect(endpoint, std::chrono::seconds(5));
+    RECUA_CHECK(connection.ok());
+    const auto written = co_await (*connection)->write(as_bytes(bytes));
+    RECUA_CHECK(written.ok());
+    std::byte reply[1];
+    while (true) {  // Until the worker closes, at the latest by its deadline.
+      const auto read = co_await (*connection)->read(reply);
+      if (!read.ok()) co_return true;
+    }
+  };
+  for (const std::string bytes : {"GET / HTTP/1.1\r\n\r\n", "RC", "\x16\x03\x01\x02",
+                                  "RCUA\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"}) {
+    EXPECT_TRUE(cluster.loop().run(attack(evil, bytes)));
+  }
+  const auto tokens = cluster.generate(expected.prompt, 10);
+  ASSERT_TRUE(tokens.ok()) << tokens.error().message;
+  EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+}
+
+}  // namespace
+}  // namespace recua

@@ -1,0 +1,138 @@
+#include "sim_cluster.h"
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+
+#include "compute/cpu/cpu_device.h"
+
+namespace recua {
+namespace {
+
+namespace asio = boost::asio;
+namespace fs = std::filesystem;
+
+net::SimOptions network_options(std::uint64_t seed) {
+  net::SimOptions options;
+  options.seed = seed;
+  return options;
+}
+
+fs::path make_scratch() {
+  std::string name = (fs::temp_directory_path() / "recua-sim-XXXXXX").string();
+  RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
+  return name;
+}
+
+}  // namespace
+
+SimCluster::SimCluster(const SimClusterOptions& options)
+    : options_(options),
+      scratch_(make_scratch()),
+      network_(loop_, network_options(options.seed)),
+      offload_(loop_.executor()) {
+  auto opened = gguf::GgufFile::open(options.model);
+  RECUA_CHECK(opened.ok());
+  file_ = std::make_shared<const gguf::GgufFile>(std::move(*opened));
+  for (int i = 0; i < options.n_workers; ++i) {
+    auto box = std::make_unique<Box>();
+    net::Env env = network_.env(worker_name(static_cast<std::size_t>(i)));
+    env.spin = net::Duration::zero();
+    const net::Endpoint endpoint{.host = worker_name(static_cast<std::size_t>(i)), .port = kPort};
+    auto listener = env.network->listen(endpoint);
+    RECUA_CHECK(listener.ok());
+    box->listener = std::move(*listener);
+    cluster::WorkerOptions worker_options;
+    worker_options.name = worker_name(static_cast<std::size_t>(i));
+    if (options.workers_have_file) worker_options.models_dir = options.model.parent_path();
+    worker_options.cache_dir = scratch_ / worker_options.name;
+    worker_options.memory_bytes = std::uint64_t{1} << 30;
+    box->worker = std::make_unique<cluster::Worker>(
+        env, offload_, [] { return compute::make_cpu_device({.n_threads = 1}); }, worker_options);
+    asio::co_spawn(loop_.executor(), box->worker->serve(*box->listener), asio::detached);
+    workers_.push_back(std::move(box));
+  }
+}
+
+SimCluster::~SimCluster() {
+  cluster_.reset();
+  for (const auto& box : workers_) {
+    box->worker->stop();
+    box->listener->close();
+  }
+  loop_.run_for(std::chrono::seconds(20));  // Whatever still ends, ends.
+  fs::remove_all(scratch_);
+}
+
+Result<void> SimCluster::open() {
+  net::Env env = network_.env("home");
+  env.spin = net::Duration::zero();
+  cluster::ClusterOptions options;
+  for (int i = 0; i < options_.n_workers; ++i) {
+    options.workers.push_back({.host = worker_name(static_cast<std::size_t>(i)), .port = kPort});
+  }
+  options.cache_dir = scratch_ / "home";
+  const model::SliceOptions slice_options{.n_ctx = 512,
+                                          .n_pages = 16,
+                                          .page_tokens = 32,
+                                          .n_ubatch = options_.n_ubatch,
+                                          .k_type = quant::DataType::kF32,
+                                          .v_type = quant::DataType::kF32};
+  auto opened = loop_.run(cluster::open_cluster(env, offload_, file_, slice_options, options, {}));
+  if (!opened.ok()) return Error(opened.error());
+  cluster_ = std::move(*opened);
+  return ok();
+}
+
+Result<model::StepResult> SimCluster::step(model::StepBatch batch) {
+  return loop_.run(cluster_->executor().step(std::move(batch)));
+}
+
+model::StepBatch prompt_step(const std::vector<model::TokenId>& tokens, std::uint32_t position,
+                             std::uint32_t page_tokens, model::OutputRequest::Kind kind) {
+  const auto n = static_cast<std::uint32_t>(tokens.size());
+  model::StepBatch batch;
+  model::SequencePart part{.seq = 0, .position = position, .tokens = tokens};
+  for (std::uint32_t page = (position + page_tokens - 1) / page_tokens;
+       page < (position + n + page_tokens - 1) / page_tokens; ++page) {
+    part.new_pages.push_back(page);
+  }
+  batch.parts.push_back(std::move(part));
+  model::OutputRequest request{.row = n - 1, .kind = kind};
+  request.sampling.temperature = 0;
+  batch.outputs.push_back(request);
+  return batch;
+}
+
+Result<std::vector<model::TokenId>> SimCluster::generate(const std::vector<model::TokenId>& prompt,
+                                                         int n) {
+  std::vector<model::TokenId> out;
+  std::vector<model::TokenId> next = prompt;
+  std::uint32_t position = 0;
+  for (int i = 0; i < n; ++i) {
+    model::StepBatch batch = prompt_step(next, position, cluster_->executor().info().page_tokens,
+                                         model::OutputRequest::Kind::kSample);
+    position += static_cast<std::uint32_t>(next.size());
+    RECUA_ASSIGN_OR_RETURN(const model::StepResult result, step(std::move(batch)));
+    out.push_back(result.outputs.at(0).id);
+    next = {out.back()};
+  }
+  return out;
+}
+
+Result<std::vector<float>> SimCluster::logits(const std::vector<model::TokenId>& tokens) {
+  RECUA_ASSIGN_OR_RETURN(model::StepResult result,
+                         step(prompt_step(tokens, 0, cluster_->executor().info().page_tokens,
+                                          model::OutputRequest::Kind::kLogits)));
+  return std::move(result.outputs.at(0).logits);
+}
+
+void SimCluster::close() {
+  const auto close_it = [](cluster::Cluster& cluster) -> asio::awaitable<bool> {
+    co_await cluster.close();
+    co_return true;
+  };
+  RECUA_CHECK(loop_.run(close_it(*cluster_)));
+  cluster_.reset();
+}
+
+}  // namespace recua
