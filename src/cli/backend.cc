@@ -82,14 +82,11 @@ Result<void> load(Backend& backend, const BackendFlags& flags, const model::Slic
     bar.update(n_done, n_total);
   };
   if (!flags.cluster.any()) return load_here(backend, flags.model, options, progress);
-#ifdef RECUA_WITH_CLUSTER
-  RECUA_ASSIGN_OR_RETURN(backend.executor,
-                         connect_cluster(backend.env, backend.loop, flags.cluster, backend.file,
-                                         options, flags.model.n_batch, progress));
+  RECUA_ASSIGN_OR_RETURN(
+      backend.executor,
+      connect_cluster(backend.env, backend.loop, flags.cluster, backend.file, options,
+                      flags.model.n_batch, flags.model.n_threads, progress));
   return ok();
-#else
-  return Error{ErrorCode::kUnsupported, "this recua was built without workers"};
-#endif
 }
 
 }  // namespace

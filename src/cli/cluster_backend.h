@@ -23,6 +23,6 @@ namespace recua::cli {
 Result<std::unique_ptr<model::Executor>> connect_cluster(
     net::Env& env, boost::asio::io_context& loop, const ClusterFlags& flags,
     std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options, std::uint32_t n_batch,
-    const model::LoadProgress& progress);
+    std::uint32_t n_threads, const model::LoadProgress& progress);
 
 }  // namespace recua::cli

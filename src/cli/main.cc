@@ -48,6 +48,25 @@ std::vector<std::string> known_words(const CLI::App& app, bool flags) {
   return words;
 }
 
+/// The parser's complaint about a flag's value in our words. Options that are not text are numbers.
+std::string describe(const CLI::ParseError& error) {
+  const std::string what = error.what();
+  if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr) {
+    const std::size_t name = what.find("--");
+    const std::size_t equals = what.find(" = ", name);
+    if (name != std::string::npos && equals != std::string::npos) {
+      return fmt::format("{} is '{}', which is not a number that it can take",
+                         what.substr(name, equals - name), what.substr(equals + 3));
+    }
+  }
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr) {
+    const std::size_t colon = what.find(':');
+    if (what.starts_with("--") && what.find("missing") != std::string::npos)
+      return fmt::format("{} needs a value behind it", what.substr(0, colon));
+  }
+  return what;
+}
+
 /// What is wrong with the command line, best guess first: a word that nobody knows explains more
 /// than the flag that is then missing.
 int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
@@ -58,7 +77,7 @@ int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
   // The app collects the leftovers of its subcommands too.
   const std::vector<std::string> unknown = app.remaining(true);
   if (unknown.empty()) {
-    return report({ErrorCode::kInvalidArgument, error.what()}, help);
+    return report({ErrorCode::kInvalidArgument, describe(error)}, help);
   }
   const std::string word = unknown.front().substr(0, unknown.front().find('='));
   const bool is_flag = word.starts_with('-');
@@ -91,6 +110,7 @@ int run_main(int argc, const char* const* argv) {
   register_tokenize(app, exit_code);
   register_quantize(app, exit_code);
   register_synth(app, exit_code);
+  register_worker(app, exit_code);
   register_version(app, exit_code);
   for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {
     add_log_flags(*sub, log_flags);

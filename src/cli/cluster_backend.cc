@@ -1,0 +1,91 @@
+#include "cli/cluster_backend.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "cli/local_workers.h"
+#include "cli/run_loop.h"
+#include "cluster/coordinator.h"
+#include "cluster/offload.h"
+#include "sys/topology.h"
+
+namespace recua::cli {
+namespace {
+
+namespace asio = boost::asio;
+
+/// The executor of a cluster, with everything that has to live as long.
+class ClusterExecutor final : public model::Executor {
+ public:
+  explicit ClusterExecutor(asio::io_context& loop) : loop_(loop), offload_(1) {}
+  ~ClusterExecutor() override {
+    if (cluster_ == nullptr) return;
+    const auto close = [](cluster::Cluster& cluster) -> asio::awaitable<bool> {
+      co_await cluster.close();
+      co_return true;
+    };
+    run_on(loop_, close(*cluster_));
+    cluster_.reset();
+  }
+
+  Result<void> open(const net::Env& env, const ClusterFlags& flags,
+                    std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options,
+                    std::uint32_t n_batch, std::uint32_t n_threads,
+                    const model::LoadProgress& progress) {
+    cluster::ClusterOptions cluster_options;
+    cluster_options.workers = flags.workers;
+    if (flags.n_local_workers > 0) {
+      const std::filesystem::path path = file->name();
+      RECUA_ASSIGN_OR_RETURN(
+          local_, LocalWorkers::start(flags.n_local_workers, path.parent_path(), n_threads));
+      cluster_options.workers = local_.endpoints();
+    }
+    cluster_options.split.assign(flags.split.begin(), flags.split.end());
+    cluster_options.n_batch = n_batch;
+    cluster_options.fetch_allowed = flags.fetch;
+    cluster_options.verify = flags.verify;
+    cluster_options.cache_dir = cluster::default_cache_dir();
+    cluster_options.n_threads = sys::default_thread_count(sys::detect_topology());
+    cluster_options.connect_timeout = std::chrono::duration_cast<net::Duration>(
+        std::chrono::duration<double>(flags.timeout_seconds));
+    cluster::ClusterProgress cluster_progress;
+    if (progress) cluster_progress.loading = progress;
+    Result<std::unique_ptr<cluster::Cluster>> opened =
+        run_on(loop_, cluster::open_cluster(env, offload_, std::move(file), options,
+                                            std::move(cluster_options), cluster_progress));
+    if (!opened.ok()) return Error(std::move(opened).error());
+    cluster_ = std::move(*opened);
+    return ok();
+  }
+
+  [[nodiscard]] const model::ExecutorInfo& info() const override {
+    return cluster_->executor().info();
+  }
+  asio::awaitable<Result<model::StepResult>> step(model::StepBatch batch) override {
+    return cluster_->executor().step(std::move(batch));
+  }
+
+ private:
+  asio::io_context& loop_;
+  LocalWorkers local_;  // Ends after the cluster was closed.
+  cluster::ThreadOffload offload_;
+  std::unique_ptr<cluster::Cluster> cluster_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<model::Executor>> connect_cluster(
+    net::Env& env, asio::io_context& loop, const ClusterFlags& flags,
+    std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options, std::uint32_t n_batch,
+    std::uint32_t n_threads, const model::LoadProgress& progress) {
+  // Which link runs on what, and who holds what, is said once at the start.
+  if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
+    set_log_level(LogLevel::kInfo);
+  }
+  auto executor = std::make_unique<ClusterExecutor>(loop);
+  RECUA_RETURN_IF_ERROR(
+      executor->open(env, flags, std::move(file), options, n_batch, n_threads, progress));
+  return std::unique_ptr<model::Executor>(std::move(executor));
+}
+
+}  // namespace recua::cli

@@ -1,0 +1,159 @@
+// recua worker: holds slices of models for coordinators.
+#include "cluster/worker.h"
+
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <unistd.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cluster/chunks.h"
+#include "cluster/offload.h"
+#include "compute/cpu/cpu_device.h"
+#include "net/real_clock.h"
+#include "net/tcp/tcp_network.h"
+#include "sys/topology.h"
+
+namespace recua::cli {
+namespace {
+
+namespace asio = boost::asio;
+
+struct WorkerFlags {
+  std::string listen = "127.0.0.1:7500";
+  std::string models_dir;
+  std::string cache_dir;
+  std::string port_file;
+  std::uint32_t n_threads = 0;
+  double memory_gib = 0.0;
+};
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
+/// Tells whoever started us where we listen: one line, whole or not there.
+Result<void> write_port_file(const std::string& path, const std::string& address) {
+  const std::string line = address + "\n";
+  if (path.starts_with("/dev/fd/")) {
+    std::FILE* file = std::fopen(path.c_str(), "w");
+    if (file == nullptr) return Error{ErrorCode::kIo, "--port-file: cannot open " + path};
+    std::fputs(line.c_str(), file);
+    std::fclose(file);
+    ::close(std::atoi(path.c_str() + 8));  // So that the reader sees the end.
+    return ok();
+  }
+  return write_file_atomically(path, as_bytes(line));
+}
+
+Result<void> run_worker(const WorkerFlags& flags) {
+  RECUA_ASSIGN_OR_RETURN(const net::Endpoint endpoint,
+                         net::Endpoint::parse(flags.listen, kDefaultWorkerPort));
+  if (!(flags.memory_gib >= 0.0) || flags.memory_gib > 1e6) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("--memory is {}, need a number of GiB (0: what is free)", flags.memory_gib)};
+  }
+  const compute::CpuDeviceOptions device_options{.n_threads = flags.n_threads};
+  RECUA_ASSIGN_OR_RETURN(const auto probe, compute::make_cpu_device(device_options));
+
+  asio::io_context loop{1};
+  net::RealClock clock;
+  net::TcpNetwork network(loop.get_executor());
+  net::Env env;
+  env.executor = loop.get_executor();
+  env.clock = &clock;
+  env.network = &network;
+  env.random = [device = std::make_shared<std::random_device>()] {
+    return (std::uint64_t{(*device)()} << 32) | (*device)();
+  };
+  RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<net::Listener> listener, network.listen(endpoint));
+
+  const std::size_t n_threads =
+      flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
+  cluster::ThreadOffload offload(2);
+  cluster::WorkerOptions options;
+  options.name = listener->endpoint().to_string();
+  options.models_dir = flags.models_dir;
+  options.cache_dir =
+      flags.cache_dir.empty() ? cluster::default_cache_dir().string() : flags.cache_dir;
+  options.n_threads = n_threads;
+  options.memory_bytes = static_cast<std::uint64_t>(flags.memory_gib * 1024 * 1024 * 1024);
+  cluster::Worker worker(
+      env, offload, [device_options] { return compute::make_cpu_device(device_options); }, options);
+
+  log_info("{}", probe->description());
+  log_info("listening on {}", listener->endpoint().to_string());
+  if (!is_loopback(endpoint.host)) {
+    log_warning(
+        "connections are not encrypted and peers are not authenticated yet: whoever reaches {} "
+        "can use this worker; keep it on a trusted network",
+        listener->endpoint().to_string());
+  }
+  if (!flags.port_file.empty()) {
+    RECUA_RETURN_IF_ERROR(write_port_file(flags.port_file, listener->endpoint().to_string()));
+  }
+  asio::signal_set signals(loop, SIGINT, SIGTERM);
+  signals.async_wait([&](const boost::system::error_code& error, int) {
+    if (error) return;
+    log_info("stopping");
+    worker.stop();
+    listener->close();
+  });
+  Result<void> served = ok();
+  asio::co_spawn(loop, worker.serve(*listener), [&](std::exception_ptr, Result<void> result) {
+    served = std::move(result);
+    signals.cancel();
+  });
+  loop.run();
+  return served;
+}
+
+}  // namespace
+
+void register_worker(CLI::App& app, int& exit_code) {
+  const auto flags = std::make_shared<WorkerFlags>();
+  CLI::App* sub = app.add_subcommand("worker", "Hold slices of models for coordinators");
+  sub->add_option("--listen", flags->listen,
+                  "Where to listen; [::1]:7500 for IPv6, :7500 for all addresses, port 0 for any")
+      ->type_name("HOST:PORT")
+      ->capture_default_str();
+  sub->add_option("--models", flags->models_dir,
+                  "Folder with own copies of model files, found by name and verified by hash")
+      ->type_name("DIR");
+  sub->add_option("--cache-dir", flags->cache_dir,
+                  "Where fetched weights are kept (default: recua in the user's cache folder)")
+      ->type_name("DIR");
+  sub->add_option("-t,--threads", flags->n_threads, "Threads (default: one per physical core)")
+      ->type_name("N");
+  sub->add_option("--memory", flags->memory_gib, "Most memory to use (default: what is free)")
+      ->type_name("GIB");
+  sub->add_option("--port-file", flags->port_file,
+                  "Write HOST:PORT there once connections are accepted, for scripts")
+      ->type_name("FILE");
+  sub->footer(
+      "Examples:\n"
+      "  recua worker --listen 0.0.0.0:7500 --models /srv/models\n"
+      "  recua worker --listen [::1]:7501 -t 8\n"
+      "  recua run -m model.gguf --workers box1:7500,box2:7500 -p \"Hello\"   (on the "
+      "coordinator)");
+  sub->callback([flags, &exit_code] {
+    // Somebody watches a worker's lines; other commands show results instead.
+    if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
+      set_log_level(LogLevel::kInfo);
+    }
+    const Result<void> result = run_worker(*flags);
+    exit_code = result.ok() ? kExitOk : report(result.error());
+  });
+}
+
+}  // namespace recua::cli
