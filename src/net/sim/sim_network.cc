@@ -117,7 +117,10 @@ SimNetwork::SimNetwork(SimLoop& loop, const SimOptions& options)
 
 SimNetwork::~SimNetwork() {
   for (const std::weak_ptr<SimLink>& weak : links_) {
-    if (const std::shared_ptr<SimLink> link = weak.lock()) link->network = nullptr;
+    const std::shared_ptr<SimLink> link = weak.lock();
+    if (!link) continue;
+    link->network = nullptr;
+    for (SimPipe& pipe : link->pipes) pipe.held.clear();  // Each holds a share of its link.
   }
   for (const auto& [where, queue] : listeners_) queue->close();
 }
