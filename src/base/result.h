@@ -14,7 +14,8 @@
 
 namespace recua {
 
-/// What a caller may branch on. The sentence in Error::message is for people.
+/// What a caller may branch on. The sentence in Error::message is for people. The numbers travel in
+/// failure messages (docs/protocol.md): new codes go to the end.
 enum class ErrorCode {
   kInvalidArgument,    // A flag, request or parameter is wrong: the command line exits with 2.
   kNotFound,           // A file, tensor, key or model is not there.

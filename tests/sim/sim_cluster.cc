@@ -63,8 +63,9 @@ SimCluster::~SimCluster() {
   fs::remove_all(scratch_);
 }
 
-Result<void> SimCluster::open() {
+Result<void> SimCluster::open(net::Network* network) {
   net::Env env = network_.env("home");
+  if (network != nullptr) env.network = network;
   env.spin = net::Duration::zero();
   cluster::ClusterOptions options;
   for (int i = 0; i < options_.n_workers; ++i) {

@@ -33,8 +33,8 @@ class SimCluster {
   SimCluster(const SimCluster&) = delete;
   SimCluster& operator=(const SimCluster&) = delete;
 
-  /// Brings the model onto the workers.
-  Result<void> open();
+  /// Brings the model onto the workers, over another view of the network if one is given.
+  Result<void> open(net::Network* network = nullptr);
   /// Greedy continuation of a prompt, one step per token.
   Result<std::vector<model::TokenId>> generate(const std::vector<model::TokenId>& prompt, int n);
   /// All logits after the last token of one step.
