@@ -100,7 +100,9 @@ void ClusterFlags::add(CLI::App& app) {
   app.add_option("--split", split_text,
                  "How many layers each worker gets, as proportions (default: by free memory)")
       ->type_name("A,B,...");
-  app.add_flag("!--no-fetch", fetch, "Fail rather than send weights to a worker that lacks them");
+  app.add_flag_callback(
+      "--no-fetch", [this] { fetch = false; },
+      "Fail rather than send weights to a worker that lacks them");
   app.add_flag("--verify", verify, "Let the workers hash their weights again");
   app.add_option("--worker-timeout", timeout_seconds, "Seconds to wait for a worker to answer")
       ->capture_default_str()

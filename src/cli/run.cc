@@ -1,6 +1,8 @@
 // recua run: a prompt in, its continuation out, as it is generated.
 
+#include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 
@@ -168,7 +170,8 @@ void emit(const RunFlags& flags, Answer& answer, const std::string& text) {
 Result<Answer> generate(const RunFlags& flags, Backend& backend, engine::Request request) {
   engine::Engine engine(backend.loop.get_executor(), backend.clock, *backend.executor);
   Answer answer;
-  tokenizer::Detokenizer detokenizer(*backend.tokenizer, {.from_start = false});
+  // Token by token: unlike in a whole text, a space behind a control token is the model's word.
+  tokenizer::Utf8Stream characters;
   engine::RequestCallbacks callbacks;
   callbacks.on_token = [&](engine::TokenEvent&& event) {
     if (event.is_prompt) {
@@ -176,7 +179,7 @@ Result<Answer> generate(const RunFlags& flags, Backend& backend, engine::Request
       return;
     }
     answer.ids.push_back(event.id);
-    emit(flags, answer, detokenizer.push(event.id));
+    emit(flags, answer, characters.push(backend.tokenizer->piece(event.id, false)));
     if (flags.n_logprobs) answer.tokens.push_back(std::move(event));
   };
   callbacks.on_finish = [&](engine::Finish&& finish) { answer.finish = std::move(finish); };
@@ -185,7 +188,7 @@ Result<Answer> generate(const RunFlags& flags, Backend& backend, engine::Request
   const Interrupt interrupt(backend.loop, [&engine, id] { engine.cancel(id); });
   backend.loop.restart();
   while (!answer.finish) backend.loop.run_one();
-  emit(flags, answer, detokenizer.flush());
+  emit(flags, answer, characters.flush());
   return answer;
 }
 
