@@ -379,8 +379,9 @@ TEST(Weights, ReportTheirProgress) {
   const SliceOptions options = {.n_ctx = 64, .n_ubatch = 8};
   ASSERT_TRUE(LocalExecutor::create(*device, open_golden(kLlama), options, progress).ok());
   EXPECT_EQ(last, total);
+  const auto file = open_golden(kLlama);
   std::size_t bytes = 0;
-  for (const auto& tensor : open_golden(kLlama)->tensors()) bytes += tensor.n_bytes;
+  for (const gguf::TensorInfo& tensor : file->tensors()) bytes += tensor.n_bytes;
   EXPECT_EQ(total, bytes);
 }
 

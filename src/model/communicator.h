@@ -1,11 +1,12 @@
 #pragma once
-/// Communicator: how the ranks of one tensor-parallel slice exchange partial results inside a forward
-/// pass. collective/ implements it over channels; a slice that is not split uses SingleRank.
+/// Communicator: how the ranks of one tensor-parallel slice exchange partial results inside a
+/// forward pass. collective/ implements it over channels; a slice that is not split uses
+/// SingleRank.
 ///
-/// Sums are taken in rank order, so the same plan gives the same bits. Every call is collective: all
-/// ranks make the same calls with the same sizes in the same order.
-/// Errors: kUnavailable or kTimeout name the rank that is missing; the epoch is over then.
-/// Threads: the one compute thread of the slice.
+/// Sums are taken in rank order, so the same plan gives the same bits. Every call is collective:
+/// all ranks make the same calls with the same sizes in the same order. Errors: kUnavailable or
+/// kTimeout name the rank that is missing; the epoch is over then. Threads: the one compute thread
+/// of the slice.
 
 #include <cstddef>
 #include <cstdint>
@@ -27,7 +28,8 @@ class Communicator {
 
   /// values[i] becomes the sum over ranks of their values[i].
   virtual Result<void> all_reduce(std::span<float> values) = 0;
-  /// out = the ranks' parts one after another; counts[r] floats from rank r, mine.size() == counts[rank].
+  /// out = the ranks' parts one after another; counts[r] floats from rank r, mine.size() ==
+  /// counts[rank].
   virtual Result<void> all_gather(std::span<const float> mine, std::span<const std::size_t> counts,
                                   std::span<float> out) = 0;
   /// Everybody gets root's values.

@@ -1,8 +1,8 @@
 #pragma once
 /// Slice: the part of a model that one process holds, a range of layers and a share of each.
 ///
-/// The slice with the first layer also embeds tokens; the one with the last layer also has the output
-/// norm and matrix and samples. A whole model is one slice.
+/// The slice with the first layer also embeds tokens; the one with the last layer also has the
+/// output norm and matrix and samples. A whole model is one slice.
 
 #include <cstdint>
 #include <string_view>

@@ -75,11 +75,12 @@ class Cutter {
     const std::size_t pages_end =
         last ? part.new_pages.size()
              : std::clamp<std::size_t>(need > had ? need - had : 0, pages_, part.new_pages.size());
-    SequencePart out{.seq = part.seq,
-                     .position = part.position + token_,
-                     .tokens = {begin, begin + take},
-                     .new_pages = {part.new_pages.begin() + static_cast<std::ptrdiff_t>(pages_),
-                                   part.new_pages.begin() + static_cast<std::ptrdiff_t>(pages_end)}};
+    SequencePart out{
+        .seq = part.seq,
+        .position = part.position + token_,
+        .tokens = {begin, begin + take},
+        .new_pages = {part.new_pages.begin() + static_cast<std::ptrdiff_t>(pages_),
+                      part.new_pages.begin() + static_cast<std::ptrdiff_t>(pages_end)}};
     pages_ = pages_end;
     return out;
   }
