@@ -236,13 +236,17 @@ Result<void> Session::start(std::function<void(const Error&)> failed) {
   RECUA_ASSIGN_OR_RETURN(stage_, Stage::create(std::move(parts)));
 
   asio::co_spawn(loop_->executor(), stage_->drive(stage_env),
-                 [self = shared_from_this(), failed = std::move(failed)](std::exception_ptr thrown,
-                                                                         Result<void> ended) {
+                 [self = shared_from_this(), failed = std::move(failed)](
+                     std::exception_ptr thrown, Result<void> ended) mutable {
                    if (thrown != nullptr) {
                      ended = Error{ErrorCode::kResourceExhausted, "the stage ran out of memory"};
                    }
-                   // Back to the control loop, which alone touches the session.
-                   asio::post(self->env_.env.executor, [self, failed, ended = std::move(ended)] {
+                   // Back to the control loop, which alone touches the session. Nothing of it may
+                   // stay here: were this thread the last to let go, the session's end would join
+                   // this very thread.
+                   const asio::any_io_executor home = self->env_.env.executor;
+                   asio::post(home, [self = std::move(self), failed = std::move(failed),
+                                     ended = std::move(ended)]() mutable {
                      if (!ended.ok() && !self->closed_) failed(ended.error());
                      self->stage_.reset();
                    });
