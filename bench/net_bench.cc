@@ -1,0 +1,163 @@
+// Ping-pong of tensor messages over TCP on loopback between two threads that spin, as two workers
+// would on two machines: net/round_trip/tcp/bytes:N, half of it is one hop. Beside it the same
+// bytes by plain blocking send and recv, as the yardstick of the same run.
+//
+//   net_bench [rounds]
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <string_view>
+#include <sys/socket.h>
+#include <thread>
+#include <vector>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <fmt/format.h>
+
+#include "net/tcp/tcp_network.h"
+#include "rpc/tcp_channel.h"
+
+namespace recua {
+namespace {
+
+using Nanoseconds = std::chrono::nanoseconds;
+using SteadyClock = std::chrono::steady_clock;
+using ConnectionPtr = std::unique_ptr<net::Connection>;
+
+constexpr rpc::ChannelId kId{.session = 1, .epoch = 1};
+
+net::asio::awaitable<void> take(net::asio::awaitable<Result<ConnectionPtr>> coroutine,
+                                ConnectionPtr& out) {
+  auto result = co_await std::move(coroutine);
+  RECUA_CHECK(result.ok());
+  out = std::move(*result);
+}
+
+/// One end: sends on one connection, receives on another.
+struct End {
+  End(ConnectionPtr out, ConnectionPtr in, std::uint64_t slot_bytes)
+      : ring{.n_slots = 4, .slot_bytes = slot_bytes}, memory(ring.n_slots * slot_bytes) {
+    sender = rpc::make_tcp_sender(*out->move_to(io.get_executor()), ring);
+    receiver = *rpc::make_tcp_receiver(*in->move_to(io.get_executor()), kId, ring, memory);
+  }
+  void send(std::span<const std::byte> rows) {
+    rpc::TensorHeader header{.session = kId.session, .epoch = kId.epoch};
+    header.n_rows = 1;
+    header.row_bytes = static_cast<std::uint32_t>(rows.size());
+    while (!*sender->try_send({header, rows, {}})) RECUA_CHECK(sender->poll().ok());
+  }
+  void receive() {
+    while (true) {
+      auto in = receiver->poll();
+      RECUA_CHECK(in.ok());
+      if (!*in) continue;
+      RECUA_CHECK(receiver->release((*in)->slot).ok());
+      return;
+    }
+  }
+  net::asio::io_context io{1};
+  rpc::RingShape ring;
+  std::vector<std::byte> memory;
+  std::unique_ptr<rpc::ChannelSender> sender;
+  std::unique_ptr<rpc::ChannelReceiver> receiver;
+};
+
+void print(std::string_view name, std::size_t bytes, std::vector<Nanoseconds>& times) {
+  std::sort(times.begin(), times.end());
+  const auto us = [&](std::size_t i) { return static_cast<double>(times[i].count()) / 1000.0; };
+  fmt::print("{}/bytes:{:<7} p50 {:8.2f} us   p99 {:8.2f} us\n", name, bytes, us(times.size() / 2),
+             us(times.size() * 99 / 100));
+}
+
+void channel_ping_pong(std::size_t bytes, int n_rounds) {
+  net::asio::io_context io{1};
+  net::TcpNetwork network(io.get_executor());
+  ConnectionPtr there[2];  // a sends on there, b on back.
+  ConnectionPtr back[2];
+  for (ConnectionPtr* pair : {there, back}) {
+    auto listener = *network.listen(net::Endpoint{"127.0.0.1", 0});
+    const net::Endpoint endpoint = listener->endpoint();
+    net::asio::co_spawn(io, take(network.connect(endpoint, std::chrono::seconds(5)), pair[0]),
+                        net::asio::detached);
+    net::asio::co_spawn(io, take(listener->accept(), pair[1]), net::asio::detached);
+    io.restart();
+    io.run();
+  }
+  const std::uint64_t slot_bytes = bytes + rpc::kTensorHeaderBytes;
+  End a(std::move(there[0]), std::move(back[1]), slot_bytes);
+  End b(std::move(back[0]), std::move(there[1]), slot_bytes);
+  const std::vector<std::byte> rows(bytes, std::byte{1});
+
+  std::jthread echo([&] {
+    for (int i = 0; i < n_rounds; ++i) {
+      b.receive();
+      b.send(rows);
+    }
+  });
+  std::vector<Nanoseconds> times;
+  for (int i = 0; i < n_rounds; ++i) {
+    const auto start = SteadyClock::now();
+    a.send(rows);
+    a.receive();
+    times.push_back(SteadyClock::now() - start);
+  }
+  print("net/round_trip/tcp", bytes, times);
+  const auto& sent = a.sender->counters();
+  const auto& received = a.receiver->counters();
+  RECUA_CHECK(sent.payload_copies == 0 && received.payload_copies == 0);
+}
+
+void plain_ping_pong(std::size_t bytes, int n_rounds) {
+  net::asio::io_context io{1};
+  using tcp = net::asio::ip::tcp;
+  tcp::acceptor acceptor(io, tcp::endpoint(tcp::v4(), 0));
+  tcp::socket a(io);
+  a.connect(tcp::endpoint(net::asio::ip::address_v4::loopback(), acceptor.local_endpoint().port()));
+  tcp::socket b = acceptor.accept();
+  a.set_option(tcp::no_delay(true));
+  b.set_option(tcp::no_delay(true));
+  const std::size_t size = bytes + rpc::kTensorHeaderBytes;
+  const auto send_all = [size](tcp::socket& socket, std::vector<char>& buffer) {
+    const ssize_t n = ::send(socket.native_handle(), buffer.data(), size, MSG_NOSIGNAL);
+    RECUA_CHECK(n == static_cast<ssize_t>(size));
+  };
+  const auto receive_all = [size](tcp::socket& socket, std::vector<char>& buffer) {
+    for (std::size_t done = 0; done < size;) {
+      const ssize_t n =
+          ::recv(socket.native_handle(), buffer.data() + done, size - done, MSG_DONTWAIT);
+      if (n > 0) done += static_cast<std::size_t>(n);
+    }
+  };
+  std::jthread echo([&] {
+    std::vector<char> buffer(size);
+    for (int i = 0; i < n_rounds; ++i) {
+      receive_all(b, buffer);
+      send_all(b, buffer);
+    }
+  });
+  std::vector<char> buffer(size);
+  std::vector<Nanoseconds> times;
+  for (int i = 0; i < n_rounds; ++i) {
+    const auto start = SteadyClock::now();
+    send_all(a, buffer);
+    receive_all(a, buffer);
+    times.push_back(SteadyClock::now() - start);
+  }
+  print("net/round_trip/plain", bytes, times);
+}
+
+}  // namespace
+}  // namespace recua
+
+int main(int argc, char** argv) {
+  int n_rounds = 20'000;
+  if (argc > 1) std::from_chars(argv[1], argv[1] + std::strlen(argv[1]), n_rounds);
+  for (const std::size_t bytes : {256u, 8192u, 65536u}) {
+    recua::channel_ping_pong(bytes, n_rounds);
+    recua::plain_ping_pong(bytes, n_rounds);
+  }
+}
