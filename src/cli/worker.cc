@@ -3,9 +3,11 @@
 
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
+#include <system_error>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
@@ -55,9 +57,23 @@ Result<void> write_port_file(const std::string& path, const std::string& address
   return write_file_atomically(path, as_bytes(line));
 }
 
+Result<net::Endpoint> parse_listen(const std::string& text) {
+  Result<net::Endpoint> endpoint = net::Endpoint::parse(text, kDefaultWorkerPort);
+  if (!endpoint.ok()) return std::move(endpoint).error().within("--listen");
+  return endpoint;
+}
+
 Result<void> run_worker(const WorkerFlags& flags) {
-  RECUA_ASSIGN_OR_RETURN(const net::Endpoint endpoint,
-                         net::Endpoint::parse(flags.listen, kDefaultWorkerPort));
+  auto parsed = net::Endpoint::parse(flags.listen, kDefaultWorkerPort);
+  if (!parsed.ok()) return std::move(parsed).error().within("--listen");
+  const net::Endpoint endpoint = std::move(parsed).value();
+  if (std::error_code error;
+      !flags.models_dir.empty() && !std::filesystem::is_directory(flags.models_dir, error)) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("--models is '{}', which is no folder here; leave it out to fetch "
+                             "everything from coordinators",
+                             flags.models_dir)};
+  }
   if (!(flags.memory_gib >= 0.0) || flags.memory_gib > 1e6) {
     return Error{
         ErrorCode::kInvalidArgument,
