@@ -50,7 +50,7 @@ class Unreachable(TestCase):
         self.check_failure(done, EXIT_FAILURE, [f"127.0.0.1:{port}"])
 
     def test_wrong_addresses_are_wrong_usage(self):
-        for text in ("127.0.0.1:0", "127.0.0.1:99999", "127.0.0.1:x", "[::1:7500", ","):
+        for text in ("127.0.0.1:99999", "127.0.0.1:x", "[::1:7500", ","):
             with self.subTest(text=text):
                 self.fail_with(EXIT_USAGE, ["--workers"], "run", "-m", STORIES, "-p", "a",
                                "--workers", text)

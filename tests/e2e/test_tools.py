@@ -36,7 +36,8 @@ class Inspect(TestCase):
 
     def test_lists_metadata_and_tensors_as_json(self):
         answer = self.succeed("inspect", "--json", STORIES).json()
-        self.assertEqual(answer["metadata"]["general.architecture"], "llama")
+        self.assertEqual(answer["metadata"]["general.architecture"],
+                         {"type": "string", "value": "llama"})
         tensors = {tensor["name"]: tensor for tensor in answer["tensors"]}
         self.assertIn("token_embd.weight", tensors)
         self.assertEqual(tensors["token_embd.weight"]["type"].upper(), "F32")
