@@ -20,6 +20,14 @@ class ClusterExecutor final : public model::Executor {
   explicit ClusterExecutor(asio::io_context& loop) : loop_(loop), offload_(1) {}
   ~ClusterExecutor() override {
     if (cluster_ == nullptr) return;
+    const rpc::ChannelCounters& sent = cluster_->executor().sent();
+    const rpc::ChannelCounters& received = cluster_->executor().received();
+    log_debug(
+        "links: sent {} messages, {} bytes, {} system calls, {} copies, {} sleeps; received {} "
+        "messages, {} bytes, {} system calls, {} copies, {} sleeps",
+        sent.messages, sent.bytes, sent.system_calls, sent.payload_copies, sent.sleeps,
+        received.messages, received.bytes, received.system_calls, received.payload_copies,
+        received.sleeps);
     const auto close = [](cluster::Cluster& cluster) -> asio::awaitable<bool> {
       co_await cluster.close();
       co_return true;
