@@ -57,12 +57,6 @@ Result<void> write_port_file(const std::string& path, const std::string& address
   return write_file_atomically(path, as_bytes(line));
 }
 
-Result<net::Endpoint> parse_listen(const std::string& text) {
-  Result<net::Endpoint> endpoint = net::Endpoint::parse(text, kDefaultWorkerPort);
-  if (!endpoint.ok()) return std::move(endpoint).error().within("--listen");
-  return endpoint;
-}
-
 Result<void> run_worker(const WorkerFlags& flags) {
   auto parsed = net::Endpoint::parse(flags.listen, kDefaultWorkerPort);
   if (!parsed.ok()) return std::move(parsed).error().within("--listen");
