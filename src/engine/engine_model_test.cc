@@ -6,7 +6,6 @@
 #include <memory>
 #include <vector>
 
-#include <boost/asio/io_context.hpp>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -14,7 +13,7 @@
 #include "engine/engine.h"
 #include "gguf/gguf_file.h"
 #include "model/local_executor.h"
-#include "net/real_clock.h"
+#include "net/sim/sim_loop.h"
 
 namespace recua::engine {
 namespace {
@@ -60,9 +59,8 @@ void generate_together(std::uint32_t n_pages, std::uint32_t n_batch) {
       **device, std::make_shared<gguf::GgufFile>(std::move(file).value()), options, {}, n_batch);
   ASSERT_TRUE(executor.ok()) << executor.error().message;
 
-  boost::asio::io_context loop{1};
-  const net::RealClock clock;
-  Engine engine(loop.get_executor(), clock, **executor);
+  net::SimLoop loop;
+  Engine engine(loop.executor(), loop, **executor);
   for (Case& one : cases) {
     Request request;
     request.prompt = one.prompt;
@@ -77,7 +75,9 @@ void generate_together(std::uint32_t n_pages, std::uint32_t n_batch) {
     const auto id = engine.submit(std::move(request), std::move(callbacks));
     ASSERT_TRUE(id.ok()) << id.error().message;
   }
-  loop.run();  // Ends by itself: an idle engine leaves nothing behind in the loop.
+  // Ends by itself: an idle engine leaves nothing behind in the loop.
+  while (loop.run_one_or_advance()) {
+  }
   for (std::size_t i = 0; i < cases.size(); ++i) {
     SCOPED_TRACE(i);
     ASSERT_TRUE(cases[i].finish);
