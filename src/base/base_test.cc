@@ -78,6 +78,12 @@ TEST(Sha256, MatchesTheStandardsExample) {  // FIPS 180-4, "abc"
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
+TEST(EqualInConstantTime, ComparesLengthsAndBytes) {
+  EXPECT_TRUE(equal_in_constant_time(as_bytes("secret"), as_bytes("secret")));
+  EXPECT_FALSE(equal_in_constant_time(as_bytes("secret"), as_bytes("secreT")));
+  EXPECT_FALSE(equal_in_constant_time(as_bytes("secret"), as_bytes("secrets")));
+}
+
 TEST(Rng, IsReproducibleAndSpreadOut) {
   Rng a(7), b(7);
   double sum = 0, squares = 0;

@@ -1,5 +1,6 @@
 #include "base/sha256.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 
 #include "base/check.h"
@@ -24,6 +25,10 @@ std::string to_hex(std::span<const std::byte> bytes) {
     out.push_back(kDigits[std::to_integer<unsigned>(b) & 15]);
   }
   return out;
+}
+
+bool equal_in_constant_time(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
 }  // namespace recua

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <openssl/crypto.h>
 
 #include "base/bytes.h"
+#include "base/sha256.h"
 #include "net/deadline.h"
 #include "rpc/frame.h"
 #include "rpc/handshake_wire.h"
@@ -204,7 +204,7 @@ net::asio::awaitable<void> refuse(const net::Env& env, net::Connection& connecti
 }  // namespace
 
 bool secrets_equal(const Secret& a, const Secret& b) {
-  return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+  return equal_in_constant_time(a, b);
 }
 
 Secret make_secret(const net::Env& env) {
