@@ -185,7 +185,8 @@ BenchSetup describe_setup(const BenchFlags& flags, const Backend& backend) {
   setup.model_type = describe_model(*backend.file, setup.model_n_params);
   setup.n_batch = flags.backend.model.n_batch;
   setup.n_ubatch = flags.backend.model.n_ubatch;
-  setup.n_threads = backend.n_threads;
+  // On workers each computes with its own; 0: as many as it has cores.
+  setup.n_threads = backend.n_threads != 0 ? backend.n_threads : flags.backend.model.n_threads;
   setup.type_k = flags.backend.model.k_type;
   setup.type_v = flags.backend.model.v_type;
   return setup;

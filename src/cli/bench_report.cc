@@ -1,5 +1,6 @@
 #include "cli/bench_report.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -91,12 +92,18 @@ std::string csv_line(const Json& row, bool names) {
   return line + "\n";
 }
 
+/// A bar would begin a new column: the backend of a split model holds some.
+std::string without_bars(std::string text) {
+  std::replace(text.begin(), text.end(), '|', '/');
+  return text;
+}
+
 std::string markdown_row(const BenchSetup& setup, const BenchRow& row) {
   const Spread rate = spread_of(row.samples_ts());
-  return fmt::format("| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} |\n",
-                     setup.model_type, size_text(setup.model_size),
-                     params_text(setup.model_n_params), setup.backend, setup.n_threads,
-                     row.test.name(), fmt::format("{:.2f} ± {:.2f}", rate.mean, rate.deviation));
+  return fmt::format(
+      "| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} |\n", setup.model_type,
+      size_text(setup.model_size), params_text(setup.model_n_params), without_bars(setup.backend),
+      setup.n_threads, row.test.name(), fmt::format("{:.2f} ± {:.2f}", rate.mean, rate.deviation));
 }
 
 }  // namespace

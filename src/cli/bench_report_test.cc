@@ -1,5 +1,6 @@
 #include "cli/bench_report.h"
 
+#include <algorithm>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -81,6 +82,14 @@ TEST(BenchReport, PrintsMarkdownThatIsATable) {
   EXPECT_NE(text.find(" test |"), std::string::npos) << text;
   EXPECT_NE(text.find("pp512 |"), std::string::npos) << text;
   EXPECT_NE(text.find("768.00 ± 362.04"), std::string::npos) << text;
+}
+
+TEST(BenchReport, KeepsTheColumnsOfASplitModelTogether) {
+  BenchSetup setup = example_setup();
+  setup.backend = "layers 0-7 | 8-15";
+  BenchPrinter printer(BenchFormat::kMarkdown, setup);
+  const std::string row = printer.row(example_row());
+  EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 8) << row;
 }
 
 TEST(BenchReport, ListsTheFormatsWhenAnotherIsNamed) {
