@@ -109,8 +109,9 @@ struct Env {
   Clock* clock = nullptr;
   Network* network = nullptr;
   std::function<std::uint64_t()> random;
-  /// How long a data path polls before it sleeps; zero in a simulation.
-  Duration spin = std::chrono::microseconds(50);
+  /// How long a data path polls before it sleeps: longer than a small model takes for a token, since
+  /// waking up costs as much as that. Zero in a simulation.
+  Duration spin = std::chrono::microseconds(200);
 };
 
 }  // namespace recua::net
