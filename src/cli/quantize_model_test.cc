@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <string>
 #include <unistd.h>
 #include <vector>
@@ -13,6 +14,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "base/mapped_file.h"
 #include "cli/synth_model.h"
@@ -169,6 +171,25 @@ TEST_F(QuantizeModelTest, SynthWeightsHaveTheirSizeAndNoDenormals) {
     const double rms = std::sqrt(sum_sq / static_cast<double>(tensor.n_elements));
     EXPECT_GT(rms, tensor.n_dims == 1 ? 0.95 : 0.015) << tensor.name;
     EXPECT_LT(rms, tensor.n_dims == 1 ? 1.05 : 0.15) << tensor.name;
+  }
+}
+
+TEST_F(QuantizeModelTest, SynthRowsDiffer) {
+  SynthSpec spec = small_spec();
+  spec.vocab_size = 8000;
+  for (const char* mix : {"F16", "Q4_0", "Q4_K_M"}) {
+    for (const std::uint32_t hidden_size : {256U, 1024U}) {
+      spec.hidden_size = hidden_size;
+      const GgufFile file = synth(spec, mix, "m.gguf");
+      const gguf::TensorInfo* output = file.find("output.weight");
+      ASSERT_NE(output, nullptr);
+      const std::size_t row_bytes = output->n_bytes / output->n_rows();
+      std::set<std::string_view> rows;
+      for (std::size_t i = 0; i < output->n_rows(); ++i) {
+        rows.insert(as_text(output->data.subspan(i * row_bytes, row_bytes)));
+      }
+      EXPECT_EQ(rows.size(), output->n_rows()) << mix;
+    }
   }
 }
 

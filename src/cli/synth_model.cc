@@ -162,14 +162,31 @@ void add_vocabulary(const SynthSpec& spec, gguf::GgufWriter& writer) {
 /// Encoded random rows of one type, length and size.
 struct Pool {
   std::size_t row_bytes = 0;
-  std::size_t block_bytes = 0;
+  std::size_t piece_bytes = 0;  // Whole blocks, and a divisor of row_bytes.
   std::vector<std::byte> bytes;
 };
+
+/// Elements of a piece: few, so that rows differ, but not so few that copying them takes long.
+std::size_t piece_size(DataType type, std::size_t n) {
+  for (const std::size_t size : {std::size_t{256}, std::size_t{32}}) {
+    const bool too_few = size == 256 && n < 1024 && quant::traits(type).block_size < size;
+    if (!too_few && n % size == 0 && size % quant::traits(type).block_size == 0) return size;
+  }
+  return quant::traits(type).block_size;
+}
+
+/// How many rows make a pool from which n_rows rows of n can be drawn that differ.
+std::size_t pool_rows(DataType type, std::size_t n, std::uint64_t n_rows) {
+  const std::size_t n_pieces = n / piece_size(type, n);
+  if (n_pieces >= 4) return kPoolRows;
+  const std::uint64_t rows_max = n_pieces == 1 ? 65536 : 4096;
+  return static_cast<std::size_t>(std::clamp<std::uint64_t>(n_rows, kPoolRows, rows_max));
+}
 
 Pool make_pool(DataType type, std::size_t n, float mean, float deviation, std::size_t n_rows,
                Rng& rng) {
   Pool pool{.row_bytes = quant::row_bytes(type, n),
-            .block_bytes = quant::traits(type).block_bytes,
+            .piece_bytes = quant::row_bytes(type, piece_size(type, n)),
             .bytes = {}};
   pool.bytes.resize(pool.row_bytes * n_rows);
   std::vector<float> row(n);
@@ -180,22 +197,24 @@ Pool make_pool(DataType type, std::size_t n, float mean, float deviation, std::s
   return pool;
 }
 
-/// One row: any of the pool, from a random block on and around its end.
-void draw_row(const Pool& pool, Rng& rng, std::byte* out) {
-  const std::size_t n_rows = pool.bytes.size() / pool.row_bytes;
-  const std::byte* row = pool.bytes.data() + rng.below(n_rows) * pool.row_bytes;
-  const std::size_t turn = rng.below(pool.row_bytes / pool.block_bytes) * pool.block_bytes;
-  std::memcpy(out, row + turn, pool.row_bytes - turn);
-  std::memcpy(out + pool.row_bytes - turn, row, turn);
+/// Row i: its first piece is the i-th of the pool, the others are any. (Whole rows of the pool
+/// would repeat in a large vocabulary, and equal rows of the output matrix are equal logits.)
+void draw_row(const Pool& pool, std::uint64_t i, Rng& rng, std::byte* out) {
+  const std::size_t n_pieces = pool.bytes.size() / pool.piece_bytes;
+  std::size_t piece = i % n_pieces;
+  for (std::size_t at = 0; at < pool.row_bytes; at += pool.piece_bytes) {
+    std::memcpy(out + at, pool.bytes.data() + piece * pool.piece_bytes, pool.piece_bytes);
+    piece = rng.below(n_pieces);
+  }
 }
 
 /// Matrices of the same type, row length and size share a pool.
 class PoolSet {
  public:
   explicit PoolSet(Rng& rng) : rng_(rng) {}
-  const Pool& get(DataType type, std::size_t n, float deviation) {
+  const Pool& get(DataType type, std::size_t n, std::uint64_t n_rows, float deviation) {
     auto& pool = pools_[{type, n, deviation}];
-    if (!pool) pool = make_pool(type, n, 0.0F, deviation, kPoolRows, rng_);
+    if (!pool) pool = make_pool(type, n, 0.0F, deviation, pool_rows(type, n, n_rows), rng_);
     return *pool;
   }
 
@@ -294,14 +313,14 @@ Result<SynthResult> write_synth_model(const SynthSpec& spec, const QuantizeMix& 
     std::optional<Pool> own;  // Vectors are one row: drawn for themselves.
     if (tensor.shape.size() == 1)
       own = make_pool(types[t], n, tensor.mean, tensor.deviation, 1, rng);
-    const Pool& pool = own ? *own : pools.get(types[t], n, tensor.deviation);
+    const Pool& pool = own ? *own : pools.get(types[t], n, n_rows, tensor.deviation);
     const std::uint64_t rows_max = std::max<std::uint64_t>(1, kChunkBytes / pool.row_bytes);
     for (std::uint64_t row = 0; row < n_rows; row += rows_max) {
       if (progress) progress(done, result.n_bytes, tensor.name);
       const auto n_now = static_cast<std::size_t>(std::min(rows_max, n_rows - row));
       chunk.resize(n_now * pool.row_bytes);
       for (std::size_t i = 0; i < n_now; ++i)
-        draw_row(pool, rng, chunk.data() + i * pool.row_bytes);
+        draw_row(pool, row + i, rng, chunk.data() + i * pool.row_bytes);
       RECUA_RETURN_IF_ERROR(writer.write(chunk));
       done += chunk.size();
     }

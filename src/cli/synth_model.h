@@ -3,10 +3,9 @@
 ///
 /// The weights are normal numbers of a size that keeps activations and logits near 1, without
 /// denormals, quantized like a real model of that type. So that gigabytes take seconds, the rows of
-/// a tensor are drawn from a pool of kPoolRows real random rows, each turned by a random number of
-/// blocks. The vocabulary is SentencePiece with byte fallback, filled up with pronounceable words:
-/// any text can be a prompt, and what comes out is printable noise. The same spec gives the same
-/// file, whatever the number of threads.
+/// a tensor are put together from the blocks of a pool of random rows. The vocabulary is
+/// SentencePiece with byte fallback, filled up with pronounceable words: any text can be a prompt,
+/// and what comes out is printable noise. The same spec gives the same file.
 
 #include <cstdint>
 #include <filesystem>
