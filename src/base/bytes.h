@@ -1,8 +1,9 @@
 #pragma once
-/// Bounded, little-endian reading and writing of foreign bytes, and arithmetic that cannot overflow.
+/// Bounded, little-endian reading and writing of foreign bytes, and arithmetic that cannot
+/// overflow.
 ///
-/// ByteReader never reads past its span: a failed read returns nullopt and leaves the position where
-/// it was, so the caller can name the field and the offset. Not thread-safe, owns nothing.
+/// ByteReader never reads past its span: a failed read returns nullopt and leaves the position
+/// where it was, so the caller can name the field and the offset. Not thread-safe, owns nothing.
 
 #include <bit>
 #include <concepts>
@@ -19,7 +20,8 @@
 
 namespace recua {
 
-static_assert(std::endian::native == std::endian::little, "recua reads GGUF and its wire format in place");
+static_assert(std::endian::native == std::endian::little,
+              "recua reads GGUF and its wire format in place");
 
 template <std::unsigned_integral T>
 std::optional<T> checked_add(T a, T b) {

@@ -131,8 +131,8 @@ inline Result<void> ok() { return {}; }
 
 /// RECUA_ASSIGN_OR_RETURN(Type name, expression): declares name, or returns the error.
 /// In coroutines use RECUA_CO_ASSIGN_OR_RETURN.
-#define RECUA_ASSIGN_OR_RETURN_(return_, tmp, decl, ...)    \
-  auto tmp = (__VA_ARGS__);                                 \
+#define RECUA_ASSIGN_OR_RETURN_(return_, tmp, decl, ...)         \
+  auto tmp = (__VA_ARGS__);                                      \
   if (!tmp.ok()) return_ ::recua::Error(std::move(tmp).error()); \
   decl = std::move(tmp).value()
 #define RECUA_ASSIGN_OR_RETURN(decl, ...) \
@@ -141,10 +141,10 @@ inline Result<void> ok() { return {}; }
   RECUA_ASSIGN_OR_RETURN_(co_return, RECUA_CONCAT(result_, __LINE__), decl, __VA_ARGS__)
 
 /// RECUA_RETURN_IF_ERROR(expression): returns the error of a Result of any type.
-#define RECUA_RETURN_IF_ERROR_(return_, ...)                                             \
-  do {                                                                                   \
-    if (auto recua_result = (__VA_ARGS__); !recua_result.ok())                           \
-      return_ ::recua::Error(std::move(recua_result).error());                           \
+#define RECUA_RETURN_IF_ERROR_(return_, ...)                   \
+  do {                                                         \
+    if (auto recua_result = (__VA_ARGS__); !recua_result.ok()) \
+      return_ ::recua::Error(std::move(recua_result).error()); \
   } while (false)
 #define RECUA_RETURN_IF_ERROR(...) RECUA_RETURN_IF_ERROR_(return, __VA_ARGS__)
 #define RECUA_CO_RETURN_IF_ERROR(...) RECUA_RETURN_IF_ERROR_(co_return, __VA_ARGS__)

@@ -1,6 +1,6 @@
 #pragma once
-/// SHA-256, which names every chunk of a model's weights (docs/protocol.md, "Weights"), and what else
-/// the base needs of a cryptographic library.
+/// SHA-256, which names every chunk of a model's weights (docs/protocol.md, "Weights"), and what
+/// else the base needs of a cryptographic library.
 
 #include <array>
 #include <cstddef>

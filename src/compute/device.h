@@ -1,15 +1,16 @@
 #pragma once
-/// Device: memory, and the operators of a transformer on it. The forward pass of every architecture is
-/// written once against this interface (model/forward.h); the CPU is the first device.
+/// Device: memory, and the operators of a transformer on it. The forward pass of every architecture
+/// is written once against this interface (model/forward.h); the CPU is the first device.
 ///
 /// Activations are f32 rows, one row per token, in buffers of the device. Operators are enqueued in
 /// call order and see each other's results; the host may read a buffer only after sync(). (The CPU
-/// device computes at once; a GPU may not.) Spans passed to an operator are copied or used before it
-/// returns.
+/// device computes at once; a GPU may not.) Spans passed to an operator are copied or used before
+/// it returns.
 ///
 /// Row invariance: every operator computes a row from that row, its sequence and the weights only,
 /// summing in one fixed order, so the result does not depend on how many rows come along, how they
-/// are divided over calls, or the number of threads (docs/architecture.md; held by a property test).
+/// are divided over calls, or the number of threads (docs/architecture.md; held by a property
+/// test).
 ///
 /// Errors: allocation and loading return a Result. Shapes are the caller's duty (RECUA_CHECK).
 /// Threads: one thread at a time calls a Device.
@@ -67,8 +68,8 @@ inline Rows dense_rows(Buffer& buffer, std::size_t n_rows, std::size_t n_cols) {
   return {&buffer, 0, n_rows, n_cols, n_cols};
 }
 
-/// A loaded weight matrix [n_experts, n_out, n_in], each row n_in elements of `type`. How it lies in
-/// memory is the device's business (it may repack).
+/// A loaded weight matrix [n_experts, n_out, n_in], each row n_in elements of `type`. How it lies
+/// in memory is the device's business (it may repack).
 class Weight {
  public:
   Weight() = default;
@@ -82,7 +83,8 @@ class Weight {
   [[nodiscard]] virtual std::size_t n_experts() const = 0;
 };
 
-/// Bytes of a tensor as a GGUF file holds them, and what keeps them alive (a mapped file, a buffer).
+/// Bytes of a tensor as a GGUF file holds them, and what keeps them alive (a mapped file, a
+/// buffer).
 struct TensorBytes {
   std::string name;  // For error messages.
   quant::DataType type = quant::DataType::kF32;
@@ -173,8 +175,8 @@ class Device {
   virtual void store_kv(const KvLayer& layer, Rows k, Rows v,
                         std::span<const std::uint64_t> slots) = 0;
   /// out[t, h] = softmax(scale * q[t, h] . K) V over the positions row t sees; with window > 0 only
-  /// the last `window` of them (its own included). Query head h uses KV head h / (n_heads / n_kv_heads).
-  /// q, out: [n, n_heads * head_dim]
+  /// the last `window` of them (its own included). Query head h uses KV head h / (n_heads /
+  /// n_kv_heads). q, out: [n, n_heads * head_dim]
   virtual void attention(const KvLayer& layer, Rows q, std::size_t n_heads,
                          const AttentionBatch& batch, float scale, std::uint32_t window,
                          Rows out) = 0;
@@ -184,8 +186,8 @@ class Device {
   virtual void add(Rows a, Rows b, Rows out) = 0;
   /// out[i] = x[rows[i]].    Not aliased.
   virtual void gather_rows(Rows x, std::span<const std::uint32_t> rows, Rows out) = 0;
-  /// p = softmax(logits[t]); the n_used largest (ties: lower id first), their p divided by their sum
-  /// when renormalize, written in ascending order of expert id.    logits: [n, n_experts]
+  /// p = softmax(logits[t]); the n_used largest (ties: lower id first), their p divided by their
+  /// sum when renormalize, written in ascending order of expert id.    logits: [n, n_experts]
   virtual void moe_route(Rows logits, bool renormalize, const Route& route) = 0;
   /// out[t * n_used + u] = w[ids[t, u]] . x, where x is row t (x.n_rows == n) or row t * n_used + u
   /// (x.n_rows == n * n_used).    out: [n * n_used, n_out]

@@ -109,8 +109,8 @@ struct Env {
   Clock* clock = nullptr;
   Network* network = nullptr;
   std::function<std::uint64_t()> random;
-  /// How long a data path polls before it sleeps: longer than a small model takes for a token, since
-  /// waking up costs as much as that. Zero in a simulation.
+  /// How long a data path polls before it sleeps: longer than a small model takes for a token,
+  /// since waking up costs as much as that. Zero in a simulation.
   Duration spin = std::chrono::microseconds(200);
 };
 

@@ -203,9 +203,7 @@ net::asio::awaitable<void> refuse(const net::Env& env, net::Connection& connecti
 
 }  // namespace
 
-bool secrets_equal(const Secret& a, const Secret& b) {
-  return equal_in_constant_time(a, b);
-}
+bool secrets_equal(const Secret& a, const Secret& b) { return equal_in_constant_time(a, b); }
 
 Secret make_secret(const net::Env& env) {
   Secret out;
