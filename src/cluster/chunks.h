@@ -64,7 +64,7 @@ class ChunkHasher {
 
 class ChunkStore {
  public:
-  explicit ChunkStore(std::filesystem::path cache_dir) : dir_(std::move(cache_dir) / "chunks") {}
+  explicit ChunkStore(const std::filesystem::path& cache_dir) : dir_(cache_dir / "chunks") {}
 
   /// Reads a chunk into out, whose size is the chunk's. False when it is missing or damaged (a
   /// damaged one is removed).

@@ -1,6 +1,7 @@
 #include "cluster/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -66,7 +67,7 @@ std::vector<std::uint32_t> ends_by_split(std::uint32_t n_layers, std::span<const
   double sum = 0.0;
   for (std::uint32_t i = 0; i < n; ++i) {
     sum += split[i];
-    const auto wanted = static_cast<std::uint32_t>(sum / total * n_layers + 0.5);
+    const auto wanted = static_cast<std::uint32_t>(std::lround(sum / total * n_layers));
     const std::uint32_t begin = ends.empty() ? 0 : ends.back();
     ends.push_back(std::clamp(wanted, begin + 1, n_layers - (n - 1 - i)));
   }

@@ -65,7 +65,9 @@ TEST(ClusterSim, GeneratesTheExpectedTokensOverAnyNumberOfWorkers) {
     EXPECT_EQ(*tokens, expected.greedy);
     EXPECT_EQ(cluster.cluster().sources().fetched, 0u);
     cluster.close();
-    for (int i = 0; i < n_workers; ++i) EXPECT_EQ(cluster.worker(i).n_sessions(), 0u);
+    for (int i = 0; i < n_workers; ++i) {
+      EXPECT_EQ(cluster.worker(static_cast<std::size_t>(i)).n_sessions(), 0u);
+    }
   }
 }
 
