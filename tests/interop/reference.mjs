@@ -72,7 +72,7 @@ async function run(job) {
             experimentalKvCacheKeyType: "F32",
             experimentalKvCacheValueType: "F32",
             flashAttention: false,
-            threads: 2
+            threads: 1  // Its threads spin, which on a busy machine takes longer than one.
         });
         const sequence = context.getSequence();
         const answer = job.score_ids ? await score(sequence, job.score_ids)
