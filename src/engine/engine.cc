@@ -4,6 +4,7 @@
 
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <exception>
 #include <unordered_map>
 #include <utility>
@@ -16,6 +17,7 @@
 
 #include "base/log.h"
 #include "engine/scheduler.h"
+#include "model/batch_tables.h"
 #include "sampling/sampler.h"
 
 namespace recua::engine {
@@ -81,7 +83,8 @@ struct Engine::State : std::enable_shared_from_this<Engine::State> {
   asio::awaitable<void> do_step();
   asio::awaitable<void> free_doubtful(std::vector<model::SequenceId> doubtful);
   void deliver(const PlannedStep& step, model::StepResult& result);
-  void deliver_output(Job& job, const model::OutputRequest& asked, model::StepOutput& output);
+  void deliver_output(Job& job, const model::OutputRequest& asked, model::StepOutput& output,
+                      net::TimePoint now);
   void caches_lost(const Error& error);
   void fail(const PlannedStep& step, const Error& error);
   void fail_all(const Error& error);
@@ -200,8 +203,7 @@ void Engine::State::deliver(const PlannedStep& step, model::StepResult& result) 
       if (is_closed) return;
       if (job.finished) continue;
       if (job.n_generated() == 0) job.first_token = now;
-      job.last_token = now;
-      deliver_output(job, step.batch.outputs[next], result.outputs[next]);
+      deliver_output(job, step.batch.outputs[next], result.outputs[next], now);
     }
     if (is_closed) return;
     if (!job.finished && !job.generates() && job.n_pending() == 0)
@@ -210,7 +212,7 @@ void Engine::State::deliver(const PlannedStep& step, model::StepResult& result) 
 }
 
 void Engine::State::deliver_output(Job& job, const model::OutputRequest& asked,
-                                   model::StepOutput& output) {
+                                   model::StepOutput& output, net::TimePoint now) {
   const bool is_prompt = asked.kind == model::OutputRequest::Kind::kScore;
   if (!is_prompt && job.request.is_end && job.request.is_end(output.id)) {
     finish(job, FinishReason::kStop);
@@ -226,6 +228,7 @@ void Engine::State::deliver_output(Job& job, const model::OutputRequest& asked,
     ++job.n_scored;
   } else {
     job.tokens.push_back(output.id);
+    job.last_token = now;
   }
   if (job.callbacks.on_token) job.callbacks.on_token(std::move(event));
   if (is_closed || job.finished || is_prompt) return;
@@ -288,9 +291,10 @@ Result<void> check_request(const Request& request, const model::ExecutorInfo& in
                                info.vocab_size - 1));
   }
   const std::uint32_t n_top = std::max(request.n_top, request.prompt_n_top.value_or(0));
-  if (n_top > info.vocab_size) {
-    return invalid(fmt::format("{} most probable tokens were asked for, the model has {}", n_top,
-                               info.vocab_size));
+  const std::uint32_t n_top_max = std::min(model::kTopMax, info.vocab_size);
+  if (n_top > n_top_max) {
+    return invalid(
+        fmt::format("{} most probable tokens were asked for, at most {} can be", n_top, n_top_max));
   }
   return sampling::validate(request.sampling, info.vocab_size);
 }

@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "engine/fake_executor.h"
 #include "engine/token_stream.h"
+#include "model/batch_tables.h"
 #include "net/sim/sim_loop.h"
 
 namespace recua::engine {
@@ -179,6 +180,25 @@ TEST_F(EngineTest, StopsAtAnEndTokenWithoutReportingIt) {
   EXPECT_EQ(run->tokens.size(), 7U);
   EXPECT_EQ(run->finish->reason, FinishReason::kStop);
   expect_clean();
+}
+
+// Each step takes a second. The end token comes with a step of its own, which made no text.
+TEST_F(EngineTest, TimesTheReportedTokensOnly) {
+  make(small_info());
+  Rng rng(3);
+  Request request = make_request(rng, 5);
+  request.n_predict = 20;
+  const TokenId end = expected_tokens(request)[7];
+  request.is_end = [end](TokenId id) { return id == end; };
+  executor_->fault = [this](std::size_t, const model::StepBatch&) -> std::optional<Error> {
+    loop_.run_for(std::chrono::seconds(1));
+    return std::nullopt;
+  };
+  const auto run = begin(request);
+  drain();
+  ASSERT_EQ(run->tokens.size(), 7U);
+  EXPECT_EQ(run->finish->prefill_time, std::chrono::seconds(1));
+  EXPECT_EQ(run->finish->decode_time, std::chrono::seconds(6));
 }
 
 TEST_F(EngineTest, EndsWhenTheContextIsFull) {
@@ -390,10 +410,26 @@ TEST_F(EngineTest, RefusesWrongRequestsBeforeAnyStep) {
   request.n_top = 1001;
   refuse(request, "1001 most probable");
   request.n_top = 0;
+  request.prompt_n_top = 1001;
+  refuse(request, "1001 most probable tokens were asked for, at most 1000 can be");
+  request.prompt_n_top.reset();
   request.sampling.logit_bias = {{.id = 5000, .bias = 1.0F}};
   refuse(request, "5000");
   EXPECT_EQ(executor_->n_steps(), 0U);
   EXPECT_EQ(engine_->n_requests(), 0U);
+}
+
+TEST_F(EngineTest, RefusesMoreCandidatesThanAStepCanGive) {
+  model::ExecutorInfo info = small_info();
+  info.vocab_size = 100000;
+  make(info);
+  Request request;
+  request.prompt = {1};
+  request.n_top = model::kTopMax + 1;
+  const auto id = engine_->submit(request, {});
+  ASSERT_FALSE(id.ok());
+  EXPECT_EQ(id.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(id.error().message.find("at most 1024"), std::string::npos) << id.error().message;
 }
 
 TEST_F(EngineTest, TakesNoStepForNothing) {

@@ -44,7 +44,7 @@ struct Job {
 
   net::TimePoint started{};      // First step that held it.
   net::TimePoint first_token{};  // Or the last scored prompt token.
-  net::TimePoint last_token{};
+  net::TimePoint last_token{};   // That was reported: an end token is none.
   bool was_started = false;
 
   [[nodiscard]] std::size_t n_prompt() const { return request.prompt.size(); }
