@@ -12,6 +12,7 @@
 /// Source: Holtzman et al. 2020 (top_p), Meister et al. 2022 (typical), Nguyen et al. 2024 (min_p),
 /// Keskar et al. 2019 (repeat penalty; here negative logits are multiplied, as others do).
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -22,6 +23,9 @@
 #include "tokenizer/token.h"
 
 namespace recua::sampling {
+
+/// The most entries that logit_bias may have: they travel with every step.
+inline constexpr std::size_t kLogitBiasesMax = 1024;
 
 /// kInvalidArgument: names the parameter, its value and the range. Parameters come from requests
 /// and peers; a Sampler takes only validated ones.

@@ -297,7 +297,7 @@ TEST(Validate, NamesTheParameterThatIsWrong) {
       {{.logit_bias = {{-1, 1.0F}}}, "token -1"},
       {{.logit_bias = {{3, nan}}}, "token 3"},
       {{.logit_bias = {{3, kInfinity}}}, "token 3"},
-      {{.logit_bias = std::vector<LogitBias>(11)}, "11 entries"},
+      {{.logit_bias = std::vector<LogitBias>(11)}, "11 entries; at most 10"},
   };
   for (const auto& [params, words] : cases) {
     const auto result = validate(params, 10);
@@ -305,6 +305,31 @@ TEST(Validate, NamesTheParameterThatIsWrong) {
     EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
     EXPECT_NE(result.error().message.find(words), std::string::npos) << result.error().message;
   }
+}
+
+TEST(Validate, BoundsTheLogitBiases) {
+  SamplingParams params;
+  params.logit_bias.resize(kLogitBiasesMax);
+  EXPECT_TRUE(validate(params, 100000).ok());
+  params.logit_bias.emplace_back();
+  const auto result = validate(params, 100000);
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(result.error().message.find("1025 entries; at most 1024"), std::string::npos)
+      << result.error().message;
+}
+
+TEST(Validate, WantsOneTokenLeft) {
+  SamplingParams params = {.logit_bias = {{0, -kInfinity}, {2, -kInfinity}, {2, -kInfinity}}};
+  EXPECT_TRUE(validate(params, 3).ok());  // Token 1 is left.
+  params.logit_bias.back() = {1, 1.0F};
+  EXPECT_TRUE(validate(params, 3).ok());
+  params.logit_bias.back() = {1, -kInfinity};
+  const auto result = validate(params, 3);
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(result.error().message.find("the logit bias forbids every token"), std::string::npos)
+      << result.error().message;
 }
 
 }  // namespace

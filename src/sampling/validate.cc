@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -39,11 +40,13 @@ Result<void> validate(const SamplingParams& params, std::uint32_t vocab_size) {
                  fmt::format("repeat_last_n is {}; expected 0 (none), a count, or -1 (all tokens)",
                              params.repeat_last_n)};
   }
-  if (params.logit_bias.size() > vocab_size) {
+  const std::size_t n_biases_max = std::min<std::size_t>(kLogitBiasesMax, vocab_size);
+  if (params.logit_bias.size() > n_biases_max) {
     return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("logit_bias has {} entries; the model has only {} tokens",
-                             params.logit_bias.size(), vocab_size)};
+                 fmt::format("logit_bias has {} entries; at most {} can be given",
+                             params.logit_bias.size(), n_biases_max)};
   }
+  std::vector<TokenId> forbidden;
   for (const LogitBias& bias : params.logit_bias) {
     if (bias.id < 0 || static_cast<std::uint32_t>(bias.id) >= vocab_size) {
       return Error{ErrorCode::kInvalidArgument,
@@ -57,6 +60,15 @@ Result<void> validate(const SamplingParams& params, std::uint32_t vocab_size) {
                                "from {} to {}",
                                bias.id, bias.bias, -kBiasMax, kBiasMax)};
     }
+    if (forbids) forbidden.push_back(bias.id);
+  }
+  std::sort(forbidden.begin(), forbidden.end());
+  const auto distinct_end = std::unique(forbidden.begin(), forbidden.end());
+  if (vocab_size > 0 && distinct_end - forbidden.begin() == std::ptrdiff_t{vocab_size}) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("the logit bias forbids every token; at least one of {} has to be "
+                             "left",
+                             vocab_size)};
   }
   return ok();
 }
