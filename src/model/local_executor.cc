@@ -4,12 +4,18 @@
 #include <utility>
 #include <vector>
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <fmt/format.h>
 
+#include "base/check.h"
 #include "model/local_weight_source.h"
-#include "model/split_batch.h"
 
 namespace recua::model {
+
+namespace asio = boost::asio;
 
 Result<std::unique_ptr<LocalExecutor>> LocalExecutor::create(
     compute::Device& device, const std::shared_ptr<const gguf::GgufFile>& file,
@@ -44,26 +50,72 @@ LocalExecutor::LocalExecutor(HyperParams hyperparams, std::unique_ptr<Communicat
       runner_(std::move(runner)),
       info_(std::move(info)) {}
 
-boost::asio::awaitable<Result<StepResult>> LocalExecutor::step(StepBatch batch) {
-  co_return run(batch);
+/// A step's place among those that have begun, kept until it ends in whatever way. The line
+/// outlives the executor: a loop may destroy a suspended step later than that.
+class LocalExecutor::Turn {
+ public:
+  explicit Turn(const std::shared_ptr<Line>& line)
+      : line_(line), place_(line->insert(line->end(), 0)) {}
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+  ~Turn() { line_->erase(place_); }
+
+  [[nodiscard]] bool has_come() const { return place_ == line_->begin(); }
+
+ private:
+  std::shared_ptr<Line> line_;
+  Line::iterator place_;
+};
+
+asio::awaitable<Result<StepResult>> LocalExecutor::step(StepBatch batch) {
+  const asio::any_io_executor loop = co_await asio::this_coro::executor;
+  const Turn turn(line_);
+  // Each time through the loop the step in front does a micro-batch: this does not spin.
+  while (!turn.has_come()) co_await asio::post(loop, asio::use_awaitable);
+  if (fits_at_once(batch)) co_return run_at_once(batch);
+  Result<std::vector<MicroBatch>> pieces = cut(batch);
+  if (!pieces.ok()) co_return std::move(pieces).error();
+  StepResult result;
+  for (std::size_t i = 0; i < pieces->size(); ++i) {
+    if (i > 0) co_await asio::post(loop, asio::use_awaitable);
+    const Result<void> done = run_piece((*pieces)[i], result);
+    if (!done.ok()) co_return done.error();
+  }
+  co_return result;
 }
 
 Result<StepResult> LocalExecutor::run(const StepBatch& batch) {
-  const SliceOptions& options = runner_->options();
+  RECUA_CHECK(line_->empty());
+  if (fits_at_once(batch)) return run_at_once(batch);
+  RECUA_ASSIGN_OR_RETURN(const std::vector<MicroBatch> pieces, cut(batch));
   StepResult result;
-  if (batch.n_rows() <= options.n_ubatch && batch.outputs.size() <= options.n_logit_rows) {
-    RECUA_RETURN_IF_ERROR(runner_->run(batch, {}, {}, result));
-    return result;
-  }
+  for (const MicroBatch& piece : pieces) RECUA_RETURN_IF_ERROR(run_piece(piece, result));
+  return result;
+}
+
+bool LocalExecutor::fits_at_once(const StepBatch& batch) const {
+  const SliceOptions& options = runner_->options();
+  return batch.n_rows() <= options.n_ubatch && batch.outputs.size() <= options.n_logit_rows;
+}
+
+Result<StepResult> LocalExecutor::run_at_once(const StepBatch& batch) {
+  StepResult result;
+  RECUA_RETURN_IF_ERROR(runner_->run(batch, {}, {}, result));
+  return result;
+}
+
+Result<std::vector<MicroBatch>> LocalExecutor::cut(const StepBatch& batch) {
   // A mistake in a later piece must not leave the earlier ones done.
   RECUA_RETURN_IF_ERROR(runner_->check(batch, info_.n_batch));
-  for (const MicroBatch& piece :
-       split_batch(batch, options.n_ubatch, options.n_logit_rows, options.page_tokens)) {
-    StepResult piece_result;
-    RECUA_RETURN_IF_ERROR(runner_->run(piece.batch, {}, {}, piece_result));
-    merge_result(piece, std::move(piece_result), result);
-  }
-  return result;
+  const SliceOptions& options = runner_->options();
+  return split_batch(batch, options.n_ubatch, options.n_logit_rows, options.page_tokens);
+}
+
+Result<void> LocalExecutor::run_piece(const MicroBatch& piece, StepResult& into) {
+  StepResult result;
+  RECUA_RETURN_IF_ERROR(runner_->run(piece.batch, {}, {}, result));
+  merge_result(piece, std::move(result), into);
+  return ok();
 }
 
 }  // namespace recua::model

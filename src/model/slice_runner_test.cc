@@ -2,6 +2,8 @@
 #include <functional>
 #include <limits>
 
+#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -149,6 +151,60 @@ TEST_F(BatchRules, AnEmptyStepDoesNothing) {
   ASSERT_TRUE(result.ok());
   EXPECT_TRUE(result->outputs.empty());
   EXPECT_EQ(next_logits(), wanted_);
+}
+
+/// Spawns a step on the loop; its result lands in out.
+void spawn_step(boost::asio::io_context& loop, LocalExecutor& executor, const StepBatch& batch,
+                std::optional<Result<StepResult>>& out) {
+  boost::asio::co_spawn(loop, store_result(executor.step(batch), out), boost::asio::detached);
+}
+
+TEST_F(BatchRules, LetOthersRunBetweenTwoMicroBatches) {
+  boost::asio::io_context loop;
+  StepBatch batch;
+  batch.parts.push_back(
+      {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(12, 3), .new_pages = {2, 3, 4}});
+  std::optional<Result<StepResult>> done;
+  bool was_before_the_end = false;
+  spawn_step(loop, *executor_, batch, done);
+  boost::asio::post(loop, [&] { was_before_the_end = !done; });
+  loop.run();
+  EXPECT_TRUE(was_before_the_end);
+  ASSERT_TRUE(done);
+  EXPECT_TRUE(done->ok());
+}
+
+TEST_F(BatchRules, StepsTakeEffectInTheOrderOfTheCalls) {
+  boost::asio::io_context loop;
+  StepBatch two_pieces;
+  two_pieces.parts.push_back(
+      {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(12, 3), .new_pages = {2, 3, 4}});
+  StepBatch back;
+  back.ops.push_back({.kind = SequenceOp::Kind::kTruncate, .seq = 1, .n_tokens = 6});
+  std::vector<std::optional<Result<StepResult>>> done(4);
+  spawn_step(loop, *executor_, two_pieces, done[0]);
+  spawn_step(loop, *executor_, back, done[1]);
+  spawn_step(loop, *executor_, two_pieces, done[2]);
+  spawn_step(loop, *executor_, back, done[3]);
+  loop.run();
+  for (const auto& result : done) {
+    ASSERT_TRUE(result);
+    EXPECT_TRUE(result->ok()) << result->error().message;
+  }
+  EXPECT_EQ(next_logits(), wanted_);
+}
+
+TEST_F(BatchRules, AStepMayDieWithItsLoop) {
+  auto loop = std::make_unique<boost::asio::io_context>();
+  StepBatch batch;
+  batch.parts.push_back(
+      {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(12, 3), .new_pages = {2, 3, 4}});
+  std::optional<Result<StepResult>> done;
+  spawn_step(*loop, *executor_, batch, done);
+  loop->run_one();
+  executor_.reset();
+  loop.reset();
+  EXPECT_FALSE(done);
 }
 
 TEST_F(BatchRules, OutputsSayWhatWasAskedFor) {
