@@ -269,6 +269,8 @@ TEST(SliceNeeds, TellsFirstMiddleAndLastApart) {
   EXPECT_EQ(needs("token_embd.weight", true), (Bools{true, false, true}));
   EXPECT_EQ(needs("output.weight", false), (Bools{false, false, true}));
   EXPECT_EQ(needs("output_norm.weight", false), (Bools{false, false, true}));
+  EXPECT_EQ(needs("output.bias", true), (Bools{false, false, true}));
+  EXPECT_EQ(needs("output_norm.bias", true), (Bools{false, false, true}));
   EXPECT_EQ(needs("rope_freqs.weight", false), (Bools{true, true, true}));
   EXPECT_EQ(needs("blk.1.attn_q.weight", false), (Bools{true, false, false}));
   EXPECT_EQ(needs("blk.2.attn_q.weight", false), (Bools{false, true, false}));
@@ -357,10 +359,16 @@ TEST(Weights, RefuseQuantizedNormsAndUnknownParts) {
   };
   expect_error(load(*device, edited(*open_golden(kLlama), edits)), ErrorCode::kCorrupt,
                {"blk.1.attn_norm.weight", "Q8_0", "expected F32, F16 or BF16"});
-  ModelEdits more;
-  more.more_tensors = {{"blk.2.attn_output.bias", quant::DataType::kF32, {64}}};
-  expect_error(load(*device, edited(*open_golden(kLlama), more)), ErrorCode::kUnsupported,
-               {"blk.2.attn_output.bias", "llama"});
+  for (const std::string name :
+       {"blk.2.attn_output.bias", "blk.0.attn_norm.bias", "blk.4.ffn_norm.bias",
+        "blk.1.ffn_gate_shexp.weight", "blk.1.ffn_up_shexp.weight", "blk.1.ffn_down_shexp.weight",
+        "blk.1.ffn_gate_inp_shexp.weight", "output.bias", "output_norm.bias"}) {
+    SCOPED_TRACE(name);
+    ModelEdits more;
+    more.more_tensors = {{name, quant::DataType::kF32, {64}}};
+    expect_error(load(*device, edited(*open_golden(kLlama), more)), ErrorCode::kUnsupported,
+                 {name, "llama"});
+  }
   ModelEdits zero_divisors;
   zero_divisors.more_tensors = {{"rope_freqs.weight", quant::DataType::kF32, {4}}};
   expect_error(load(*device, edited(*open_golden(kLlama), zero_divisors)), ErrorCode::kCorrupt,

@@ -14,7 +14,9 @@ bool slice_needs(const Slice& slice, bool tied, std::string_view tensor_name) {
     return layer >= slice.layer_begin && layer < slice.layer_end;
   }
   if (tensor_name == "token_embd.weight") return slice.is_first() || (slice.is_last() && tied);
-  if (tensor_name == "output.weight" || tensor_name == "output_norm.weight") return slice.is_last();
+  // Their biases too: whoever loads the slice has to see them, to refuse them.
+  if (tensor_name.starts_with("output.") || tensor_name.starts_with("output_norm."))
+    return slice.is_last();
   return tensor_name == "rope_freqs.weight";
 }
 

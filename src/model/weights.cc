@@ -116,17 +116,27 @@ class SlotList {
 
   /// Tensors that a layer may have in other engines' files, and that would change the result.
   Result<void> check_unsupported(std::uint32_t index) const {
-    constexpr std::array kEndings = {"attn_output.bias", "ffn_gate.bias",   "ffn_up.bias",
-                                     "ffn_down.bias",    "attn_qkv.weight", "ffn_gate.0.weight"};
+    constexpr std::array kEndings = {"attn_norm.bias",
+                                     "ffn_norm.bias",
+                                     "attn_output.bias",
+                                     "ffn_gate.bias",
+                                     "ffn_up.bias",
+                                     "ffn_down.bias",
+                                     "ffn_gate_shexp.weight",
+                                     "ffn_up_shexp.weight",
+                                     "ffn_down_shexp.weight",
+                                     "attn_qkv.weight",
+                                     "ffn_gate_inp_shexp.weight",
+                                     "ffn_gate.0.weight"};
     for (const char* ending : kEndings) {
-      const std::string name = fmt::format("blk.{}.{}", index, ending);
-      if (!source_.has(name)) continue;
-      return Error{ErrorCode::kUnsupported,
-                   fmt::format("tensor {}: recua cannot use it in a model of type {}; a newer "
-                               "conversion of the model may not have it",
-                               name, hp_.architecture->name)};
+      RECUA_RETURN_IF_ERROR(refuse(fmt::format("blk.{}.{}", index, ending)));
     }
     return ok();
+  }
+  /// The same for what comes behind the last layer.
+  Result<void> check_unsupported_output() const {
+    RECUA_RETURN_IF_ERROR(refuse("output_norm.bias"));
+    return refuse("output.bias");
   }
 
   Result<void> load(compute::Device& device, const LoadProgress& progress) const {
@@ -153,6 +163,14 @@ class SlotList {
   }
 
  private:
+  Result<void> refuse(std::string_view name) const {
+    if (!source_.has(name)) return ok();
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("tensor {}: recua cannot use it in a model of type {}; a newer "
+                             "conversion of the model may not have it",
+                             name, hp_.architecture->name)};
+  }
+
   const HyperParams& hp_;
   const WeightSource& source_;
   std::vector<Slot> slots_;
@@ -208,6 +226,7 @@ Result<SliceWeights> load_weights(compute::Device& device, const HyperParams& hp
     slots.layer(i, out.layers[i - slice.layer_begin]);
   }
   if (slice.is_last()) {
+    RECUA_RETURN_IF_ERROR(slots.check_unsupported_output());
     slots.vector("output_norm.weight", hp.hidden_size, out.output_norm);
     if (!tied) slots.matrix("output.weight", hp.hidden_size, hp.vocab_size, out.output);
   }
