@@ -93,26 +93,40 @@ Result<void> apply_op(const SequenceOp& op, kv::SequenceTable& table) {
                op.seq, static_cast<unsigned>(op.kind));
 }
 
+/// A group of changes that is taken back unless it was committed, also when memory runs out in it.
+class Group {
+ public:
+  explicit Group(kv::SequenceTable& table) : table_(table) { table_.begin(); }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+  ~Group() {
+    if (!committed_) table_.rollback();
+  }
+
+  void commit() {
+    table_.commit();
+    committed_ = true;
+  }
+
+ private:
+  kv::SequenceTable& table_;
+  bool committed_ = false;
+};
+
 }  // namespace
 
 Result<void> BatchTables::apply(const StepBatch& batch) {
   RECUA_RETURN_IF_ERROR(check_shape(batch, limits_.n_rows, limits_.n_outputs, limits_.vocab_size));
-  table_.begin();
-  Result<void> applied = apply_group(batch);
-  if (applied.ok()) {
-    table_.commit();
-  } else {
-    table_.rollback();
-  }
-  return applied;
+  Group group(table_);
+  RECUA_RETURN_IF_ERROR(apply_group(batch));
+  group.commit();
+  return ok();
 }
 
 Result<void> BatchTables::check(const StepBatch& batch, std::uint32_t n_rows_max) {
   RECUA_RETURN_IF_ERROR(check_shape(batch, n_rows_max, n_rows_max, limits_.vocab_size));
-  table_.begin();
-  Result<void> applied = apply_group(batch);
-  table_.rollback();
-  return applied;
+  const Group group(table_);
+  return apply_group(batch);
 }
 
 Result<void> BatchTables::apply_group(const StepBatch& batch) {
