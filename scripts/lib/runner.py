@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,18 @@ def log_path(name):
     return LOGS / f"{name}.log"
 
 
+def end(process):
+    """Ends a command and what it started: asked first, since ninja then ends its compilers."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signal_number)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            pass
+
+
 def run(name, command, env=None, tail_on_failure=True, seconds_max=STEP_SECONDS_MAX, append=False):
     """Exit code of the command (124 on timeout); its output goes to build/logs/NAME.log."""
     path = log_path(name)
@@ -56,13 +69,13 @@ def run(name, command, env=None, tail_on_failure=True, seconds_max=STEP_SECONDS_
                                    start_new_session=True)
         try:
             code = process.wait(timeout=seconds_max)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-            os.killpg(process.pid, 9)  # Its whole session: ninja's compilers, ctest's tests.
-            process.wait()
-            if isinstance(stop, KeyboardInterrupt):
-                raise
+        except subprocess.TimeoutExpired:
+            end(process)
             log.write(f"\nstopped after {seconds_max} s\n".encode())
             code = 124
+        except BaseException:  # Ctrl-C or SIGTERM: leave nothing running behind.
+            end(process)
+            raise
     if code != 0 and tail_on_failure:
         say(f"FAILED: {' '.join(str(part) for part in command)} (exit code {code}); "
             f"the end of {path.relative_to(ROOT)}:")
@@ -100,6 +113,11 @@ def count_gtest(path):
     return counts
 
 
+def ctest_reason(case):
+    skipped = case.find("skipped")
+    return "" if skipped is None else skipped.get("message", "")
+
+
 def run_ctest(directory, log=None, arguments=(), env=None):
     """Runs ctest in build/DIRECTORY and counts test cases, not programs.
 
@@ -128,7 +146,10 @@ def run_ctest(directory, log=None, arguments=(), env=None):
                 failed_tests.append(case.get("name"))
                 if inner.failed == 0:  # It crashed, ran out of time or leaked.
                     inner.failed += 1
-            elif status in ("notrun", "disabled") or case.find("skipped") is not None:
+            elif status == "notrun" and "SKIP" not in ctest_reason(case):
+                failed_tests.append(case.get("name"))  # Its program was not built.
+                inner.failed += 1
+            elif status in ("notrun", "disabled"):
                 inner.skipped += 1
             elif not report.exists():
                 inner.passed += 1

@@ -3,8 +3,8 @@
 import argparse
 import concurrent.futures
 import os
-import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -192,6 +192,7 @@ def main():
             print(f"{name:10s} {about}")
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that steps end what they started.
     total = Counts()
     for name, (about, function, quick, default) in STEPS.items():
         wanted = (name in options.only if options.only else
