@@ -116,6 +116,7 @@ Result<void> run_worker(const WorkerFlags& flags) {
   signals.async_wait([&](const boost::system::error_code& error, int) {
     if (error) return;
     log_info("stopping");
+    signals.clear();  // A second one ends us at once.
     worker.stop();
     listener->close();
   });

@@ -138,7 +138,7 @@ std::vector<std::vector<Digest>> ChunkHasher::hash(const fs::path& path,
   std::mutex progress_mutex;
   std::uint64_t done = 0;
   const auto work = [&] {
-    for (std::size_t i = next++; i < jobs.size(); i = next++) {
+    for (std::size_t i = next++; i < jobs.size() && !cancelled(); i = next++) {
       *jobs[i].out = sha256(bytes.subspan(jobs[i].offset, jobs[i].bytes));
       if (progress) {
         const std::scoped_lock lock(progress_mutex);
@@ -152,6 +152,7 @@ std::vector<std::vector<Digest>> ChunkHasher::hash(const fs::path& path,
     for (std::size_t i = 1; i < std::min(n_threads_, jobs.size()); ++i) helpers.emplace_back(work);
     work();
   }
+  if (cancelled()) return digests;
   for (const Job& job : jobs) memo[{job.offset, job.bytes}] = *job.out;
   write_memo(memo_file, state, memo);
   return digests;

@@ -5,6 +5,7 @@
 /// file's inode, size and time of change. ChunkStore keeps chunks that came over the network. Both
 /// block (disk, hashing): call them through an Offload (cluster/offload.h), not from the loop.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -46,9 +47,16 @@ using HashProgress = std::function<void(std::uint64_t done, std::uint64_t total)
 
 class ChunkHasher {
  public:
-  /// forget: compute again what is remembered (--verify).
-  ChunkHasher(std::filesystem::path cache_dir, std::size_t n_threads, bool forget)
-      : cache_dir_(std::move(cache_dir)), n_threads_(n_threads), forget_(forget) {}
+  /// forget: compute again what is remembered (--verify). cancelled: hash() ends soon once it is
+  /// true, and what it returns is then of no use.
+  ChunkHasher(std::filesystem::path cache_dir, std::size_t n_threads, bool forget,
+              const std::atomic<bool>* cancelled = nullptr)
+      : cache_dir_(std::move(cache_dir)),
+        n_threads_(n_threads),
+        forget_(forget),
+        cancelled_(cancelled) {}
+
+  [[nodiscard]] bool cancelled() const { return cancelled_ != nullptr && *cancelled_; }
 
   /// The digests of each range's chunks, in order. Ranges lie within bytes, which are path's.
   [[nodiscard]] std::vector<std::vector<Digest>> hash(const std::filesystem::path& path,
@@ -60,6 +68,7 @@ class ChunkHasher {
   std::filesystem::path cache_dir_;
   std::size_t n_threads_;
   bool forget_;
+  const std::atomic<bool>* cancelled_;
 };
 
 class ChunkStore {

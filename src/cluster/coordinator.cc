@@ -30,6 +30,9 @@ constexpr net::Duration kLoadTimeout = std::chrono::hours(12);
 constexpr net::Duration kCallTimeout = std::chrono::seconds(30);
 constexpr net::Duration kCloseTimeout = std::chrono::seconds(2);
 
+/// Rows of a micro-batch whose description surely fits a message.
+constexpr std::uint32_t kMicroBatchMax = 16384;
+
 /// One worker as the coordinator sees it.
 struct Peer {
   net::Endpoint endpoint;
@@ -149,6 +152,7 @@ class ClusterHandle final : public Cluster {
 asio::awaitable<Result<void>> ClusterImpl::open() {
   const auto self = shared_from_this();
   RECUA_CO_ASSIGN_OR_RETURN(hyperparams_, model::read_hyperparams(*file_));
+  slice_options_.n_ubatch = std::min(slice_options_.n_ubatch, kMicroBatchMax);
   n_logit_rows_ = logit_rows_per_message(hyperparams_.vocab_size, slice_options_.n_ubatch);
   slice_options_.n_logit_rows = slice_options_.n_ubatch;  // Outputs of any kind in a micro-batch.
   for (const net::Endpoint& endpoint : options_.workers) {
@@ -253,7 +257,7 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   load.set_session(id_.session);
   load.set_epoch(id_.epoch);
   load.set_secret(secret_to_wire(secret_));
-  load.set_model(std::filesystem::path(file_->name()).filename().string());
+  load.set_model(rpc::wire_text(std::filesystem::path(file_->name()).filename().string(), 255));
   const std::vector<std::byte> metadata = model::hyperparams_gguf(*file_, hyperparams_.vocab_size);
   load.set_hyperparams_gguf(std::string(as_text(metadata)));
   for (std::uint32_t i = 0; i < tensors_.size(); ++i) {
@@ -267,7 +271,12 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   load.set_fetch_allowed(options_.fetch_allowed);
   load.set_verify(options_.verify);
   const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kLoadTimeout);
-  if (!reply.ok()) co_return Error(reply.error());
+  if (!reply.ok()) {
+    // The others need not go on: their calls end, and the first error is the one that is told.
+    if (!failure_.has_value()) failure_ = reply.error();
+    disconnect();
+    co_return Error(reply.error());
+  }
   sources_.from_file += reply->loaded().bytes_local();
   sources_.from_cache += reply->loaded().bytes_cached();
   sources_.fetched += reply->loaded().bytes_fetched();
@@ -435,7 +444,11 @@ void ClusterImpl::lost(const Error& error) {
   if (failure_.has_value()) return;
   failure_ = error;
   log_debug("{}", error.message);
-  if (executor_ != nullptr) executor_->fail(error);
+  if (executor_ != nullptr) {
+    executor_->fail(error);
+  } else {
+    disconnect();  // Whatever still loads or waits ends.
+  }
 }
 
 asio::awaitable<void> ClusterImpl::close() {

@@ -1,5 +1,6 @@
 #include "cluster/offload.h"
 
+#include <exception>
 #include <thread>
 
 #include <boost/asio/executor_work_guard.hpp>
@@ -46,17 +47,23 @@ asio::awaitable<void> ThreadOffload::run(std::function<void()> work) {
     explicit Done(const asio::any_io_executor& executor) : event(executor) {}
     net::Event event;
     bool done = false;
+    std::exception_ptr thrown;
   };
   // Shared: the work may outlive a caller that was cancelled.
   const auto state = std::make_shared<Done>(home);
   asio::post(pool_, [work = std::move(work), state, home] {
-    work();
+    try {
+      work();
+    } catch (...) {
+      state->thrown = std::current_exception();
+    }
     asio::post(home, [state] {
       state->done = true;
       state->event.notify_all();
     });
   });
   while (!state->done) co_await state->event.wait();
+  if (state->thrown) std::rethrow_exception(state->thrown);
 }
 
 std::unique_ptr<StageLoop> ThreadOffload::new_stage_loop() {

@@ -30,7 +30,8 @@ class Offload {
   Offload& operator=(const Offload&) = delete;
   virtual ~Offload() = default;
 
-  /// Runs work elsewhere, then resumes the caller on its own loop. work must not throw.
+  /// Runs work elsewhere, then resumes the caller on its own loop. What work throws (no memory, no
+  /// thread) is thrown there.
   virtual boost::asio::awaitable<void> run(std::function<void()> work) = 0;
   virtual std::unique_ptr<StageLoop> new_stage_loop() = 0;
 };

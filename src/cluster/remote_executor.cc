@@ -33,11 +33,22 @@ struct PendingStep {
   std::uint64_t number = 0;
   std::vector<model::MicroBatch> micro_batches;
   std::size_t n_received = 0;
+  std::size_t n_done = 0;  // Of those, without a failure.
   model::StepResult result;
   std::optional<Error> error;  // The first micro-batch that failed; the rest are still awaited.
   bool done = false;
   net::Event finished;
 };
+
+/// Outputs whose candidates fit a result's descriptor (docs/protocol.md, "Step descriptor").
+std::uint32_t outputs_per_message(const model::StepBatch& batch) {
+  std::uint64_t n_top = 0;
+  for (const model::OutputRequest& request : batch.outputs) {
+    n_top = std::max<std::uint64_t>(n_top, request.n_top);
+  }
+  return static_cast<std::uint32_t>(
+      std::max<std::uint64_t>(1, (kDescriptorBytesMax - 4) / (20 + 8 * n_top)));
+}
 
 /// A micro-batch that waits for a credit, or for its bytes to leave.
 struct OutMessage {
@@ -121,9 +132,9 @@ asio::awaitable<Result<model::StepResult>> RemoteExecutor::step(model::StepBatch
   const model::ExecutorInfo& info = state->parts.info;
   const auto step = std::make_shared<PendingStep>(state->parts.env.executor);
   step->number = state->n_steps++;
-  step->micro_batches = model::split_batch(batch, info.n_ubatch,
-                                           wants_logits ? state->parts.n_logit_rows : info.n_ubatch,
-                                           info.page_tokens);
+  const std::uint32_t n_outputs = std::min(
+      outputs_per_message(batch), wants_logits ? state->parts.n_logit_rows : info.n_ubatch);
+  step->micro_batches = model::split_batch(batch, info.n_ubatch, n_outputs, info.page_tokens);
   std::vector<OutMessage> messages(step->micro_batches.size());
   for (std::size_t i = 0; i < messages.size(); ++i) {
     encode_batch(step->micro_batches[i].batch, messages[i].descriptor);
@@ -186,10 +197,14 @@ Result<void> RemoteExecutor::State::take(const rpc::Incoming& incoming) {
   PendingStep& step = *pending.front();
   const model::MicroBatch& micro_batch = step.micro_batches[step.n_received];
   if (header.kind == rpc::MessageKind::kFailure) {
-    if (!step.error.has_value()) step.error = decode_failure(incoming.descriptor);
+    // The worker's sentence says which of them it was.
+    if (!step.error.has_value()) step.error = decode_failure(incoming.descriptor).within("worker");
   } else if (header.kind == rpc::MessageKind::kResult) {
-    RECUA_ASSIGN_OR_RETURN(model::StepResult part, decode_result(incoming.descriptor, incoming.rows,
-                                                                 parts.info.vocab_size));
+    Result<model::StepResult> decoded =
+        decode_result(incoming.descriptor, incoming.rows, parts.info.vocab_size);
+    if (!decoded.ok()) return std::move(decoded).error().within(parts.last->peer());
+    model::StepResult part = std::move(*decoded);
+    ++step.n_done;
     if (part.outputs.size() != micro_batch.batch.outputs.size()) {
       return Error{ErrorCode::kProtocol,
                    fmt::format("{}: {} outputs came for {} asked for", parts.last->peer(),
@@ -201,6 +216,11 @@ Result<void> RemoteExecutor::State::take(const rpc::Incoming& incoming) {
   }
   RECUA_RETURN_IF_ERROR(parts.last->release(incoming.slot));
   if (++step.n_received == step.micro_batches.size()) {
+    if (step.error.has_value() && step.error->code == ErrorCode::kInvalidArgument &&
+        step.n_done > 0) {
+      // kInvalidArgument promises that nothing was changed, but other pieces of the step were done.
+      step.error->code = ErrorCode::kUnsupported;
+    }
     step.done = true;
     step.finished.notify_all();
     pending.pop_front();

@@ -1,6 +1,7 @@
 #include "cluster/session.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include <boost/asio/co_spawn.hpp>
@@ -14,6 +15,7 @@
 #include "gguf/gguf_file.h"
 #include "net/event.h"
 #include "rpc/tcp_channel.h"
+#include "rpc/wire_error.h"
 
 namespace recua::cluster {
 namespace {
@@ -23,13 +25,46 @@ namespace asio = boost::asio;
 /// Chunks asked for before the first has come: 16 MiB under way keep a fast link busy.
 constexpr int kFetchesAtOnce = 4;
 
+/// a * b, or the largest number: these come from a peer, and too much is too much.
+std::uint64_t saturated_mul(std::uint64_t a, std::uint64_t b) {
+  return checked_mul(a, b).value_or(std::numeric_limits<std::uint64_t>::max());
+}
+std::uint64_t saturated_add(std::uint64_t a, std::uint64_t b) {
+  return checked_add(a, b).value_or(std::numeric_limits<std::uint64_t>::max());
+}
+
 std::uint64_t cache_bytes(const model::HyperParams& hp, const model::Slice& slice,
                           const model::SliceOptions& options) {
+  const std::uint64_t elements = std::uint64_t{hp.n_kv_heads} * hp.head_dim;
   const std::uint64_t per_token =
-      quant::row_bytes(options.k_type, std::size_t{hp.n_kv_heads} * hp.head_dim) +
-      quant::row_bytes(options.v_type, std::size_t{hp.n_kv_heads} * hp.head_dim);
-  return per_token * options.page_tokens * options.n_pages * (slice.layer_end - slice.layer_begin);
+      quant::row_bytes(options.k_type, elements) + quant::row_bytes(options.v_type, elements);
+  const std::uint64_t n_tokens = std::uint64_t{options.page_tokens} * options.n_pages;
+  return saturated_mul(saturated_mul(per_token, n_tokens), slice.layer_end - slice.layer_begin);
 }
+
+rpc::RingShape input_ring(const model::HyperParams& hp, const model::Slice& slice,
+                          const model::SliceOptions& options) {
+  const std::uint64_t row_bytes =
+      slice.is_first() ? 0 : std::uint64_t{hp.hidden_size} * sizeof(float);
+  return ring_shape(options.n_ubatch, row_bytes);
+}
+
+/// Rings, buffers to send from and activations. The activations are estimated from above: a few
+/// rows each of the widths that occur.
+std::uint64_t working_bytes(const model::HyperParams& hp, const model::SliceOptions& options,
+                            const rpc::RingShape& ring) {
+  const std::uint64_t ffn = hp.n_experts == 0
+                                ? std::uint64_t{hp.ffn_size}
+                                : std::uint64_t{hp.expert_ffn_size} * hp.n_experts_used;
+  const std::uint64_t row_floats =
+      8 * std::uint64_t{hp.hidden_size} + 3 * std::uint64_t{hp.n_heads} * hp.head_dim + 2 * ffn;
+  const std::uint64_t rows =
+      saturated_mul(saturated_mul(row_floats, sizeof(float)), options.n_ubatch);
+  return saturated_add(saturated_add(ring.n_slots * ring.slot_bytes, rows),
+                       4 * std::uint64_t{options.n_pages});
+}
+
+Error given_up() { return {ErrorCode::kCancelled, "the session was closed while it was loading"}; }
 
 }  // namespace
 
@@ -37,7 +72,7 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
   Request request;
   request.id = {.session = message.session(), .epoch = message.epoch()};
   RECUA_ASSIGN_OR_RETURN(request.secret, secret_from_wire(message.secret()));
-  request.model = message.model().substr(0, 255);
+  request.model = rpc::wire_text(message.model(), 255);
   RECUA_ASSIGN_OR_RETURN(request.slice, from_wire(message.slice()));
   RECUA_ASSIGN_OR_RETURN(request.options, from_wire(message.options()));
   const auto metadata = gguf::GgufFile::parse(as_bytes(message.hyperparams_gguf()),
@@ -68,14 +103,19 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   std::uint64_t total = 0;
   for (const TensorSpec& tensor : request_.tensors) total += tensor.bytes;
   const std::uint64_t cache = cache_bytes(request_.hyperparams, request_.slice, request_.options);
-  memory_bytes_ = total + cache;
-  if (const std::uint64_t free = env_.memory_free(); cache > free || memory_bytes_ > free) {
-    co_return Error{
-        ErrorCode::kResourceExhausted,
-        fmt::format("layers {}-{} need {} ({} of it cache), but {} are free here",
-                    request_.slice.layer_begin, request_.slice.layer_end - 1,
-                    format_bytes(memory_bytes_), format_bytes(cache), format_bytes(free))};
+  ring_shape_ = input_ring(request_.hyperparams, request_.slice, request_.options);
+  RECUA_CO_RETURN_IF_ERROR(rpc::validate(ring_shape_));
+  const std::uint64_t needed =
+      saturated_add(saturated_add(total, cache),
+                    working_bytes(request_.hyperparams, request_.options, ring_shape_));
+  // What is free is asked before this session counts itself.
+  if (const std::uint64_t free = env_.memory_free(); needed > free) {
+    co_return Error{ErrorCode::kResourceExhausted,
+                    fmt::format("layers {}-{} need {} ({} of it cache), but {} are free here",
+                                request_.slice.layer_begin, request_.slice.layer_end - 1,
+                                format_bytes(needed), format_bytes(cache), format_bytes(free))};
   }
+  memory_bytes_ = needed;
 
   // Disk and hashing go elsewhere; progress comes back to this loop.
   Result<std::unique_ptr<SliceWeights>> weights =
@@ -87,12 +127,13 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
     });
   };
   std::function<void()> look = [&] {
-    const ChunkHasher hasher(env_.cache_dir, env_.n_threads, request_.verify);
+    const ChunkHasher hasher(env_.cache_dir, env_.n_threads, request_.verify, &closed_);
     weights = SliceWeights::begin(request_.tensors, env_.models_dir, hasher,
                                   ChunkStore(env_.cache_dir), hash_progress);
   };
   co_await env_.offload->run(look);
   if (!weights.ok()) co_return Error(weights.error());
+  if (closed_) co_return given_up();
 
   if (!(*weights)->missing().empty()) {
     const Result<void> fetched = co_await fetch_missing(**weights, fetch, progress, total);
@@ -100,13 +141,13 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   }
   counts_ = (*weights)->counts();
   weights_ = std::move(**weights).finish();
+  if (closed_) co_return given_up();
 
   Result<void> built = ok();
   std::function<void()> make = [&] { built = build(*weights_); };
   co_await env_.offload->run(make);
   if (!built.ok()) co_return built;
-  if (closed_)
-    co_return Error{ErrorCode::kCancelled, "the session was closed while it was loading"};
+  if (closed_) co_return given_up();
   progress(total, total, counts_.fetched);
   loaded_ = true;
   co_return ok();
@@ -145,6 +186,11 @@ asio::awaitable<Result<void>> Session::fetch_missing(SliceWeights& weights, Fetc
   const auto fetcher = [](std::shared_ptr<Session> self, std::shared_ptr<Shared> state,
                           SliceWeights& target, Fetch ask, Progress tell, std::uint64_t local,
                           std::uint64_t total) -> asio::awaitable<void> {
+    // However it ends, whoever waits for all fetchers must hear of it.
+    const std::shared_ptr<void> at_end(nullptr, [state](void*) {
+      --state->running;
+      state->event.notify_all();
+    });
     while (state->result.ok() && state->next < target.missing().size() && !self->closed_) {
       const ChunkRef ref = target.missing()[state->next++];
       const Digest digest = target.spec(ref).chunks[ref.chunk];
@@ -165,8 +211,6 @@ asio::awaitable<Result<void>> Session::fetch_missing(SliceWeights& weights, Fetc
       }
       tell(std::min(local + fetched, total), total, fetched);
     }
-    --state->running;
-    state->event.notify_all();
   };
   shared->running = kFetchesAtOnce;
   for (int i = 0; i < kFetchesAtOnce; ++i) {
@@ -175,9 +219,7 @@ asio::awaitable<Result<void>> Session::fetch_missing(SliceWeights& weights, Fetc
                    asio::detached);
   }
   while (shared->running > 0) co_await shared->event.wait();
-  if (shared->result.ok() && closed_) {
-    co_return Error{ErrorCode::kCancelled, "the session was closed while it was loading"};
-  }
+  if (shared->result.ok() && closed_) co_return given_up();
   co_return shared->result;
 }
 
@@ -186,9 +228,6 @@ Result<void> Session::build(const model::WeightSource& weights) {
   RECUA_ASSIGN_OR_RETURN(
       runner_, model::SliceRunner::create(*device_, request_.hyperparams, weights, request_.slice,
                                           request_.options, communicator_));
-  const std::uint64_t row_bytes =
-      request_.slice.is_first() ? 0 : runner_->hidden_size() * sizeof(float);
-  ring_shape_ = ring_shape(request_.options.n_ubatch, row_bytes);
   RECUA_ASSIGN_OR_RETURN(ring_, device_->allocate(ring_shape_.n_slots * ring_shape_.slot_bytes));
   return ok();
 }
@@ -226,6 +265,8 @@ Result<void> Session::start(std::function<void(const Error&)> failed) {
                      .device = device_.get(),
                      .runner = runner_.get(),
                      .vocab_size = request_.hyperparams.vocab_size,
+                     .name = fmt::format("{}, layers {}-{}", env_.name, request_.slice.layer_begin,
+                                         request_.slice.layer_end - 1),
                      .ring = ring_.get(),
                      .compute_mutex = env_.compute_mutex};
   RECUA_ASSIGN_OR_RETURN(
@@ -235,18 +276,18 @@ Result<void> Session::start(std::function<void(const Error&)> failed) {
   parts.out = rpc::make_tcp_sender(std::move(out), out_ring_);
   RECUA_ASSIGN_OR_RETURN(stage_, Stage::create(std::move(parts)));
 
+  // The control loop may not run out of work before the stage's end has been told there.
+  asio::any_io_executor home =
+      asio::prefer(env_.env.executor, asio::execution::outstanding_work.tracked);
   asio::co_spawn(loop_->executor(), stage_->drive(stage_env),
-                 [self = shared_from_this(), failed = std::move(failed)](
+                 [self = shared_from_this(), home = std::move(home), failed = std::move(failed)](
                      std::exception_ptr thrown, Result<void> ended) mutable {
                    if (thrown != nullptr) {
                      ended = Error{ErrorCode::kResourceExhausted, "the stage ran out of memory"};
                    }
-                   // Back to the control loop, which alone touches the session. Nothing of it may
-                   // stay here: were this thread the last to let go, the session's end would join
-                   // this very thread.
-                   const asio::any_io_executor home = self->env_.env.executor;
+                   // Back to the control loop, which alone touches the session.
                    asio::post(home, [self = std::move(self), failed = std::move(failed),
-                                     ended = std::move(ended)]() mutable {
+                                     ended = std::move(ended)] {
                      if (!ended.ok() && !self->closed_) failed(ended.error());
                      self->stage_.reset();
                    });
@@ -255,13 +296,15 @@ Result<void> Session::start(std::function<void(const Error&)> failed) {
 }
 
 void Session::close() {
-  if (std::exchange(closed_, true)) return;
+  if (closed_.exchange(true)) return;
   in_.reset();
   out_.reset();
   if (stage_ != nullptr) {
-    // The stage goes on until it sees this; its end (see start()) drops it and then the session.
+    // A busy stage sees the request, a sleeping one is woken. Its end (see start()) drops it and
+    // then the session.
+    stage_->request_stop();
     asio::post(loop_->executor(), [stage = std::weak_ptr<Stage>(stage_)] {
-      if (const auto alive = stage.lock()) alive->stop();
+      if (const auto alive = stage.lock()) alive->wake();
     });
   }
 }

@@ -5,6 +5,7 @@
 /// close(). Made and driven on the worker's control loop; only the stage lives elsewhere. Shared,
 /// because the running stage keeps its session alive until it has really ended.
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -32,6 +33,7 @@ using DeviceFactory = std::function<Result<std::unique_ptr<compute::Device>>()>;
 
 /// What all sessions of a worker use.
 struct SessionEnv {
+  std::string name;  // Of the worker, for messages.
   net::Env env;
   Offload* offload = nullptr;
   DeviceFactory make_device;
@@ -71,7 +73,9 @@ class Session : public std::enable_shared_from_this<Session> {
   /// The ring that whoever sends to this slice fills. After load().
   [[nodiscard]] const rpc::RingShape& ring() const { return ring_shape_; }
   [[nodiscard]] const SourceCounts& counts() const { return counts_; }
+  /// What the session takes, from the start of load() until it is destroyed.
   [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
+  [[nodiscard]] bool loaded() const { return loaded_; }
 
   /// Loads weights and allocates caches. kNotFound: chunks are missing and may not be fetched.
   boost::asio::awaitable<Result<void>> load(Fetch fetch, Progress progress);
@@ -111,7 +115,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::unique_ptr<StageLoop> loop_;
   std::shared_ptr<Stage> stage_;  // Shared with a pending stop() on its loop only.
   bool loaded_ = false;
-  bool closed_ = false;
+  std::atomic<bool> closed_ = false;  // Also read by threads that load.
 };
 
 }  // namespace recua::cluster

@@ -49,6 +49,10 @@ bool is_plain_file_name(std::string_view name) {
 }  // namespace
 
 Result<void> check_spec(const TensorSpec& spec) {
+  if (spec.name.empty() || spec.name.size() > 255) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("a tensor's name has {} bytes, must have 1 to 255", spec.name.size())};
+  }
   if (!is_plain_file_name(spec.file))
     return bad_spec(spec, "its file must be a name without folders");
   const quant::DataTypeTraits t = quant::traits(spec.type);
@@ -104,6 +108,7 @@ Result<std::unique_ptr<SliceWeights>> SliceWeights::begin(std::vector<TensorSpec
     }
     std::vector<std::vector<Digest>> local;
     if (file != nullptr) local = hasher.hash(file->path(), file->bytes(), ranges, progress);
+    if (hasher.cancelled()) return Error{ErrorCode::kCancelled, "loading was given up"};
     const std::vector<Digest> none;
     bool differs = file != nullptr && hashed.size() != indices.size();
     for (const std::uint32_t index : indices) {

@@ -73,7 +73,9 @@ Result<void> Stage::work() {
   }
   if (incoming.header.kind != rpc::MessageKind::kStep) return no_such_kind(*parts_.in, header);
 
-  RECUA_ASSIGN_OR_RETURN(const model::StepBatch batch, decode_batch(incoming.descriptor));
+  Result<model::StepBatch> decoded = decode_batch(incoming.descriptor);
+  if (!decoded.ok()) return std::move(decoded).error().within(parts_.in->peer());
+  const model::StepBatch& batch = *decoded;
   const model::Slice& slice = parts_.runner->slice();
   const std::size_t hidden = parts_.runner->hidden_size();
   const std::size_t n_rows = batch.n_rows();
@@ -103,7 +105,7 @@ Result<void> Stage::work() {
   std::span<const std::byte> rows;
   if (!done.ok()) {
     header.kind = rpc::MessageKind::kFailure;
-    encode_failure(done.error(), buffer.descriptor);
+    encode_failure(std::move(done).error().within(parts_.name), buffer.descriptor);
   } else if (slice.is_last()) {
     header.kind = rpc::MessageKind::kResult;
     encode_result(result_, buffer.descriptor);
@@ -115,6 +117,18 @@ Result<void> Stage::work() {
     header.row_bytes =
         header.n_rows == 0 ? 0 : static_cast<std::uint32_t>(parts_.vocab_size * sizeof(float));
     rows = std::as_bytes(std::span(buffer.logits));
+    if (rpc::kTensorHeaderBytes + rows.size() + buffer.descriptor.size() >
+        parts_.out->ring().slot_bytes) {
+      header.kind = rpc::MessageKind::kFailure;
+      header.n_rows = 0;
+      header.row_bytes = 0;
+      rows = {};
+      buffer.descriptor.clear();
+      encode_failure({ErrorCode::kUnsupported,
+                      "the outputs of a micro-batch do not fit a message: ask for fewer candidates "
+                      "or use a smaller -ub"},
+                     buffer.descriptor);
+    }
   } else {
     buffer.descriptor.write_bytes(incoming.descriptor);
     header.n_rows = static_cast<std::uint32_t>(n_rows);
@@ -143,17 +157,20 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   wake_ = std::make_shared<net::Event>(env.executor);
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
   std::function<void()> arm_fn = [this] {
-    parts_.in->arm([wake = wake_] { wake->notify_all(); });
+    // With a message in hand, only the next stage can get us on: more input would wake us in vain.
+    if (!incoming_.has_value()) parts_.in->arm([wake = wake_] { wake->notify_all(); });
     parts_.out->arm([wake = wake_] { wake->notify_all(); });
   };
-  std::function<bool()> done_fn = [this] { return stopped_; };
+  std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
   Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
+  // Here, on their own loop, where a handler of theirs may still be due.
+  parts_.in.reset();
+  parts_.out.reset();
   co_return ended;
 }
 
-void Stage::stop() {
-  stopped_ = true;
+void Stage::wake() {
   if (wake_ != nullptr) wake_->notify_all();
 }
 

@@ -9,10 +9,12 @@
 /// failure message, so that the coordinator hears of it in order. Threads: create() anywhere, then
 /// the one thread of its loop.
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
@@ -42,6 +44,7 @@ class Stage {
     compute::Device* device = nullptr;
     model::SliceRunner* runner = nullptr;
     std::size_t vocab_size = 0;
+    std::string name = {};            // Of this stage, for failures: "box2:7500, layers 4-7".
     compute::Buffer* ring = nullptr;  // The memory behind `in`.
     std::unique_ptr<rpc::ChannelReceiver> in = {};
     std::unique_ptr<rpc::ChannelSender> out = {};
@@ -52,13 +55,12 @@ class Stage {
 
   /// True when something moved. An error ends the stage: a channel broke.
   Result<bool> poll();
-  /// Polls until an error, which it returns, or stop().
+  /// Polls until an error, which it returns, or a requested stop; then closes its channels. Once.
   boost::asio::awaitable<Result<void>> drive(net::Env env);
+  /// Makes drive() end soon, once it is awake. From any thread.
+  void request_stop() { stop_requested_ = true; }
   /// From the stage's loop.
-  void stop();
-
-  [[nodiscard]] const rpc::ChannelReceiver& in() const { return *parts_.in; }
-  [[nodiscard]] const rpc::ChannelSender& out() const { return *parts_.out; }
+  void wake();
 
  private:
   /// What a message is sent from; free again when its channel has passed it.
@@ -77,7 +79,7 @@ class Stage {
   std::vector<OutBuffer> buffers_;
   std::optional<rpc::Incoming> incoming_;
   model::StepResult result_;
-  bool stopped_ = false;
+  std::atomic<bool> stop_requested_ = false;
   std::shared_ptr<net::Event> wake_;
 };
 

@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "rpc/wire_error.h"
+
 namespace recua::cluster {
 namespace {
 
@@ -15,6 +17,8 @@ using model::SequencePart;
 using model::StepBatch;
 using model::StepOutput;
 using model::StepResult;
+
+constexpr std::size_t kFailureBytesMax = 2048;
 
 Error bad_field(const char* field, const ByteReader& reader) {
   return Error{ErrorCode::kProtocol,
@@ -206,7 +210,7 @@ Result<StepResult> decode_result(std::span<const std::byte> descriptor,
 
 void encode_failure(const Error& error, ByteWriter& out) {
   out.write(static_cast<std::uint32_t>(error.code));
-  out.write_bytes(as_bytes(std::string_view(error.message).substr(0, 1024)));
+  out.write_bytes(as_bytes(std::string_view(error.message).substr(0, kFailureBytesMax)));
 }
 
 Error decode_failure(std::span<const std::byte> descriptor) {
@@ -216,7 +220,7 @@ Error decode_failure(std::span<const std::byte> descriptor) {
     return Error{ErrorCode::kProtocol, "step descriptor: a failure without a known error code"};
   }
   return Error{static_cast<ErrorCode>(*code),
-               std::string(as_text(*reader.take(reader.remaining())))};
+               rpc::wire_text(as_text(*reader.take(reader.remaining())), kFailureBytesMax)};
 }
 
 }  // namespace recua::cluster

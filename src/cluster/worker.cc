@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -24,6 +25,8 @@ namespace asio = boost::asio;
 
 constexpr net::Duration kFetchTimeout = std::chrono::minutes(2);
 constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
+/// Each session has threads and descriptors of its own.
+constexpr std::size_t kSessionsMax = 64;
 /// Progress is told at most so often.
 constexpr net::Duration kProgressInterval = std::chrono::milliseconds(100);
 
@@ -41,7 +44,8 @@ struct Client {
 struct Worker::State : std::enable_shared_from_this<Worker::State> {
   State(net::Env env_in, Offload& offload, DeviceFactory make_device, WorkerOptions options_in)
       : env(std::move(env_in)), options(std::move(options_in)) {
-    session_env = {.env = env,
+    session_env = {.name = options.name,
+                   .env = env,
                    .offload = &offload,
                    .make_device = std::move(make_device),
                    .models_dir = options.models_dir,
@@ -51,16 +55,25 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                    .memory_free = [this] { return memory_free(); }};
   }
 
-  [[nodiscard]] std::uint64_t memory_free() const {
-    if (options.memory_bytes == 0) return sys::memory_info().available_bytes;
+  /// What a new session may use. Sessions that were closed count until they are really gone;
+  /// without a limit of ours, loaded ones are what the system sees in use already.
+  [[nodiscard]] std::uint64_t memory_free() {
+    forget_gone_sessions();
+    const bool limited = options.memory_bytes != 0;
+    const std::uint64_t limit = limited ? options.memory_bytes : sys::memory_info().available_bytes;
     std::uint64_t used = 0;
-    for (const auto& client : clients) {
-      for (const auto& [id, session] : client->sessions) used += session->memory_bytes();
+    for (const auto& weak : holding_memory) {
+      const auto session = weak.lock();
+      if (session != nullptr && (limited || !session->loaded())) used += session->memory_bytes();
     }
-    return options.memory_bytes > used ? options.memory_bytes - used : 0;
+    return limit > used ? limit - used : 0;
   }
 
-  [[nodiscard]] rpc::PeerInfo self_info() const {
+  void forget_gone_sessions() {
+    std::erase_if(holding_memory, [](const auto& session) { return session.expired(); });
+  }
+
+  [[nodiscard]] rpc::PeerInfo self_info() {
     rpc::PeerInfo info;
     info.name = options.name;
     info.software_version = "0.1.0";
@@ -104,7 +117,8 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
   std::mutex compute_mutex;
   SessionEnv session_env;
   std::set<std::shared_ptr<Client>> clients;
-  std::set<net::Connection*> handshaking;  // Closed by stop().
+  std::set<net::Connection*> handshaking;              // Closed by stop().
+  std::vector<std::weak_ptr<Session>> holding_memory;  // Every session that may still hold memory.
   std::size_t n_connections = 0;
   bool stopped = false;
 };
@@ -238,10 +252,15 @@ asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connecti
 asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_ptr<Client> client,
                                                                     wire::ControlMessage request) {
   const auto self = shared_from_this();
+  if (stopped || client->lost) {
+    co_return Error{ErrorCode::kCancelled, "the worker is stopping, or its connection is"};
+  }
   switch (request.body_case()) {
     case wire::ControlMessage::kLoadSlice: {
       Result<wire::ControlMessage> reply = co_await load(client, request.load_slice());
-      if (!reply.ok()) log_warning("cannot load a slice: {}", reply.error().message);
+      if (!reply.ok()) {
+        log_warning("{}: cannot load a slice: {}", client->control->peer(), reply.error().message);
+      }
       co_return reply;
     }
     case wire::ControlMessage::kOpenChannel: {
@@ -273,11 +292,18 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
     co_return Error{ErrorCode::kProtocol,
                     fmt::format("session {:016x} is loaded already", request.id.session)};
   }
+  forget_gone_sessions();
+  if (holding_memory.size() >= kSessionsMax) {
+    co_return Error{ErrorCode::kResourceExhausted,
+                    fmt::format("{} sessions are open here already, the most that a worker takes",
+                                holding_memory.size())};
+  }
   const std::uint64_t id = request.id.session;
   const std::string description = fmt::format(
       "{}, layers {}-{}", request.model, request.slice.layer_begin, request.slice.layer_end - 1);
   const auto session = std::make_shared<Session>(session_env, std::move(request));
   client->sessions[id] = session;
+  holding_memory.push_back(session);
 
   const std::weak_ptr<Client> weak = client;
   Session::Fetch fetch = [self, weak, id](ChunkRef ref,
@@ -300,14 +326,14 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
     }
     co_return std::move(*reply->mutable_chunk()->mutable_data());
   };
-  net::TimePoint told{};
+  const auto told = std::make_shared<net::TimePoint>();  // The function is copied.
   Session::Progress progress = [self, weak, id, told](std::uint64_t done, std::uint64_t total,
-                                                      std::uint64_t fetched) mutable {
+                                                      std::uint64_t fetched) {
     const std::shared_ptr<Client> alive = weak.lock();
     const net::TimePoint now = self->env.clock->now();
-    if (alive == nullptr || alive->lost || (done != total && now - told < kProgressInterval))
+    if (alive == nullptr || alive->lost || (done != total && now - *told < kProgressInterval))
       return;
-    told = now;
+    *told = now;
     wire::ControlMessage notice;
     notice.mutable_load_progress()->set_session(id);
     notice.mutable_load_progress()->set_bytes_done(done);
@@ -320,7 +346,8 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
   const Result<void> loaded = co_await session->load(fetch, progress);
   if (!loaded.ok()) {
     session->close();
-    client->sessions.erase(id);
+    const auto found = client->sessions.find(id);
+    if (found != client->sessions.end() && found->second == session) client->sessions.erase(found);
     co_return Error(loaded.error());
   }
   const SourceCounts& counts = session->counts();
@@ -393,7 +420,7 @@ Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>&
     notice.mutable_session_failed()->set_session(id.session);
     notice.mutable_session_failed()->set_epoch(id.epoch);
     notice.mutable_session_failed()->set_code(rpc::to_wire(error.code));
-    notice.mutable_session_failed()->set_message(error.message);
+    notice.mutable_session_failed()->set_message(rpc::wire_text(error.message, 2048));
     if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
       log_debug("a failed session was not told: {}", sent.error().message);
     }

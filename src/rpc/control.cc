@@ -217,9 +217,16 @@ struct ControlConnection::State : std::enable_shared_from_this<ControlConnection
   static net::asio::awaitable<void> serve(std::shared_ptr<State> self,
                                           wire::ControlMessage request) {
     const std::uint64_t id = request.id();
-    net::asio::awaitable<Result<wire::ControlMessage>> work =
-        self->handlers.on_request(std::move(request));
-    Result<wire::ControlMessage> result = co_await std::move(work);
+    // Third parties throw when there is no memory or thread; the peer still gets its answer.
+    Result<wire::ControlMessage> result =
+        Error{ErrorCode::kResourceExhausted, "no memory or threads for this request"};
+    try {
+      net::asio::awaitable<Result<wire::ControlMessage>> work =
+          self->handlers.on_request(std::move(request));
+      result = co_await std::move(work);
+    } catch (const std::exception& error) {
+      log_warning("{}: a request failed: {}", self->peer(), error.what());
+    }
     --self->n_requests;
     self->answer(id, std::move(result));
   }

@@ -9,6 +9,7 @@
 #include "rpc/handshake_wire.h"
 #include "rpc/recua.pb.h"
 #include "rpc/test_world.h"
+#include "rpc/wire_error.h"
 
 namespace recua::rpc {
 namespace {

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "rpc/wire_error.h"
+
 namespace recua::rpc {
 namespace {
 

@@ -3,7 +3,6 @@
 /// For src/rpc only; docs/protocol.md, "Handshake" and "Limits".
 
 #include <string>
-#include <string_view>
 
 #include "base/result.h"
 #include "rpc/handshake.h"
@@ -15,10 +14,6 @@ inline constexpr std::size_t kNameBytesMax = 256;
 inline constexpr std::size_t kErrorTextBytesMax = 2048;
 inline constexpr int kListItemsMax = 256;
 inline constexpr std::size_t kSharedMemoryHostBytesMax = 64;
-
-/// A foreign sentence that is safe to log: valid UTF-8, at most bytes_max bytes, control characters
-/// replaced by '?'.
-std::string wire_text(std::string_view text, std::size_t bytes_max);
 
 void to_wire(const PeerInfo& self, wire::Capabilities& out);
 wire::Channel to_wire(const ChannelRequest& request);

@@ -44,6 +44,12 @@ ThreadPool::ThreadPool(std::size_t n_threads) {
   RECUA_CHECK(n_threads >= 1 && n_threads <= 4096);
   workers_.reserve(n_threads - 1);
   for (std::size_t thread = 1; thread < n_threads; ++thread) {
+    start(thread, n_threads);
+  }
+}
+
+void ThreadPool::start(std::size_t thread, std::size_t n_threads) {
+  try {
     workers_.emplace_back([this, thread, n_threads] {
       std::uint32_t seen = 0;
       while (true) {
@@ -54,10 +60,15 @@ ThreadPool::ThreadPool(std::size_t n_threads) {
         if (n_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) n_running_.notify_one();
       }
     });
+  } catch (...) {  // The system has no thread for us: those that run must not wait for ever.
+    stop();
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();

@@ -71,6 +71,8 @@ class ThreadPool {
  private:
   using Job = void (*)(void* context, std::size_t thread, std::size_t n_threads);
 
+  void start(std::size_t thread, std::size_t n_threads);
+  void stop();
   void dispatch(Job job, void* context);
 
   // The job is written before generation_ is raised and read after it was seen raised.

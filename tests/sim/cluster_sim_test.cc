@@ -140,6 +140,43 @@ TEST(ClusterSim, ReportsABadBatchAndGoesOn) {
   EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
 }
 
+// Every candidate of every row is more than one result message holds: the step is cut finer.
+TEST(ClusterSim, CarriesMoreCandidatesThanAMessageHolds) {
+  SimCluster cluster({.seed = 14, .n_workers = 2, .n_ubatch = 512, .model = kStories});
+  ASSERT_TRUE(cluster.open().ok());
+  const std::vector<TokenId> tokens(400, 7);
+  model::StepBatch batch = prompt_step(tokens, 0, 32, model::OutputRequest::Kind::kScore);
+  batch.outputs.clear();
+  for (std::uint32_t row = 0; row < tokens.size(); ++row) {
+    batch.outputs.push_back(
+        {.row = row, .kind = model::OutputRequest::Kind::kScore, .target = 7, .n_top = 512});
+  }
+  const auto result = cluster.step(std::move(batch));
+  ASSERT_TRUE(result.ok()) << result.error().message;
+  ASSERT_EQ(result->outputs.size(), tokens.size());
+  for (std::uint32_t row = 0; row < tokens.size(); ++row) {
+    EXPECT_EQ(result->outputs[row].row, row);
+    EXPECT_EQ(result->outputs[row].top.size(), 512u);
+  }
+}
+
+// A slice needs about 5 MiB here, most of it rings and buffers.
+TEST(ClusterSim, LoadsASliceThatJustFitsAndRefusesOneThatDoesNot) {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
+  SimCluster fits({.seed = 15, .n_workers = 1, .worker_memory_bytes = 8 * kMiB, .model = kStories});
+  const auto opened = fits.open();
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  fits.close();
+  ASSERT_TRUE(fits.open().ok());  // What was closed is free again.
+  SimCluster tight(
+      {.seed = 16, .n_workers = 1, .worker_memory_bytes = 3 * kMiB, .model = kStories});
+  const auto refused = tight.open();
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_NE(refused.error().message.find("box0"), std::string::npos) << refused.error().message;
+  EXPECT_NE(refused.error().message.find("3.0 MiB"), std::string::npos) << refused.error().message;
+}
+
 TEST(ClusterSim, NamesTheWorkerThatIsKilledWhileDecoding) {
   for (const std::size_t victim : {0U, 1U, 2U}) {
     SCOPED_TRACE(victim);

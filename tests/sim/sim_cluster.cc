@@ -45,7 +45,7 @@ SimCluster::SimCluster(const SimClusterOptions& options)
     worker_options.name = worker_name(static_cast<std::size_t>(i));
     if (options.workers_have_file) worker_options.models_dir = options.model.parent_path();
     worker_options.cache_dir = scratch_ / worker_options.name;
-    worker_options.memory_bytes = std::uint64_t{1} << 30;
+    worker_options.memory_bytes = options.worker_memory_bytes;
     box->worker = std::make_unique<cluster::Worker>(
         env, offload_, [] { return compute::make_cpu_device({.n_threads = 1}); }, worker_options);
     asio::co_spawn(loop_.executor(), box->worker->serve(*box->listener), asio::detached);

@@ -23,6 +23,7 @@ struct SimClusterOptions {
   int n_workers = 2;
   bool workers_have_file = true;
   std::uint32_t n_ubatch = 8;
+  std::uint64_t worker_memory_bytes = std::uint64_t{1} << 30;
   std::filesystem::path model;
 };
 

@@ -4,6 +4,8 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <utility>
@@ -191,12 +193,26 @@ class TcpConnection : public Connection {
   std::shared_ptr<TcpState> state_;
 };
 
+void notice_dead_paths(tcp::socket& socket, boost::system::error_code& error) {
+  // Control connections have heartbeats; a data connection whose path has died between two hosts
+  // that still live would otherwise wait for TCP's own limit, a quarter of an hour.
+  using UserTimeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
+  using KeepIdle = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPIDLE>;
+  using KeepInterval = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPINTVL>;
+  socket.set_option(UserTimeout(10'000),
+                    error);  // Milliseconds that sent bytes may stay unanswered.
+  if (!error) socket.set_option(asio::socket_base::keep_alive(true), error);
+  if (!error) socket.set_option(KeepIdle(5), error);
+  if (!error) socket.set_option(KeepInterval(2), error);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Connection>> make_tcp_connection(tcp::socket socket, std::string peer) {
   boost::system::error_code error;
   socket.set_option(tcp::no_delay(true), error);
   if (!error) socket.non_blocking(true, error);
+  if (!error) notice_dead_paths(socket, error);
   if (error) {
     return Error{ErrorCode::kIo,
                  fmt::format("cannot set up the connection to {}: {}", peer, error.message())};
