@@ -5,7 +5,6 @@
 // token (the last row of a prompt, each row of a generation), as real use does.
 
 #include <chrono>
-#include <cstdio>
 #include <ctime>
 #include <map>
 #include <memory>
@@ -13,6 +12,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "base/random.h"
 #include "cli/backend.h"
 #include "cli/bench_report.h"
@@ -192,11 +192,6 @@ BenchSetup describe_setup(const BenchFlags& flags, const Backend& backend) {
   return setup;
 }
 
-void print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
-}
-
 int bench(BenchFlags& flags) {
   const auto format = parse_bench_format(flags.format);
   if (!format.ok()) return report(format.error());
@@ -214,7 +209,8 @@ int bench(BenchFlags& flags) {
   Backend& backend = **opened;
 
   BenchPrinter printer(*format, describe_setup(flags, backend));
-  print(printer.begin());
+  if (const auto written = write_output(printer.begin()); !written.ok())
+    return report(written.error());
   const std::size_t n_total = tests->size() * flags.n_repetitions;
   std::size_t n_done = 0;
   Sequence sequence(backend);
@@ -224,12 +220,15 @@ int bench(BenchFlags& flags) {
                              [&] { bar.update(++n_done, n_total, test.name()); });
     bar.finish();
     if (!row.ok()) {
-      print(printer.end());  // What was measured stays well-formed.
+      const auto written = write_output(printer.end());  // What was measured stays well-formed.
+      if (!written.ok()) log_warning("{}", written.error().message);
       return report(row.error());
     }
-    print(printer.row(*row));
+    if (const auto written = write_output(printer.row(*row)); !written.ok())
+      return report(written.error());
   }
-  print(printer.end());
+  if (const auto written = write_output(printer.end()); !written.ok())
+    return report(written.error());
   return kExitOk;
 }
 

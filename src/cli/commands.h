@@ -39,6 +39,13 @@ void register_version(CLI::App& app, int& exit_code);
 /// Returns the exit code for the error.
 int report(const Error& error, std::string_view hint = {});
 
+/// Writes to standard output at once. kIo: "cannot write to standard output: ...": nobody reads it
+/// any more, or the disk is full.
+Result<void> write_output(std::string_view text);
+
+/// Writes what is still buffered for standard output. kIo also when an earlier write failed.
+Result<void> flush_output();
+
 /// kInvalidArgument: "flag is missing: what".
 Error missing(std::string_view flag, std::string_view what);
 

@@ -77,7 +77,7 @@ Result<void> ModelFlags::check() const {
     return invalid("-m/--model is missing: the GGUF file to use, such as -m model.gguf");
   RECUA_RETURN_IF_ERROR(check_range("-t/--threads", n_threads, 0, 1024));
   RECUA_RETURN_IF_ERROR(check_range("-b/--batch-size", n_batch, 1, 1 << 20));
-  RECUA_RETURN_IF_ERROR(check_range("-ub/--ubatch-size", n_ubatch, 1, 1 << 20));
+  RECUA_RETURN_IF_ERROR(check_range("-ub/--ubatch-size", n_ubatch, 1, 1 << 16));
   RECUA_RETURN_IF_ERROR(check_range("-c/--ctx-size", n_ctx, 0, 1 << 28));
   RECUA_RETURN_IF_ERROR(parse_cache_type("-ctk/--cache-type-k", k_type));
   RECUA_RETURN_IF_ERROR(parse_cache_type("-ctv/--cache-type-v", v_type));

@@ -107,6 +107,11 @@ TEST(Flags, AskForTheModel) {
   EXPECT_TRUE(flags.check().ok());
   flags.n_batch = 0;
   expect_refused(flags.check(), "-b/--batch-size is 0");
+  flags.n_batch = 1 << 20;
+  flags.n_ubatch = 65536;
+  EXPECT_TRUE(flags.check().ok());
+  flags.n_ubatch = 65537;
+  expect_refused(flags.check(), "-ub/--ubatch-size is 65537, need a number from 1 to 65536");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <new>
 #include <span>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -90,7 +91,7 @@ int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
                 help);
 }
 
-int run_main(int argc, const char* const* argv) {
+int run_subcommand(int argc, const char* const* argv) {
   CLI::App app{"recua runs one large language model on one machine or across many.", "recua"};
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.set_version_flag("--version", version_text());
@@ -135,6 +136,20 @@ int run_main(int argc, const char* const* argv) {
     fmt::print("{}", app.help());
     return kExitUsage;
   }
+  return exit_code;
+}
+
+int run_main(int argc, const char* const* argv) {
+  int exit_code = kExitFailure;
+  try {
+    exit_code = run_subcommand(argc, argv);
+  } catch (const std::system_error&) {
+    if (const auto written = flush_output(); !written.ok()) return report(written.error());
+    throw;
+  }
+  if (exit_code != kExitOk) return exit_code;
+  // Results that did not arrive are no success.
+  if (const auto written = flush_output(); !written.ok()) return report(written.error());
   return exit_code;
 }
 

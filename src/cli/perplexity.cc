@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "cli/backend.h"
 #include "cli/commands.h"
@@ -77,7 +78,7 @@ class Scorer {
     while (!error_ && n_finished_ < windows_.size()) {
       while (!error_ && next_ < windows_.size() && next_ - n_finished_ < n_at_once_)
         submit(next_++);
-      backend_->loop.run_one();
+      RECUA_CHECK(backend_->loop.run_one() > 0);
     }
     bar_.finish();
     if (error_) return *error_;
@@ -147,6 +148,11 @@ int perplexity(PerplexityFlags& flags) {
   if (!opened.ok()) return report(opened.error());
   Backend& backend = **opened;
   const std::uint32_t n_ctx = backend.executor->info().n_ctx;
+  if (n_ctx < 2) {  // Of the model itself, with -c 0.
+    return report(
+        {ErrorCode::kInvalidArgument,
+         fmt::format("the context is {}, need at least 2 to score a token: give it by -c", n_ctx)});
+  }
 
   const tokenizer::Tokenizer& tokenizer = *backend.tokenizer;
   const std::vector<TokenId> ids = tokenizer.encode(*text, {.add_bos = false});

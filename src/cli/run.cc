@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "cli/backend.h"
 #include "cli/commands.h"
@@ -26,7 +27,7 @@ struct RunFlags {
   BackendFlags backend;
   SamplingFlags sampling;
   PromptFlags prompt;
-  std::string prompt_ids;
+  std::optional<std::string> prompt_ids;
   std::int64_t n_predict = -1;
   bool ignore_eos = false;
   bool echo = false;
@@ -43,6 +44,13 @@ struct Answer {
   std::vector<engine::TokenEvent> tokens;         // With --logprobs.
   std::vector<engine::TokenEvent> prompt_tokens;  // With --prompt-logprobs.
   std::optional<engine::Finish> finish;
+  Result<void> written = ok();  // Of the text, to standard output.
+};
+
+/// What was asked for, before there is a tokenizer.
+struct Prompt {
+  std::string text;
+  std::optional<std::vector<TokenId>> ids;  // Instead of the text.
 };
 
 Result<void> check(const RunFlags& flags) {
@@ -56,7 +64,7 @@ Result<void> check(const RunFlags& flags) {
     return Error{ErrorCode::kInvalidArgument,
                  "--logprobs and --prompt-logprobs need --json, which prints them"};
   }
-  if (!flags.prompt_ids.empty() && (flags.prompt.prompt_given || !flags.prompt.file.empty())) {
+  if (flags.prompt_ids && (flags.prompt.prompt_given || !flags.prompt.file.empty())) {
     return Error{ErrorCode::kInvalidArgument,
                  "--prompt-ids excludes -p/--prompt and -f/--file: name one of them"};
   }
@@ -91,8 +99,8 @@ Json token_json(const engine::TokenEvent& event) {
   return out;
 }
 
-void print_json(const RunFlags& flags, const Backend& backend, const std::vector<TokenId>& prompt,
-                const Answer& answer) {
+Result<void> print_json(const RunFlags& flags, const Backend& backend,
+                        const std::vector<TokenId>& prompt, const Answer& answer) {
   const engine::Finish& finish = *answer.finish;
   Json out;
   out["prompt_ids"] = prompt;
@@ -118,7 +126,7 @@ void print_json(const RunFlags& flags, const Backend& backend, const std::vector
   timings["n_prompt"] = finish.n_prompt;
   timings["n_generated"] = finish.n_generated;
   out["backend"] = backend.executor->info().description;
-  fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
+  return write_output(out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 void print_timings(const Backend& backend, const engine::Finish& finish) {
@@ -131,11 +139,19 @@ void print_timings(const Backend& backend, const engine::Finish& finish) {
              per_second(n_decoded(finish), finish.decode_time), engine::to_string(finish.reason));
 }
 
-Result<std::vector<TokenId>> read_prompt(const RunFlags& flags,
-                                         const tokenizer::Tokenizer& tokenizer) {
-  if (!flags.prompt_ids.empty()) return parse_token_ids("--prompt-ids", flags.prompt_ids);
-  RECUA_ASSIGN_OR_RETURN(const std::string text, flags.prompt.read());
-  std::vector<TokenId> ids = tokenizer.encode(text);
+Result<Prompt> read_prompt(const RunFlags& flags) {
+  Prompt prompt;
+  if (flags.prompt_ids) {
+    RECUA_ASSIGN_OR_RETURN(prompt.ids, parse_token_ids("--prompt-ids", *flags.prompt_ids));
+  } else {
+    RECUA_ASSIGN_OR_RETURN(prompt.text, flags.prompt.read());
+  }
+  return prompt;
+}
+
+std::vector<TokenId> to_tokens(Prompt prompt, const tokenizer::Tokenizer& tokenizer) {
+  if (prompt.ids) return *std::move(prompt.ids);
+  std::vector<TokenId> ids = tokenizer.encode(prompt.text);
   // An empty prompt for a vocabulary without BOS: something has to come first.
   if (ids.empty() && tokenizer.bos()) ids.push_back(*tokenizer.bos());
   if (ids.empty() && tokenizer.eos()) ids.push_back(*tokenizer.eos());
@@ -161,17 +177,18 @@ engine::Request make_request(const RunFlags& flags, const tokenizer::Tokenizer& 
 
 void emit(const RunFlags& flags, Answer& answer, const std::string& text) {
   answer.text += text;
-  if (flags.json || text.empty()) return;
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  if (flags.json || text.empty() || !answer.written.ok()) return;
+  answer.written = write_output(text);
 }
 
-/// Runs the request to its end on the backend's loop. Ctrl-C cancels it.
+/// Runs the request to its end on the backend's loop. Ctrl-C cancels it, and so does a text that
+/// cannot be written.
 Result<Answer> generate(const RunFlags& flags, Backend& backend, engine::Request request) {
   engine::Engine engine(backend.loop.get_executor(), backend.clock, *backend.executor);
   Answer answer;
   // Token by token: unlike in a whole text, a space behind a control token is the model's word.
   tokenizer::Utf8Stream characters;
+  engine::RequestId id = 0;
   engine::RequestCallbacks callbacks;
   callbacks.on_token = [&](engine::TokenEvent&& event) {
     if (event.is_prompt) {
@@ -181,13 +198,13 @@ Result<Answer> generate(const RunFlags& flags, Backend& backend, engine::Request
     answer.ids.push_back(event.id);
     emit(flags, answer, characters.push(backend.tokenizer->piece(event.id, false)));
     if (flags.n_logprobs) answer.tokens.push_back(std::move(event));
+    if (!answer.written.ok()) engine.cancel(id);
   };
   callbacks.on_finish = [&](engine::Finish&& finish) { answer.finish = std::move(finish); };
-  RECUA_ASSIGN_OR_RETURN(const engine::RequestId id,
-                         engine.submit(std::move(request), std::move(callbacks)));
+  RECUA_ASSIGN_OR_RETURN(id, engine.submit(std::move(request), std::move(callbacks)));
   const Interrupt interrupt(backend.loop, [&engine, id] { engine.cancel(id); });
   backend.loop.restart();
-  while (!answer.finish) backend.loop.run_one();
+  while (!answer.finish) RECUA_CHECK(backend.loop.run_one() > 0);
   emit(flags, answer, characters.flush());
   return answer;
 }
@@ -196,28 +213,32 @@ int run(RunFlags& flags) {
   if (const auto checked = check(flags); !checked.ok()) return report(checked.error());
   const auto sampling = flags.sampling.check();
   if (!sampling.ok()) return report(sampling.error());
+  // What can be wrong without the model is said before it is loaded.
+  if (const auto checked = flags.backend.model.check(); !checked.ok())
+    return report(checked.error());
+  if (const auto checked = flags.backend.cluster.check(); !checked.ok())
+    return report(checked.error());
+  auto read = read_prompt(flags);
+  if (!read.ok()) return report(read.error());
   auto opened = open_backend(flags.backend);
   if (!opened.ok()) return report(opened.error());
   Backend& backend = **opened;
-  auto prompt = read_prompt(flags, *backend.tokenizer);
-  if (!prompt.ok()) return report(prompt.error());
+  const std::vector<TokenId> prompt = to_tokens(std::move(*read), *backend.tokenizer);
   if (flags.echo && !flags.json) {
-    const std::string text = backend.tokenizer->decode(*prompt);
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    const auto written = write_output(backend.tokenizer->decode(prompt));
+    if (!written.ok()) return report(written.error());
   }
-  engine::Request request = make_request(flags, *backend.tokenizer, *prompt, *sampling);
+  engine::Request request = make_request(flags, *backend.tokenizer, prompt, *sampling);
   const auto answer = generate(flags, backend, std::move(request));
   if (!answer.ok()) return report(answer.error());
   const engine::Finish& finish = *answer->finish;
-  if (flags.json) {
-    print_json(flags, backend, *prompt, *answer);
-  } else {
-    std::fputc('\n', stdout);
-    std::fflush(stdout);
-    if (!finish.error) print_timings(backend, finish);
+  Result<void> written = answer->written;
+  if (written.ok()) {
+    written = flags.json ? print_json(flags, backend, prompt, *answer) : write_output("\n");
   }
   if (finish.error) return report(*finish.error);
+  if (!written.ok()) return report(written.error());
+  if (!flags.json) print_timings(backend, finish);
   if (finish.reason == engine::FinishReason::kCancelled) return kExitInterrupted;
   return kExitOk;
 }
@@ -234,7 +255,9 @@ void register_run(CLI::App& app, int& exit_code) {
       ->type_name("N");
   flags->backend.add(*sub);
   flags->sampling.add(*sub);
-  sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids instead of a text")
+  sub->add_option_function<std::string>(
+         "--prompt-ids", [flags](const std::string& ids) { flags->prompt_ids = ids; },
+         "Token ids instead of a text")
       ->type_name("ID,...");
   sub->add_flag("--ignore-eos", flags->ignore_eos,
                 "Go on behind a token that ends the text, instead of stopping there");

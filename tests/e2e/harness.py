@@ -226,17 +226,17 @@ _synth_folder = None
 
 
 @functools.lru_cache(maxsize=None)
-def random_model(layers=4, dim=256, ffn=768, vocab=1024, type_name="Q4_0"):
+def random_model(layers=4, dim=256, ffn=768, vocab=1024, type_name="Q4_0", ctx=4096):
     """A random-weight GGUF in a folder of its own, made once per test program."""
     global _synth_folder
     if _synth_folder is None:
         _synth_folder = tempfile.TemporaryDirectory(prefix="recua-e2e-models-")
-    folder = pathlib.Path(_synth_folder.name) / f"{layers}-{dim}-{ffn}-{vocab}-{type_name}"
+    folder = pathlib.Path(_synth_folder.name) / f"{layers}-{dim}-{ffn}-{vocab}-{type_name}-{ctx}"
     folder.mkdir()
     path = folder / "random.gguf"
     subprocess.run([BINARY, "synth", path, "--arch", "llama", "--layers", str(layers), "--dim",
                     str(dim), "--ffn", str(ffn), "--heads", "4", "--kv-heads", "2", "--vocab",
-                    str(vocab), "--type", type_name, "--seed", "1"],
+                    str(vocab), "--type", type_name, "--ctx", str(ctx), "--seed", "1"],
                    check=True, capture_output=True, stdin=subprocess.DEVNULL)
     return path
 

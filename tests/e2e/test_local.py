@@ -1,11 +1,12 @@
 """One machine: exact tokens, the forms that machines read, and what a wrong command line gets."""
 
 import signal
+import subprocess
 import unittest
 
-from harness import (EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, F32_CACHE, GREEDY, MODELS, SLOW,
-                     STORIES, TestCase, ids_flag, slow_model, stories, stories_long,
-                     stories_perplexity, wait_until)
+from harness import (BINARY, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, F32_CACHE, GREEDY, MODELS,
+                     SLOW, STORIES, Done, TestCase, ids_flag, random_model, slow_model, stories,
+                     stories_long, stories_perplexity, wait_until)
 
 
 class Tokens(TestCase):
@@ -114,6 +115,35 @@ class Output(TestCase):
         self.assertEqual(done.json()["finish_reason"], "cancelled")
 
 
+    def test_output_that_cannot_be_written_is_an_error(self):
+        run = ["run", "-m", STORIES, "-p", "Once", "-n", 20]
+        for arguments in (run, [*run, "--json"], [*run, "--echo"],
+                          ["bench", "-m", STORIES, "-p", 4, "-n", 0, "-r", 1, "-o", "jsonl"],
+                          ["perplexity", "-m", STORIES, "-f", MODELS / "story.txt"],
+                          ["inspect", STORIES], ["version"], ["--help"]):
+            with self.subTest(arguments=arguments):
+                arguments = [str(argument) for argument in arguments]
+                with open("/dev/full", "wb") as full:
+                    process = subprocess.run([BINARY, *arguments], stdin=subprocess.DEVNULL,
+                                             stdout=full, stderr=subprocess.PIPE,
+                                             timeout=60 * SLOW, check=False)
+                done = Done(arguments, process.returncode, b"", process.stderr)
+                self.check_failure(done, EXIT_FAILURE, ["cannot write to standard output"])
+
+    def test_stops_soon_when_nobody_reads_the_text(self):
+        arguments = ["run", "-m", str(slow_model()), "-p", "a", "-n", "4000", "-c", "4096", *GREEDY]
+        err_path = self.scratch / "reader-gone.err"
+        with err_path.open("wb") as err, \
+                subprocess.Popen([BINARY, *arguments], stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=err) as process:
+            self.cleanup.callback(process.kill)
+            process.stdout.read(1)
+            process.stdout.close()
+            code = process.wait(timeout=4 * SLOW)  # The whole text takes twice as long.
+        self.check_failure(Done(arguments, code, b"", err_path.read_bytes()), EXIT_FAILURE,
+                           ["cannot write to standard output"])
+
+
 def cpu_seconds(pid):
     """User and system time, /proc/PID/stat fields 14 and 15 in ticks of 10 ms."""
     try:
@@ -141,6 +171,24 @@ class Usage(TestCase):
             with self.subTest(flags=flags):
                 prompt = [] if "--prompt-ids" in flags else ["-p", "a"]
                 self.fail_with(EXIT_USAGE, words, "run", "-m", STORIES, *prompt, *flags)
+
+    def test_a_wrong_prompt_is_reported_before_the_model_is_opened(self):
+        model = "/nowhere/model.gguf"
+        self.fail_with(EXIT_FAILURE, ["/nowhere/prompt.txt"], "run", "-m", model, "-f",
+                       "/nowhere/prompt.txt")
+        self.fail_with(EXIT_USAGE, ["--prompt-ids", "'x'"], "run", "-m", model, "--prompt-ids", "x")
+
+    def test_an_empty_list_of_prompt_ids_is_no_request_for_standard_input(self):
+        for flags in (["--prompt-ids", ""], ["--prompt-ids="]):
+            with self.subTest(flags=flags):
+                self.fail_with(EXIT_USAGE, ["--prompt-ids"], "run", "-m", STORIES, *flags,
+                               stdin=b"Once upon a time")
+
+    def test_perplexity_needs_a_context_for_two_tokens(self):
+        text = MODELS / "story.txt"
+        self.fail_with(EXIT_USAGE, ["at least 2"], "perplexity", "-m", STORIES, "-f", text, "-c", 1)
+        self.fail_with(EXIT_USAGE, ["at least 2"], "perplexity", "-m", random_model(ctx=1), "-f",
+                       text, "-c", 0)
 
     def test_a_token_outside_the_vocabulary_is_refused(self):
         done = self.recua("run", "-m", STORIES, "--prompt-ids", "1,512", "-n", 1)
