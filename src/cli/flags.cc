@@ -109,6 +109,37 @@ void ClusterFlags::add(CLI::App& app) {
       ->type_name("SECONDS");
 }
 
+namespace {
+
+/// What would only fail once everything is loaded: workers reach each other by these addresses.
+Result<void> check_worker_list(std::vector<net::Endpoint>& workers) {
+  for (net::Endpoint& worker : workers) {
+    if (worker.host.empty()) worker.host = "127.0.0.1";
+    if (worker.port == 0) {
+      return invalid(
+          fmt::format("--workers: {} needs the port that the worker listens on, such as {}",
+                      worker.to_string(), kDefaultWorkerPort));
+    }
+    if (std::count(workers.begin(), workers.end(), worker) > 1)
+      return invalid(fmt::format("--workers names {} twice", worker.to_string()));
+  }
+  for (std::size_t i = 1; i < workers.size(); ++i) {
+    if (is_loopback(workers[i].host) && !is_loopback(workers[i - 1].host)) {
+      return invalid(fmt::format(
+          "--workers: {} has to reach {}, which means itself: name this machine by an address that "
+          "others can reach, or put it first",
+          workers[i - 1].to_string(), workers[i].to_string()));
+    }
+  }
+  return ok();
+}
+
+}  // namespace
+
+bool is_loopback(std::string_view host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.");
+}
+
 Result<void> ClusterFlags::check() {
   workers.clear();
   split.clear();
@@ -126,6 +157,7 @@ Result<void> ClusterFlags::check() {
       if (!endpoint.ok()) return std::move(endpoint).error().within("--workers");
       workers.push_back(std::move(endpoint).value());
     }
+    RECUA_RETURN_IF_ERROR(check_worker_list(workers));
   }
   if (!split_text.empty()) {
     RECUA_ASSIGN_OR_RETURN(split, parse_counts("--split", split_text, 100000));

@@ -61,6 +61,9 @@ struct ClusterFlags {
 
 inline constexpr std::uint16_t kDefaultWorkerPort = 7500;
 
+/// Whether an address means this machine, whoever asks.
+bool is_loopback(std::string_view host);
+
 /// How the next token is chosen.
 struct SamplingFlags {
   sampling::SamplingParams params;

@@ -74,11 +74,11 @@ TEST(Flags, CheckTheSamplingRanges) {
 
 TEST(Flags, NameEveryWorker) {
   ClusterFlags flags;
-  flags.workers_text = "a:1,[::1]:2,c";
+  flags.workers_text = "a:1,[fd00::1]:2,c";
   flags.split_text = "2,1,1";
   ASSERT_TRUE(flags.check().ok());
   ASSERT_EQ(flags.workers.size(), 3U);
-  EXPECT_EQ(flags.workers[1], (net::Endpoint{.host = "::1", .port = 2}));
+  EXPECT_EQ(flags.workers[1], (net::Endpoint{.host = "fd00::1", .port = 2}));
   EXPECT_EQ(flags.workers[2], (net::Endpoint{.host = "c", .port = kDefaultWorkerPort}));
   EXPECT_EQ(flags.split, (std::vector<std::uint32_t>{2, 1, 1}));
 }
@@ -112,6 +112,28 @@ TEST(Flags, AskForTheModel) {
   EXPECT_TRUE(flags.check().ok());
   flags.n_ubatch = 65537;
   expect_refused(flags.check(), "-ub/--ubatch-size is 65537, need a number from 1 to 65536");
+}
+
+TEST(ClusterFlags, RefusesWorkersThatCannotReachEachOther) {
+  const auto message = [](const char* text) {
+    ClusterFlags flags;
+    flags.workers_text = text;
+    const auto checked = flags.check();
+    return checked.ok() ? std::string() : checked.error().message;
+  };
+  EXPECT_EQ(message("a:7500,b:7500"), "");
+  EXPECT_EQ(message("127.0.0.1:7500,[::1]:7500"), "");
+  EXPECT_NE(message("a:7500,a").find("twice"), std::string::npos);
+  EXPECT_NE(message("a:0").find("port"), std::string::npos);
+  EXPECT_EQ(message("localhost:7500,b:7500"), "");
+  EXPECT_NE(message("b:7500,localhost:7500").find("others can reach"), std::string::npos);
+}
+
+TEST(ClusterFlags, TakesAPortAloneAsThisMachine) {
+  ClusterFlags flags;
+  flags.workers_text = ":7501";
+  ASSERT_TRUE(flags.check().ok());
+  EXPECT_EQ(flags.workers.at(0).host, "127.0.0.1");
 }
 
 }  // namespace

@@ -39,10 +39,6 @@ struct WorkerFlags {
   double memory_gib = 0.0;
 };
 
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.");
-}
-
 /// Tells whoever started us where we listen: one line, whole or not there.
 Result<void> write_port_file(const std::string& path, const std::string& address) {
   const std::string line = address + "\n";

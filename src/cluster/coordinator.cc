@@ -225,7 +225,7 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
     offers_.push_back({.name = peer.name, .memory_bytes = peer.info.memory_free_bytes});
   }
   RECUA_CO_ASSIGN_OR_RETURN(plan_, plan_layers(cost, offers_, options_.split));
-  log_info("{}", describe(plan_, offers_));
+  log_debug("{}", describe(plan_, offers_));
   co_return ok();
 }
 
