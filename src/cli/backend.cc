@@ -106,6 +106,7 @@ Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const Backend
                          choose_options(flags.model, needs, hyperparams.n_ctx_train));
   if (needs.with_tokenizer) {
     RECUA_ASSIGN_OR_RETURN(backend->tokenizer, model::load_tokenizer(*backend->file));
+    if (needs.before_load) RECUA_RETURN_IF_ERROR(needs.before_load(*backend->tokenizer));
   }
   RECUA_RETURN_IF_ERROR(load(*backend, flags, options));
   backend->load_time = backend->clock.now() - begin;

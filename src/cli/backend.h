@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -38,6 +39,9 @@ struct BackendNeeds {
   std::optional<std::uint32_t> n_ctx;  // Instead of -c.
   std::uint32_t n_sequences = 1;
   bool with_tokenizer = true;
+  /// Called with the tokenizer before anything is loaded or connected: what takes long (a large
+  /// text) belongs here, since workers take a coordinator that is silent for seconds for lost.
+  std::function<Result<void>(const tokenizer::Tokenizer&)> before_load = {};
 };
 
 struct Backend {

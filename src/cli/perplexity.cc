@@ -144,6 +144,11 @@ int perplexity(PerplexityFlags& flags) {
   // As many windows as fill a step.
   const std::uint32_t n_ctx_asked = needs.n_ctx.value_or(model.n_ctx);
   needs.n_sequences = n_ctx_asked == 0 ? 1 : std::max(1U, model.n_batch / n_ctx_asked);
+  std::vector<TokenId> ids;
+  needs.before_load = [&](const tokenizer::Tokenizer& tokenizer) -> Result<void> {
+    ids = tokenizer.encode(*text, {.add_bos = false});
+    return ok();
+  };
   auto opened = open_backend(flags.backend, needs);
   if (!opened.ok()) return report(opened.error());
   Backend& backend = **opened;
@@ -155,7 +160,6 @@ int perplexity(PerplexityFlags& flags) {
   }
 
   const tokenizer::Tokenizer& tokenizer = *backend.tokenizer;
-  const std::vector<TokenId> ids = tokenizer.encode(*text, {.add_bos = false});
   std::vector<std::vector<TokenId>> windows = cut_windows(ids, tokenizer.bos(), n_ctx);
   if (windows.empty())
     return report({ErrorCode::kInvalidArgument, "the text has no tokens to score"});

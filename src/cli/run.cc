@@ -220,10 +220,15 @@ int run(RunFlags& flags) {
     return report(checked.error());
   auto read = read_prompt(flags);
   if (!read.ok()) return report(read.error());
-  auto opened = open_backend(flags.backend);
+  std::vector<TokenId> prompt;
+  BackendNeeds needs;
+  needs.before_load = [&](const tokenizer::Tokenizer& tokenizer) -> Result<void> {
+    prompt = to_tokens(std::move(*read), tokenizer);
+    return ok();
+  };
+  auto opened = open_backend(flags.backend, needs);
   if (!opened.ok()) return report(opened.error());
   Backend& backend = **opened;
-  const std::vector<TokenId> prompt = to_tokens(std::move(*read), *backend.tokenizer);
   if (flags.echo && !flags.json) {
     const auto written = write_output(backend.tokenizer->decode(prompt));
     if (!written.ok()) return report(written.error());
