@@ -6,6 +6,7 @@
 #include "rpc/frame.h"
 #include "rpc/handshake_wire.h"
 #include "rpc/recua.pb.h"
+#include "rpc/wire_error.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace recua::rpc;
