@@ -1,0 +1,187 @@
+// Workers and a coordinator over real sockets, stages on threads of their own: what tests/sim runs
+// in one thread, run for the thread sanitizer.
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <random>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "cluster/coordinator.h"
+#include "cluster/worker.h"
+#include "compute/cpu/cpu_device.h"
+#include "net/real_clock.h"
+#include "net/tcp/tcp_network.h"
+
+namespace recua::cluster {
+namespace {
+
+namespace asio = boost::asio;
+namespace fs = std::filesystem;
+
+const fs::path kModels = fs::path(RECUA_GOLDEN_DIR) / "models";
+
+class ClusterThreads : public testing::Test {
+ protected:
+  ClusterThreads() : network_(loop_.get_executor()), offload_(2) {
+    std::string name = (fs::temp_directory_path() / "recua-threads-XXXXXX").string();
+    RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
+    scratch_ = name;
+    env_.executor = loop_.get_executor();
+    env_.clock = &clock_;
+    env_.network = &network_;
+    env_.random = [generator = std::make_shared<std::mt19937_64>(1)] { return (*generator)(); };
+    auto file = gguf::GgufFile::open(kModels / "stories260K.gguf");
+    RECUA_CHECK(file.ok());
+    file_ = std::make_shared<const gguf::GgufFile>(std::move(*file));
+  }
+  ~ClusterThreads() override {
+    stop_workers();
+    loop_.restart();
+    loop_.run();  // Until every stage has told its end.
+    fs::remove_all(scratch_);
+  }
+
+  void start_workers(int n, bool with_file) {
+    for (int i = 0; i < n; ++i) {
+      auto listener = network_.listen({.host = "127.0.0.1", .port = 0});
+      RECUA_CHECK(listener.ok());
+      WorkerOptions options;
+      options.name = "worker" + std::to_string(i);
+      if (with_file) options.models_dir = kModels;
+      options.cache_dir = scratch_ / options.name;
+      options.n_threads = 2;
+      const auto make_device = [] { return compute::make_cpu_device({.n_threads = 2}); };
+      workers_.push_back(std::make_unique<Worker>(env_, offload_, make_device, options));
+      listeners_.push_back(std::move(*listener));
+      asio::co_spawn(loop_, workers_.back()->serve(*listeners_.back()), asio::detached);
+    }
+  }
+  void stop_workers() {
+    for (const auto& worker : workers_) worker->stop();
+    for (const auto& listener : listeners_) listener->close();
+  }
+
+  template <class T>
+  T run(asio::awaitable<T> coroutine) {
+    std::optional<T> out;
+    const auto store = [](asio::awaitable<T> inner,
+                          std::optional<T>& into) -> asio::awaitable<void> {
+      into.emplace(co_await std::move(inner));
+    };
+    asio::co_spawn(loop_, store(std::move(coroutine), out), asio::detached);
+    loop_.restart();
+    while (!out.has_value()) RECUA_CHECK(loop_.run_one() > 0);
+    return std::move(*out);
+  }
+
+  Result<std::unique_ptr<Cluster>> open() {
+    ClusterOptions options;
+    for (const auto& listener : listeners_) options.workers.push_back(listener->endpoint());
+    options.cache_dir = scratch_ / "home";
+    const model::SliceOptions slice_options{.n_ctx = 512,
+                                            .n_pages = 16,
+                                            .page_tokens = 32,
+                                            .n_ubatch = 4,
+                                            .k_type = quant::DataType::kF32,
+                                            .v_type = quant::DataType::kF32};
+    return run(open_cluster(env_, offload_, file_, slice_options, options, {}));
+  }
+
+  /// Greedy tokens of the first reference case.
+  Result<std::vector<model::TokenId>> generate(Cluster& cluster, const nlohmann::json& expected,
+                                               std::size_t n) {
+    std::vector<model::TokenId> out;
+    auto next = expected["prompt_ids"].get<std::vector<model::TokenId>>();
+    std::uint32_t position = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      model::StepBatch batch;
+      const auto n_rows = static_cast<std::uint32_t>(next.size());
+      model::SequencePart part{.seq = 0, .position = position, .tokens = next};
+      for (std::uint32_t page = (position + 31) / 32; page < (position + n_rows + 31) / 32;
+           ++page) {
+        part.new_pages.push_back(page);
+      }
+      batch.parts.push_back(std::move(part));
+      model::OutputRequest request{.row = n_rows - 1};
+      request.sampling.temperature = 0;
+      batch.outputs.push_back(request);
+      position += n_rows;
+      RECUA_ASSIGN_OR_RETURN(const model::StepResult result,
+                             run(cluster.executor().step(std::move(batch))));
+      out.push_back(result.outputs.at(0).id);
+      next = {out.back()};
+    }
+    return out;
+  }
+
+  static nlohmann::json expected_case() {
+    std::ifstream file(kModels / "stories260K.expected.json");
+    return nlohmann::json::parse(file)["cases"][0];
+  }
+  static asio::awaitable<bool> close(Cluster& cluster) {
+    co_await cluster.close();
+    co_return true;
+  }
+
+  asio::io_context loop_{1};
+  net::RealClock clock_;
+  net::TcpNetwork network_;
+  net::Env env_;
+  ThreadOffload offload_;
+  fs::path scratch_;
+  std::shared_ptr<const gguf::GgufFile> file_;
+  std::vector<std::unique_ptr<net::Listener>> listeners_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+TEST_F(ClusterThreads, GenerateTheExpectedTokensTwice) {
+  const nlohmann::json expected = expected_case();
+  auto greedy = expected["greedy_ids"].get<std::vector<model::TokenId>>();
+  greedy.resize(20);
+  start_workers(2, false);  // The first time they fetch, with hashing on other threads.
+  for (int i = 0; i < 2; ++i) {
+    auto cluster = open();
+    ASSERT_TRUE(cluster.ok()) << cluster.error().message;
+    const auto tokens = generate(**cluster, expected, greedy.size());
+    ASSERT_TRUE(tokens.ok()) << tokens.error().message;
+    EXPECT_EQ(*tokens, greedy);
+    EXPECT_TRUE(run(close(**cluster)));
+  }
+}
+
+TEST_F(ClusterThreads, EndWhenTheCoordinatorLeavesWithoutAWord) {
+  start_workers(3, true);
+  auto cluster = open();
+  ASSERT_TRUE(cluster.ok()) << cluster.error().message;
+  ASSERT_TRUE(generate(**cluster, expected_case(), 3).ok());
+  cluster->reset();  // Connections close; the stages end by themselves.
+}
+
+TEST_F(ClusterThreads, EndWhileAStepIsUnderWay) {
+  start_workers(2, true);
+  auto cluster = open();
+  ASSERT_TRUE(cluster.ok()) << cluster.error().message;
+  model::StepBatch batch;
+  model::SequencePart part{.seq = 0, .position = 0, .tokens = std::vector<model::TokenId>(400, 7)};
+  for (model::PageId page = 0; page < 13; ++page) part.new_pages.push_back(page);
+  batch.parts.push_back(std::move(part));
+  batch.outputs.push_back({.row = 399});
+  const auto begin_step = [](RemoteExecutor& executor,
+                             model::StepBatch step) -> asio::awaitable<void> {
+    const auto result = co_await executor.step(std::move(step));
+    EXPECT_FALSE(result.ok());
+  };
+  asio::co_spawn(loop_, begin_step((*cluster)->executor(), std::move(batch)), asio::detached);
+  for (int i = 0; i < 3; ++i) loop_.run_one();
+  stop_workers();
+  const auto after = generate(**cluster, expected_case(), 1);
+  EXPECT_FALSE(after.ok());
+}
+
+}  // namespace
+}  // namespace recua::cluster
