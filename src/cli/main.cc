@@ -51,7 +51,7 @@ std::vector<std::string> known_words(const CLI::App& app, bool flags) {
 
 /// The parser's complaint about a flag's value in our words. Options that are not text are numbers.
 std::string describe(const CLI::ParseError& error) {
-  const std::string what = error.what();
+  std::string what = error.what();
   if (dynamic_cast<const CLI::ConversionError*>(&error) != nullptr) {
     const std::size_t name = what.find("--");
     const std::size_t equals = what.find(" = ", name);

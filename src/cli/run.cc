@@ -73,7 +73,8 @@ Result<void> check(const RunFlags& flags) {
 
 /// Milliseconds with microseconds behind the point.
 double to_ms(std::chrono::nanoseconds time) {
-  return static_cast<double>(time.count() / 1000) / 1000.0;
+  const std::int64_t microseconds = time.count() / 1000;
+  return static_cast<double>(microseconds) / 1000.0;
 }
 
 double per_second(std::uint32_t n, std::chrono::nanoseconds time) {

@@ -27,43 +27,43 @@ const fs::path kModels = fs::path(RECUA_GOLDEN_DIR) / "models";
 
 class ClusterThreads : public testing::Test {
  protected:
-  ClusterThreads() : network_(loop_.get_executor()), offload_(2) {
+  ClusterThreads() : network(loop.get_executor()), offload(2) {
     std::string name = (fs::temp_directory_path() / "recua-threads-XXXXXX").string();
     RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
-    scratch_ = name;
-    env_.executor = loop_.get_executor();
-    env_.clock = &clock_;
-    env_.network = &network_;
-    env_.random = [generator = std::make_shared<std::mt19937_64>(1)] { return (*generator)(); };
-    auto file = gguf::GgufFile::open(kModels / "stories260K.gguf");
-    RECUA_CHECK(file.ok());
-    file_ = std::make_shared<const gguf::GgufFile>(std::move(*file));
+    scratch = name;
+    env.executor = loop.get_executor();
+    env.clock = &clock;
+    env.network = &network;
+    env.random = [generator = std::make_shared<std::mt19937_64>(1)] { return (*generator)(); };
+    auto opened = gguf::GgufFile::open(kModels / "stories260K.gguf");
+    RECUA_CHECK(opened.ok());
+    file = std::make_shared<const gguf::GgufFile>(std::move(*opened));
   }
   ~ClusterThreads() override {
     stop_workers();
-    loop_.restart();
-    loop_.run();  // Until every stage has told its end.
-    fs::remove_all(scratch_);
+    loop.restart();
+    loop.run();  // Until every stage has told its end.
+    fs::remove_all(scratch);
   }
 
   void start_workers(int n, bool with_file) {
     for (int i = 0; i < n; ++i) {
-      auto listener = network_.listen({.host = "127.0.0.1", .port = 0});
+      auto listener = network.listen({.host = "127.0.0.1", .port = 0});
       RECUA_CHECK(listener.ok());
       WorkerOptions options;
       options.name = "worker" + std::to_string(i);
       if (with_file) options.models_dir = kModels;
-      options.cache_dir = scratch_ / options.name;
+      options.cache_dir = scratch / options.name;
       options.n_threads = 2;
       const auto make_device = [] { return compute::make_cpu_device({.n_threads = 2}); };
-      workers_.push_back(std::make_unique<Worker>(env_, offload_, make_device, options));
-      listeners_.push_back(std::move(*listener));
-      asio::co_spawn(loop_, workers_.back()->serve(*listeners_.back()), asio::detached);
+      workers.push_back(std::make_unique<Worker>(env, offload, make_device, options));
+      listeners.push_back(std::move(*listener));
+      asio::co_spawn(loop, workers.back()->serve(*listeners.back()), asio::detached);
     }
   }
   void stop_workers() {
-    for (const auto& worker : workers_) worker->stop();
-    for (const auto& listener : listeners_) listener->close();
+    for (const auto& worker : workers) worker->stop();
+    for (const auto& listener : listeners) listener->close();
   }
 
   template <class T>
@@ -73,23 +73,23 @@ class ClusterThreads : public testing::Test {
                           std::optional<T>& into) -> asio::awaitable<void> {
       into.emplace(co_await std::move(inner));
     };
-    asio::co_spawn(loop_, store(std::move(coroutine), out), asio::detached);
-    loop_.restart();
-    while (!out.has_value()) RECUA_CHECK(loop_.run_one() > 0);
+    asio::co_spawn(loop, store(std::move(coroutine), out), asio::detached);
+    loop.restart();
+    while (!out.has_value()) RECUA_CHECK(loop.run_one() > 0);
     return std::move(*out);
   }
 
   Result<std::unique_ptr<Cluster>> open() {
     ClusterOptions options;
-    for (const auto& listener : listeners_) options.workers.push_back(listener->endpoint());
-    options.cache_dir = scratch_ / "home";
+    for (const auto& listener : listeners) options.workers.push_back(listener->endpoint());
+    options.cache_dir = scratch / "home";
     const model::SliceOptions slice_options{.n_ctx = 512,
                                             .n_pages = 16,
                                             .page_tokens = 32,
                                             .n_ubatch = 4,
                                             .k_type = quant::DataType::kF32,
                                             .v_type = quant::DataType::kF32};
-    return run(open_cluster(env_, offload_, file_, slice_options, options, {}));
+    return run(open_cluster(env, offload, file, slice_options, options, {}));
   }
 
   /// Greedy tokens of the first reference case.
@@ -120,23 +120,23 @@ class ClusterThreads : public testing::Test {
   }
 
   static nlohmann::json expected_case() {
-    std::ifstream file(kModels / "stories260K.expected.json");
-    return nlohmann::json::parse(file)["cases"][0];
+    std::ifstream text(kModels / "stories260K.expected.json");
+    return nlohmann::json::parse(text)["cases"][0];
   }
   static asio::awaitable<bool> close(Cluster& cluster) {
     co_await cluster.close();
     co_return true;
   }
 
-  asio::io_context loop_{1};
-  net::RealClock clock_;
-  net::TcpNetwork network_;
-  net::Env env_;
-  ThreadOffload offload_;
-  fs::path scratch_;
-  std::shared_ptr<const gguf::GgufFile> file_;
-  std::vector<std::unique_ptr<net::Listener>> listeners_;
-  std::vector<std::unique_ptr<Worker>> workers_;
+  asio::io_context loop{1};
+  net::RealClock clock;
+  net::TcpNetwork network;
+  net::Env env;
+  ThreadOffload offload;
+  fs::path scratch;
+  std::shared_ptr<const gguf::GgufFile> file;
+  std::vector<std::unique_ptr<net::Listener>> listeners;
+  std::vector<std::unique_ptr<Worker>> workers;
 };
 
 TEST_F(ClusterThreads, GenerateTheExpectedTokensTwice) {
@@ -176,8 +176,8 @@ TEST_F(ClusterThreads, EndWhileAStepIsUnderWay) {
     const auto result = co_await executor.step(std::move(step));
     EXPECT_FALSE(result.ok());
   };
-  asio::co_spawn(loop_, begin_step((*cluster)->executor(), std::move(batch)), asio::detached);
-  for (int i = 0; i < 3; ++i) loop_.run_one();
+  asio::co_spawn(loop, begin_step((*cluster)->executor(), std::move(batch)), asio::detached);
+  for (int i = 0; i < 3; ++i) loop.run_one();
   stop_workers();
   const auto after = generate(**cluster, expected_case(), 1);
   EXPECT_FALSE(after.ok());

@@ -26,15 +26,15 @@ class BatchRules : public ::testing::Test {
  protected:
   // An executor with sequence 1 of six tokens in the pages 0 and 1.
   void SetUp() override {
-    device_ = test_device();
-    auto executor = LocalExecutor::create(*device_, open_golden(kModel), small_options(), {}, 16);
-    ASSERT_TRUE(executor.ok());
-    executor_ = std::move(executor).value();
+    device = test_device();
+    auto created = LocalExecutor::create(*device, open_golden(kModel), small_options(), {}, 16);
+    ASSERT_TRUE(created.ok());
+    executor = std::move(created).value();
     StepBatch batch;
     batch.parts.push_back(
         {.seq = 1, .position = 0, .tokens = {1, 2, 3, 4, 5, 6}, .new_pages = {0, 1}});
-    ASSERT_TRUE(executor_->run(batch).ok());
-    wanted_ = next_logits();
+    ASSERT_TRUE(executor->run(batch).ok());
+    wanted = next_logits();
   }
 
   // What follows the six tokens; leaves the sequence as it was.
@@ -42,25 +42,25 @@ class BatchRules : public ::testing::Test {
     StepBatch batch;
     batch.parts.push_back({.seq = 1, .position = 6, .tokens = {7}});
     batch.outputs.push_back({.row = 0, .kind = OutputRequest::Kind::kLogits});
-    auto result = executor_->run(batch);
+    auto result = executor->run(batch);
     EXPECT_TRUE(result.ok()) << (result.ok() ? "" : result.error().message);
     StepBatch back;
     back.ops.push_back({.kind = SequenceOp::Kind::kTruncate, .seq = 1, .n_tokens = 6});
-    EXPECT_TRUE(executor_->run(back).ok());
+    EXPECT_TRUE(executor->run(back).ok());
     return result.ok() ? result->outputs[0].logits : std::vector<float>();
   }
 
   void expect_refused(const StepBatch& batch, const std::string& words) {
-    const auto result = executor_->run(batch);
+    const auto result = executor->run(batch);
     ASSERT_FALSE(result.ok()) << "expected: " << words;
     EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument) << result.error().message;
     EXPECT_NE(result.error().message.find(words), std::string::npos) << result.error().message;
-    EXPECT_EQ(next_logits(), wanted_) << "something was changed";
+    EXPECT_EQ(next_logits(), wanted) << "something was changed";
   }
 
-  std::unique_ptr<compute::Device> device_;
-  std::unique_ptr<LocalExecutor> executor_;
-  std::vector<float> wanted_;
+  std::unique_ptr<compute::Device> device;
+  std::unique_ptr<LocalExecutor> executor;
+  std::vector<float> wanted;
 };
 
 StepBatch one_token() {
@@ -129,28 +129,28 @@ TEST_F(BatchRules, HoldForStepsOfSeveralMicroBatchesAsAWhole) {
   batch.parts[0].tokens.assign(17, 3);
   expect_refused(batch, "17 rows; at most 16");
   batch.parts[0].tokens.assign(12, 3);
-  EXPECT_TRUE(executor_->run(batch).ok());
+  EXPECT_TRUE(executor->run(batch).ok());
 }
 
 TEST_F(BatchRules, BoundTheContext) {
   StepBatch batch;
   batch.parts.push_back(
       {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(14, 3), .new_pages = {2, 3, 4}});
-  ASSERT_TRUE(executor_->run(batch).ok());  // 20 tokens.
+  ASSERT_TRUE(executor->run(batch).ok());  // 20 tokens.
   batch.parts[0] = {.seq = 1, .position = 20, .tokens = {1, 2, 3, 4, 5}, .new_pages = {5, 6}};
-  const auto result = executor_->run(batch);
+  const auto result = executor->run(batch);
   ASSERT_FALSE(result.ok());
   EXPECT_NE(result.error().message.find("the context holds 24"), std::string::npos);
   batch.parts[0].tokens.pop_back();
   batch.parts[0].new_pages = {5};
-  EXPECT_TRUE(executor_->run(batch).ok());
+  EXPECT_TRUE(executor->run(batch).ok());
 }
 
 TEST_F(BatchRules, AnEmptyStepDoesNothing) {
-  const auto result = run_awaitable(executor_->step({}));
+  const auto result = run_awaitable(executor->step({}));
   ASSERT_TRUE(result.ok());
   EXPECT_TRUE(result->outputs.empty());
-  EXPECT_EQ(next_logits(), wanted_);
+  EXPECT_EQ(next_logits(), wanted);
 }
 
 /// Spawns a step on the loop; its result lands in out.
@@ -166,7 +166,7 @@ TEST_F(BatchRules, LetOthersRunBetweenTwoMicroBatches) {
       {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(12, 3), .new_pages = {2, 3, 4}});
   std::optional<Result<StepResult>> done;
   bool was_before_the_end = false;
-  spawn_step(loop, *executor_, batch, done);
+  spawn_step(loop, *executor, batch, done);
   boost::asio::post(loop, [&] { was_before_the_end = !done; });
   loop.run();
   EXPECT_TRUE(was_before_the_end);
@@ -182,16 +182,16 @@ TEST_F(BatchRules, StepsTakeEffectInTheOrderOfTheCalls) {
   StepBatch back;
   back.ops.push_back({.kind = SequenceOp::Kind::kTruncate, .seq = 1, .n_tokens = 6});
   std::vector<std::optional<Result<StepResult>>> done(4);
-  spawn_step(loop, *executor_, two_pieces, done[0]);
-  spawn_step(loop, *executor_, back, done[1]);
-  spawn_step(loop, *executor_, two_pieces, done[2]);
-  spawn_step(loop, *executor_, back, done[3]);
+  spawn_step(loop, *executor, two_pieces, done[0]);
+  spawn_step(loop, *executor, back, done[1]);
+  spawn_step(loop, *executor, two_pieces, done[2]);
+  spawn_step(loop, *executor, back, done[3]);
   loop.run();
   for (const auto& result : done) {
     ASSERT_TRUE(result);
     EXPECT_TRUE(result->ok()) << result->error().message;
   }
-  EXPECT_EQ(next_logits(), wanted_);
+  EXPECT_EQ(next_logits(), wanted);
 }
 
 TEST_F(BatchRules, AStepMayDieWithItsLoop) {
@@ -200,9 +200,9 @@ TEST_F(BatchRules, AStepMayDieWithItsLoop) {
   batch.parts.push_back(
       {.seq = 1, .position = 6, .tokens = std::vector<TokenId>(12, 3), .new_pages = {2, 3, 4}});
   std::optional<Result<StepResult>> done;
-  spawn_step(*loop, *executor_, batch, done);
+  spawn_step(*loop, *executor, batch, done);
   loop->run_one();
-  executor_.reset();
+  executor.reset();
   loop.reset();
   EXPECT_FALSE(done);
 }
@@ -214,11 +214,11 @@ TEST_F(BatchRules, OutputsSayWhatWasAskedFor) {
   batch.outputs.push_back({.row = 0, .kind = Kind::kLogits, .n_top = 2});
   batch.outputs.push_back({.row = 1, .kind = Kind::kScore, .target = 42, .n_top = 3});
   batch.outputs.push_back({.row = 2, .n_top = 1, .sampling = {.temperature = 0.0F}});
-  const auto result = executor_->run(batch);
+  const auto result = executor->run(batch);
   ASSERT_TRUE(result.ok()) << result.error().message;
   const auto& outputs = result->outputs;
   ASSERT_EQ(outputs.size(), 3U);
-  EXPECT_EQ(outputs[0].logits, wanted_);
+  EXPECT_EQ(outputs[0].logits, wanted);
   EXPECT_EQ(outputs[0].top.size(), 2U);
   EXPECT_EQ(outputs[0].top[0].id, outputs[0].id);
   EXPECT_EQ(outputs[1].row, 1U);

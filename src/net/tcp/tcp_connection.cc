@@ -148,7 +148,7 @@ class TcpConnection : public Connection {
     const auto descriptor = state_->socket.release(error);
     state_->closed = true;  // Whatever Asio still holds of the old state finds it closed.
     if (error) return failed(*state_, error);
-    tcp::socket socket(std::move(executor));
+    tcp::socket socket(executor);
     socket.assign(local.protocol(), descriptor, error);
     if (error) {
       return Error{ErrorCode::kIo,
