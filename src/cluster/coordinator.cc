@@ -82,7 +82,7 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
     id_ = {.session = env_.random(), .epoch = 1};
     secret_ = rpc::make_secret(env_);
     self_.name = "coordinator";
-    self_.software_version = "0.1.0";
+    self_.software_version = RECUA_VERSION;
   }
 
   asio::awaitable<Result<void>> open();

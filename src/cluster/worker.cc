@@ -76,7 +76,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
   [[nodiscard]] rpc::PeerInfo self_info() {
     rpc::PeerInfo info;
     info.name = options.name;
-    info.software_version = "0.1.0";
+    info.software_version = RECUA_VERSION;
     info.memory_free_bytes = memory_free();
     info.memory_total_bytes =
         options.memory_bytes != 0 ? options.memory_bytes : sys::memory_info().total_bytes;
