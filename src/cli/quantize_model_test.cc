@@ -17,6 +17,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/mapped_file.h"
+#include "base/scratch_folder.h"
 #include "cli/synth_model.h"
 #include "cli/units.h"
 #include "gguf/gguf_writer.h"
@@ -30,15 +31,6 @@ using quant::DataType;
 
 class QuantizeModelTest : public testing::Test {
  protected:
-  QuantizeModelTest() {
-    std::string name = (std::filesystem::temp_directory_path() / "recua-quantize-XXXXXX").string();
-    RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
-    dir_ = name;
-  }
-  ~QuantizeModelTest() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(dir_, ignored);
-  }
   [[nodiscard]] std::filesystem::path path(const std::string& name) const { return dir_ / name; }
 
   /// A synthetic model, written and opened.
@@ -52,7 +44,7 @@ class QuantizeModelTest : public testing::Test {
   }
 
  private:
-  std::filesystem::path dir_;
+  ScratchFolder dir_;
 };
 
 SynthSpec small_spec() {

@@ -1,5 +1,4 @@
 // What a coordinator says about its model: tensors with their hashes, and what each layer costs.
-#include <map>
 
 #include <fmt/format.h>
 

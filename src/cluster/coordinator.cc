@@ -1,7 +1,6 @@
 #include "cluster/coordinator.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include <boost/asio/co_spawn.hpp>

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "base/scratch_folder.h"
 #include "cluster/coordinator.h"
 #include "cluster/worker.h"
 #include "compute/cpu/cpu_device.h"
@@ -28,9 +29,6 @@ const fs::path kModels = fs::path(RECUA_GOLDEN_DIR) / "models";
 class ClusterThreads : public testing::Test {
  protected:
   ClusterThreads() : network(loop.get_executor()), offload(2) {
-    std::string name = (fs::temp_directory_path() / "recua-threads-XXXXXX").string();
-    RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
-    scratch = name;
     env.executor = loop.get_executor();
     env.clock = &clock;
     env.network = &network;
@@ -43,7 +41,6 @@ class ClusterThreads : public testing::Test {
     stop_workers();
     loop.restart();
     loop.run();  // Until every stage has told its end.
-    fs::remove_all(scratch);
   }
 
   void start_workers(int n, bool with_file) {
@@ -133,7 +130,7 @@ class ClusterThreads : public testing::Test {
   net::TcpNetwork network;
   net::Env env;
   ThreadOffload offload;
-  fs::path scratch;
+  ScratchFolder scratch;
   std::shared_ptr<const gguf::GgufFile> file;
   std::vector<std::unique_ptr<net::Listener>> listeners;
   std::vector<std::unique_ptr<Worker>> workers;

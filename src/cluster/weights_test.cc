@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/random.h"
+#include "base/scratch_folder.h"
 #include "cluster/chunks.h"
 #include "cluster/slice_weights.h"
 
@@ -15,21 +16,6 @@ namespace recua::cluster {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// A folder of its own that goes away.
-class Scratch {
- public:
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "recua-weights-XXXXXX").string();
-    RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  [[nodiscard]] fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
 
 std::vector<std::byte> random_bytes(std::size_t n, std::uint64_t seed) {
   Rng rng(seed);
@@ -78,7 +64,7 @@ struct Model {
 };
 
 TEST(ChunkHasher, RemembersWhatItHashedUntilTheFileChanges) {
-  const Scratch scratch;
+  const ScratchFolder scratch;
   Model model;
   write(scratch / "m.gguf", model.file);
   const std::vector<FileRange> ranges = {{100, 4096}, {4196, kChunkBytes + 8192}};
@@ -100,7 +86,7 @@ TEST(ChunkHasher, RemembersWhatItHashedUntilTheFileChanges) {
 }
 
 TEST(ChunkStore, KeepsChunksAndRemovesDamagedOnes) {
-  const Scratch scratch;
+  const ScratchFolder scratch;
   const ChunkStore store(scratch / "cache");
   const std::vector<std::byte> bytes = random_bytes(1000, 2);
   const Digest digest = sha256(bytes);
@@ -116,7 +102,7 @@ TEST(ChunkStore, KeepsChunksAndRemovesDamagedOnes) {
 }
 
 TEST(SliceWeights, UsesTheWorkersOwnFileWhereItIs) {
-  const Scratch scratch;
+  const ScratchFolder scratch;
   const Model model;
   write(scratch / "models/m.gguf", model.file);
   const ChunkHasher hasher(scratch / "cache", 2, false);
@@ -129,7 +115,7 @@ TEST(SliceWeights, UsesTheWorkersOwnFileWhereItIs) {
 }
 
 TEST(SliceWeights, FetchesOnlyTheChunksThatDiffer) {
-  const Scratch scratch;
+  const ScratchFolder scratch;
   const Model model;
   std::vector<std::byte> other = model.file;
   other[4196 + kChunkBytes + 5] ^= std::byte{1};  // In the second chunk of b.
@@ -161,7 +147,7 @@ TEST(SliceWeights, FetchesOnlyTheChunksThatDiffer) {
 }
 
 TEST(SliceWeights, NeedsEverythingWithoutAFileOrWithATruncatedOne) {
-  const Scratch scratch;
+  const ScratchFolder scratch;
   const Model model;
   const ChunkHasher hasher(scratch / "cache", 1, false);
   auto none = SliceWeights::begin(model.specs, {}, hasher, ChunkStore(scratch / "cache"));

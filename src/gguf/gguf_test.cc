@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "base/random.h"
+#include "base/scratch_folder.h"
 #include "gguf/gguf_file.h"
 #include "gguf/gguf_writer.h"
 #include "gguf/test_file.h"
@@ -18,29 +19,12 @@ namespace {
 
 using quant::DataType;
 
-/// A directory of this test's own, removed with all in it.
-class TemporaryDir {
+/// A directory of this test's own.
+class TemporaryDir : public ScratchFolder {
  public:
-  TemporaryDir() {
-    std::string name = (std::filesystem::temp_directory_path() / "recua-gguf-XXXXXX").string();
-    RECUA_CHECK(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~TemporaryDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDir(const TemporaryDir&) = delete;
-  TemporaryDir& operator=(const TemporaryDir&) = delete;
-  [[nodiscard]] std::filesystem::path operator/(const std::string& name) const {
-    return path_ / name;
-  }
   [[nodiscard]] std::size_t n_files() const {
-    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
+    return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path()), {}));
   }
-
- private:
-  std::filesystem::path path_;
 };
 
 std::vector<std::byte> random_bytes(std::size_t n, std::uint64_t seed) {
