@@ -63,10 +63,17 @@ struct RingShape {
 
 struct ChannelCounters {
   std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;           // Headers included.
-  std::uint64_t payload_copies = 0;  // Times that payload was copied in user space: should stay 0.
-  std::uint64_t system_calls = 0;
-  std::uint64_t sleeps = 0;  // Times that a callback was armed.
+  std::uint64_t bytes = 0;                 // Headers included.
+  std::uint64_t payload_copies = 0;        // Times that rows were copied here: should stay 0.
+  std::uint64_t payload_bytes_copied = 0;  // The bytes of those.
+  std::uint64_t system_calls = 0;          // Reads and writes of the connection.
+  std::uint64_t posts = 0;                 // Calls that hand work to a card.
+  std::uint64_t requests = 0;              // Work requests in them.
+  std::uint64_t polls = 0;                 // Looks at a completion queue or a shared counter.
+  std::uint64_t completions = 0;           // What they found.
+  std::uint64_t sleeps = 0;                // Times that a callback was armed.
+  std::uint64_t failovers = 0;             // Times that lanes were given up.
+  std::uint64_t resent = 0;                // Messages sent again after that.
 };
 
 struct Outgoing {
@@ -91,6 +98,10 @@ class ChannelSender {
 
   [[nodiscard]] virtual const std::string& peer() const = 0;
   [[nodiscard]] virtual const RingShape& ring() const = 0;
+  /// What carries messages now, for people: "rdma mlx5_0/1 ...", "tcp, because ...".
+  [[nodiscard]] virtual std::string transport() const = 0;
+  /// Whether that has been decided; until then there are no credits, and poll() gets on with it.
+  [[nodiscard]] virtual bool settled() const = 0;
   /// Free slots at the receiver that this sender may fill now.
   [[nodiscard]] virtual std::uint32_t credits() const = 0;
 
@@ -116,6 +127,7 @@ class ChannelReceiver {
 
   [[nodiscard]] virtual const std::string& peer() const = 0;
   [[nodiscard]] virtual const RingShape& ring() const = 0;
+  [[nodiscard]] virtual std::string transport() const = 0;
 
   /// The next complete message, in order, or nothing. Its slot belongs to the caller until
   /// release().

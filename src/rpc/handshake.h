@@ -29,6 +29,9 @@ inline constexpr std::uint32_t kOldestProtocolVersion = 1;
 enum class Feature : std::uint32_t {
   kTcpChannel = 1,   // Tensor messages on a TCP (later TLS) connection.
   kFetchChunks = 2,  // FetchChunk is answered.
+  kLinks = 3,        // Link records on channels: offers, fences. docs/protocol.md, "Links".
+  kPushChunks = 4,   // FetchChunk may ask for the chunk on a channel.
+  kEcho = 5,         // OpenEcho is answered, for measuring links.
 };
 
 /// What one end says about itself.

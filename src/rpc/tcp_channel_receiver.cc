@@ -27,6 +27,7 @@ class TcpChannelReceiver : public ChannelReceiver {
 
   [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
+  [[nodiscard]] std::string transport() const override { return "tcp"; }
   [[nodiscard]] const ChannelCounters& counters() const override { return counters_; }
 
   Result<std::optional<Incoming>> poll() override {

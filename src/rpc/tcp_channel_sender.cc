@@ -21,6 +21,8 @@ class TcpChannelSender : public ChannelSender {
 
   [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
+  [[nodiscard]] std::string transport() const override { return "tcp"; }
+  [[nodiscard]] bool settled() const override { return true; }
   [[nodiscard]] std::uint32_t credits() const override {
     return ring_.n_slots - static_cast<std::uint32_t>(n_sent_ - n_released_);
   }

@@ -1,0 +1,14 @@
+#pragma once
+/// The real Provider, on libibverbs. Without libibverbs at build time it answers kUnsupported.
+
+#include <memory>
+
+#include "net/verbs/verbs.h"
+
+namespace recua::net::verbs {
+
+/// Whether this build has libibverbs.
+bool built_with_verbs();
+std::unique_ptr<Provider> make_ibv_provider();
+
+}  // namespace recua::net::verbs
