@@ -1,0 +1,1 @@
+#include "net/verbs/address.h"

@@ -1,0 +1,1 @@
+#include "net/verbs/fake_fabric.h"
