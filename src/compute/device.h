@@ -27,7 +27,8 @@
 
 namespace recua::compute {
 
-/// A piece of device memory, aligned to 64 bytes. Owned by whoever allocated it.
+/// A piece of device memory, aligned to 64 bytes. Owned by whoever allocated it, or a view of
+/// memory that is somebody else's (Device::import).
 class Buffer {
  public:
   Buffer() = default;
@@ -150,6 +151,12 @@ class Device {
 
   /// Zeroed memory. kResourceExhausted: says how much was asked for.
   virtual Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) = 0;
+  /// A buffer over memory that somebody else made (a ring that another process writes into, say),
+  /// so that operators read and write where it lies. owner keeps the memory alive as long as the
+  /// buffer lives; null when the caller sees to that. kInvalidArgument: not aligned to 64 bytes.
+  /// kUnsupported: this device's operators cannot reach the host's memory.
+  virtual Result<std::unique_ptr<Buffer>> import(std::span<std::byte> host_memory,
+                                                 std::shared_ptr<const void> owner);
   /// kCorrupt: the byte count does not fit the shape. The bytes may stay borrowed (owner is kept).
   virtual Result<std::unique_ptr<Weight>> load_weight(TensorBytes bytes) = 0;
   /// A vector of n_in elements (norm, bias, RoPE factors) of any type, converted to f32.
@@ -198,5 +205,11 @@ class Device {
   /// Waits until the results of all operators so far are visible to the host.
   virtual void sync() = 0;
 };
+
+inline Result<std::unique_ptr<Buffer>> Device::import(std::span<std::byte> /*host_memory*/,
+                                                      std::shared_ptr<const void> /*owner*/) {
+  return Error{ErrorCode::kUnsupported,
+               description() + ": its operators cannot work in memory of the host"};
+}
 
 }  // namespace recua::compute

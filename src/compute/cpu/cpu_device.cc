@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -88,6 +89,20 @@ std::string CpuDevice::description() const {
 Result<std::unique_ptr<Buffer>> CpuDevice::allocate(std::size_t bytes) {
   RECUA_ASSIGN_OR_RETURN(sys::AlignedBuffer memory, sys::AlignedBuffer::allocate(bytes));
   return std::make_unique<CpuBuffer>(std::move(memory));
+}
+
+Result<std::unique_ptr<Buffer>> CpuDevice::import(std::span<std::byte> host_memory,
+                                                  std::shared_ptr<const void> owner) {
+  // The kernels load whole vectors from the start of a row, as they may from memory of ours.
+  const auto address = reinterpret_cast<std::uintptr_t>(host_memory.data());
+  if (address % sys::AlignedBuffer::kAlignment != 0) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("memory to import begins {} bytes after a multiple of {}: it must "
+                    "begin on one",
+                    address % sys::AlignedBuffer::kAlignment, sys::AlignedBuffer::kAlignment)};
+  }
+  return std::make_unique<CpuImportedBuffer>(host_memory, std::move(owner));
 }
 
 Result<std::unique_ptr<Weight>> CpuDevice::load_weight(TensorBytes bytes) {

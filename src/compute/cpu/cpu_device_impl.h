@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compute/device.h"
@@ -24,6 +26,19 @@ class CpuBuffer final : public Buffer {
 
  private:
   sys::AlignedBuffer memory_;
+};
+
+/// Memory that is somebody else's, and what keeps it alive.
+class CpuImportedBuffer final : public Buffer {
+ public:
+  CpuImportedBuffer(std::span<std::byte> memory, std::shared_ptr<const void> owner)
+      : memory_(memory), owner_(std::move(owner)) {}
+  [[nodiscard]] std::size_t bytes() const override { return memory_.size(); }
+  [[nodiscard]] std::byte* host() const override { return memory_.data(); }
+
+ private:
+  std::span<std::byte> memory_;
+  std::shared_ptr<const void> owner_;
 };
 
 class CpuWeight final : public Weight {
@@ -61,6 +76,8 @@ class CpuDevice final : public Device {
 
   [[nodiscard]] std::string description() const override;
   Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
+  Result<std::unique_ptr<Buffer>> import(std::span<std::byte> host_memory,
+                                         std::shared_ptr<const void> owner) override;
   Result<std::unique_ptr<Weight>> load_weight(TensorBytes bytes) override;
   Result<std::unique_ptr<Buffer>> load_vector(const TensorBytes& bytes) override;
 

@@ -17,6 +17,7 @@
 #include "kernels/random_weights.h"
 #include "quant/dequantize.h"
 #include "quant/half.h"
+#include "sys/aligned_buffer.h"
 #include "sys/cpu_features.h"
 
 namespace recua::compute {
@@ -362,6 +363,36 @@ TEST(CpuDevice, RefusesTensorsWhoseBytesDoNotFitTheirShape) {
             "tensor \"a\", type F32, shape [1, 1099511627776, 1099511627776]: its size overflows");
   EXPECT_EQ(message({.name = "a", .type = DataType::kF32, .n_in = 0, .bytes = {}, .owner = {}}),
             "tensor \"a\", type F32, shape [1, 1, 0]: a dimension is 0");
+}
+
+TEST(CpuDevice, ComputesInMemoryThatIsSomebodyElsesAndKeepsItAlive) {
+  const auto device = make_cpu_device({.n_threads = 1}).value();
+  auto memory = std::make_shared<sys::AlignedBuffer>(sys::AlignedBuffer::allocate(256).value());
+  auto* floats = reinterpret_cast<float*>(memory->data());
+  for (int i = 0; i < 64; ++i) floats[i] = static_cast<float>(i);
+  const std::weak_ptr<sys::AlignedBuffer> watch = memory;
+  auto buffer = device->import(memory->bytes(), memory).value();
+  memory.reset();
+  ASSERT_FALSE(watch.expired());
+  EXPECT_EQ(buffer->host(), reinterpret_cast<std::byte*>(floats));
+  EXPECT_EQ(buffer->bytes(), 256U);
+  const Rows rows = dense_rows(*buffer, 2, 32);
+  device->add(rows, rows, rows);
+  device->sync();
+  EXPECT_EQ(floats[0], 0.0F);
+  EXPECT_EQ(floats[63], 126.0F);
+  buffer.reset();
+  EXPECT_TRUE(watch.expired());
+}
+
+TEST(CpuDevice, RefusesToImportMemoryThatIsNotAligned) {
+  const auto device = make_cpu_device({.n_threads = 1}).value();
+  const auto memory = sys::AlignedBuffer::allocate(256).value();
+  const auto result = device->import(memory.bytes().subspan(32), nullptr);
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(result.error().message,
+            "memory to import begins 32 bytes after a multiple of 64: it must begin on one");
 }
 
 TEST(CpuDevice, NamesItsInstructionSetAndThreads) {
