@@ -147,7 +147,6 @@ struct World {
     ready.fetch_add(1);
     while (ready.load() < 2) pause_briefly();
     end.sender = *rpc::make_shm_sender(ring, mail.address[1 - self]);
-    end.sender->start_at(0);
     ready.fetch_add(1);
     while (ready.load() < 4) pause_briefly();
     return end;

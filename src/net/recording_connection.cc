@@ -15,6 +15,7 @@ class RecordingConnection : public Connection {
       : inner_(std::move(inner)), transcript_(std::move(transcript)) {}
 
   [[nodiscard]] const std::string& peer() const override { return inner_->peer(); }
+  [[nodiscard]] std::string local_address() const override { return inner_->local_address(); }
 
   asio::awaitable<Result<void>> read(std::span<std::byte> out) override {
     const std::shared_ptr<Transcript> transcript = transcript_;

@@ -48,7 +48,8 @@ class FastSender {
   /// "rdma mlx5_0/1 gid 3 (RoCEv2 10.0.0.5) mtu 4096", "shared memory"
   [[nodiscard]] virtual std::string description() const = 0;
   /// Starts writing. False when there is no room for it now: poll() and call again. The bytes stay
-  /// untouched until is_complete(sequence).
+  /// untouched until is_complete(sequence). kResourceExhausted: this path cannot carry the message
+  /// (rows in memory that is not registered), the connection can.
   virtual Result<bool> post(const SlotWrite& message) = 0;
   /// Takes in completions and credits. True when something moved.
   virtual bool poll() = 0;
@@ -56,15 +57,19 @@ class FastSender {
   [[nodiscard]] virtual bool is_complete(std::uint64_t sequence) const = 0;
   /// Slots that the receiver gave back since the channel began, as it last told; unchecked.
   [[nodiscard]] virtual std::uint64_t n_released() const = 0;
-  /// Credits count from here: what the receiver had released before this path began.
-  virtual void start_at(std::uint64_t n_released) = 0;
-
   /// Lanes that failed and are not dropped yet, and why the first of them did.
   [[nodiscard]] virtual LaneMask failed_lanes() const { return 0; }
   [[nodiscard]] virtual LaneMask lanes() const { return 1; }  // Failed ones included.
   [[nodiscard]] virtual std::string failure() const { return {}; }
   /// Ends lanes: nothing of ours is read or written by them any more.
   virtual void drop_lanes(LaneMask lanes) = 0;
+  /// After drop_lanes(): these pieces of the message have arrived. True when others were lost with
+  /// a lane; post() then sends only those.
+  virtual bool reopen(std::uint64_t sequence, std::uint32_t arrived_pieces) {
+    static_cast<void>(sequence);
+    static_cast<void>(arrived_pieces);
+    return false;
+  }
 
   /// Calls `ready` once from the executor's loop when poll() may move something.
   virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) = 0;

@@ -22,8 +22,8 @@ Error bad_header(std::string_view field, std::size_t offset, std::string_view wh
                fmt::format("broken frame header: {} at byte {} {}", field, offset, why)};
 }
 
-/// protobuf writes to standard error what it dislikes in a message; any peer could fill a log that
-/// way.
+}  // namespace
+
 void quiet_protobuf() {
   static const bool kDone = [] {
     google::protobuf::SetLogHandler(
@@ -34,8 +34,6 @@ void quiet_protobuf() {
   }();
   static_cast<void>(kDone);
 }
-
-}  // namespace
 
 std::array<std::byte, kFrameHeaderBytes> encode_frame_header(const FrameHeader& header) {
   ByteWriter writer;

@@ -72,4 +72,8 @@ net::asio::awaitable<Result<void>> write_frame(net::Connection& connection, Fram
 Result<void> parse_payload(const Frame& frame, const std::string& peer,
                            google::protobuf::MessageLite& message);
 
+/// protobuf writes to standard error what it dislikes in a message, and any peer could fill a log
+/// that way: from here on it goes to our debug log. Called before foreign bytes are parsed.
+void quiet_protobuf();
+
 }  // namespace recua::rpc

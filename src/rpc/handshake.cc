@@ -135,6 +135,7 @@ class FirstByteRecorder : public net::Connection {
   [[nodiscard]] std::span<const std::byte> first_bytes() const { return first_; }
 
   [[nodiscard]] const std::string& peer() const override { return inner_.peer(); }
+  [[nodiscard]] std::string local_address() const override { return inner_.local_address(); }
   net::asio::awaitable<Result<void>> read(std::span<std::byte> out) override {
     Result<void> result = co_await inner_.read(out);
     if (result.ok() && first_.empty()) first_.assign(out.begin(), out.end());

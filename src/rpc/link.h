@@ -27,9 +27,10 @@ namespace recua::rpc {
 /// What this process lets its links use. Built once, outlives them.
 struct LinkPolicy {
   bool allow_shared_memory = false;
+  std::string host_identity;  // net/shm/shared_memory.h; needed for shared memory.
   bool allow_rdma = false;
-  std::string no_rdma_reason = "RDMA is switched off here";  // When it is not allowed.
-  net::verbs::Provider* provider = nullptr;                  // Set when RDMA is allowed.
+  std::string no_rdma_reason = "does not use RDMA";  // Completes "this end ...", "the peer ...".
+  net::verbs::Provider* provider = nullptr;          // Set when RDMA is allowed.
   net::verbs::PortFilter ports;
   bool use_immediate = true;  // False: WRITE + SEND, as a device without immediates.
   bool use_rdma_cm = false;   // Connect through rdma_cm even where the handshake would do.
@@ -44,10 +45,10 @@ struct LinkPolicy {
 struct LinkContext {
   net::Env env;                        // Its executor is the polling thread's loop.
   const LinkPolicy* policy = nullptr;  // Null: the connection only.
-  std::string self;                    // For log lines: "box1:7500".
-  std::string other;                   // Empty: the connection's peer.
+  std::string self = {};               // For log lines: "box1:7500".
+  std::string other = {};              // Empty: the connection's peer.
   /// Called for each line that tells which transport is used and why; default: logged as info.
-  std::function<void(const std::string&)> report;
+  std::function<void(const std::string&)> report = {};
 };
 
 /// The ring's memory: n_slots * slot_bytes, slot k at k * slot_bytes.

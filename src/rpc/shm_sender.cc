@@ -64,7 +64,6 @@ class ShmSender : public FastSender {
     return sequence < n_published_;
   }
   [[nodiscard]] std::uint64_t n_released() const override { return n_released_; }
-  void start_at(std::uint64_t n_released) override { n_released_ = n_released; }
 
   [[nodiscard]] LaneMask failed_lanes() const override { return closed_ && !dropped_ ? 1 : 0; }
   [[nodiscard]] LaneMask lanes() const override { return dropped_ ? 0 : 1; }
@@ -103,7 +102,7 @@ class ShmSender : public FastSender {
 
   std::uint64_t n_published_ = 0;  // 0: nothing was posted yet.
   std::uint64_t told_ = 0;         // The shared n_released as poll() saw it last.
-  std::uint64_t n_released_ = 0;   // That, or what start_at() said.
+  std::uint64_t n_released_ = 0;   // That, if it is sane.
   bool closed_ = false;
   bool dropped_ = false;
   std::uint64_t n_posts_ = 0;

@@ -63,6 +63,9 @@ class SimConnection : public Connection {
   [[nodiscard]] const std::string& peer() const override {
     return link_->peers[static_cast<std::size_t>(side_)];
   }
+  [[nodiscard]] std::string local_address() const override {
+    return link_->hosts[static_cast<std::size_t>(side_)];
+  }
 
   asio::awaitable<Result<void>> read(std::span<std::byte> out) override {
     return read_all(link_, side_, out);

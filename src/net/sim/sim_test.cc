@@ -97,6 +97,13 @@ TEST(SimNetwork, WakesAnArmedReader) {
   EXPECT_EQ(n_ready, 2);
 }
 
+TEST(SimNetwork, KnowsTheHostOfEachEnd) {
+  World world;
+  auto [client, server] = world.connect();
+  EXPECT_EQ(client->local_address(), "a");
+  EXPECT_EQ(server->local_address(), "b");
+}
+
 TEST(SimNetwork, TellsBothEndsWhenALinkIsCut) {
   World world;
   auto [client, server] = world.connect();

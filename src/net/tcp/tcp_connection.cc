@@ -39,6 +39,12 @@ struct TcpState {
   bool waits_to_write = false;
 };
 
+/// An IPv4 address inside an IPv6 one as IPv4.
+asio::ip::address plain_address(const asio::ip::address& address) {
+  if (!address.is_v6() || !address.to_v6().is_v4_mapped()) return address;
+  return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
+}
+
 Error closed_here(const TcpState& state) {
   return Error{ErrorCode::kCancelled,
                fmt::format("the connection to {} was closed on this side", state.peer)};
@@ -85,6 +91,11 @@ class TcpConnection : public Connection {
   }
 
   [[nodiscard]] const std::string& peer() const override { return state_->peer; }
+  [[nodiscard]] std::string local_address() const override {
+    boost::system::error_code error;
+    const tcp::endpoint local = state_->socket.local_endpoint(error);
+    return error ? std::string() : plain_address(local.address()).to_string();
+  }
 
   asio::awaitable<Result<void>> read(std::span<std::byte> out) override {
     return read_all(state_, out);
@@ -99,6 +110,27 @@ class TcpConnection : public Connection {
     while (true) {
       const ssize_t n =
           ::recv(state_->socket.native_handle(), out.data(), out.size(), MSG_DONTWAIT);
+      if (n > 0) return static_cast<std::size_t>(n);
+      if (n == 0) return ended(*state_);
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return std::size_t{0};
+      if (errno != EINTR) return failed(*state_, errno);
+    }
+  }
+
+  Result<std::size_t> try_read_parts(std::span<const std::span<std::byte>> parts) override {
+    if (state_->closed) return closed_here(*state_);
+    std::array<iovec, kPartsMax> vectors;
+    std::size_t n_vectors = 0;
+    for (const std::span<std::byte> part : parts) {
+      if (part.empty() || n_vectors == kPartsMax) continue;
+      vectors[n_vectors++] = iovec{part.data(), part.size()};
+    }
+    if (n_vectors == 0) return std::size_t{0};
+    msghdr message{};
+    message.msg_iov = vectors.data();
+    message.msg_iovlen = n_vectors;
+    while (true) {
+      const ssize_t n = ::recvmsg(state_->socket.native_handle(), &message, MSG_DONTWAIT);
       if (n > 0) return static_cast<std::size_t>(n);
       if (n == 0) return ended(*state_);
       if (errno == EAGAIN || errno == EWOULDBLOCK) return std::size_t{0};
@@ -222,10 +254,8 @@ Result<std::unique_ptr<Connection>> make_tcp_connection(tcp::socket socket, std:
 }
 
 std::string to_string(const tcp::endpoint& endpoint) {
-  asio::ip::address address = endpoint.address();
-  if (address.is_v6() && address.to_v6().is_v4_mapped())
-    address = asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
-  return Endpoint{.host = address.to_string(), .port = endpoint.port()}.to_string();
+  return Endpoint{.host = plain_address(endpoint.address()).to_string(), .port = endpoint.port()}
+      .to_string();
 }
 
 }  // namespace recua::net

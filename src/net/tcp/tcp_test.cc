@@ -91,6 +91,10 @@ TEST_F(Tcp, ListensOnAllAddressesOfBothFamilies) {
   run();
   ASSERT_TRUE(client->ok());
   EXPECT_EQ((**server)->peer().substr(0, 10), "127.0.0.1:") << (**server)->peer();
+  EXPECT_EQ((**client)->local_address(), "127.0.0.1");
+  EXPECT_EQ((**server)->local_address(), "127.0.0.1");  // Though its socket is an IPv6 one.
+  (**server)->close();
+  EXPECT_EQ((**server)->local_address(), "");
 }
 
 TEST_F(Tcp, SaysWhyItCannotConnect) {

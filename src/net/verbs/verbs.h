@@ -251,7 +251,7 @@ struct DeviceEvent {
   EventKind kind = EventKind::kOther;
   std::uint8_t port = 0;        // Of port and GID events.
   std::uint32_t qp_number = 0;  // Of queue pair events.
-  std::string text;             // "port 1: link down", for people.
+  std::string text = {};        // "port 1: link down", for people.
 };
 
 class Device {

@@ -1,0 +1,533 @@
+// Every slot of the window [n_delivered_, n_told_ + n_slots) is empty, partly filled or complete,
+// whatever fills it; messages are handed out in order. A header that came by a fast path is copied
+// out of its slot and checked there; so is the descriptor, since a broken peer could change it
+// later.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "rpc/link.h"
+#include "rpc/link_negotiation.h"
+#include "rpc/stream_reader.h"
+#include "rpc/stream_writer.h"
+#include "rpc/tensor_header.h"
+#include "rpc/wire_error.h"
+
+namespace recua::rpc {
+namespace {
+
+/// While a fast path works, the connection is silent: a look costs a system call.
+constexpr std::uint32_t kPollsPerStreamRead = 64;
+
+class LinkReceiver final : public ChannelReceiver {
+ public:
+  LinkReceiver(LinkContext context, std::unique_ptr<net::Connection> connection, ChannelId id,
+               RingShape ring, RingMemory memory)
+      : context_(std::move(context)),
+        connection_(std::move(connection)),
+        id_(id),
+        ring_(ring),
+        memory_(memory),
+        slots_(ring.n_slots) {}
+
+  [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
+  [[nodiscard]] const RingShape& ring() const override { return ring_; }
+  [[nodiscard]] std::string transport() const override {
+    if (path_ != nullptr) return path_->description();
+    return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
+  }
+  [[nodiscard]] const ChannelCounters& counters() const override {
+    shown_ = counters_;
+    if (path_ != nullptr) path_->add_to(shown_);
+    return shown_;
+  }
+
+  Result<std::optional<Incoming>> poll() override {
+    if (failure_) return *failure_;
+    if (!writer_.empty()) RECUA_RETURN_IF_ERROR(flush());
+    for (bool again = true; again;) {
+      again = false;
+      if (stream_is_due()) {
+        RECUA_ASSIGN_OR_RETURN(again, read_stream());
+      }
+      if (path_ != nullptr) RECUA_RETURN_IF_ERROR(read_path());
+      while (slot(n_delivered_).complete) {
+        Slot& next = slot(n_delivered_);
+        const std::uint32_t index = slot_index(n_delivered_);
+        ++n_delivered_;
+        next.complete = false;
+        next.n_arrived = 0;
+        next.pieces = 0;
+        if (next.header.epoch == id_.epoch) {
+          return std::optional<Incoming>(incoming(index, next));
+        }
+        next.dropped = true;  // An older epoch: its slot comes back when its turn is there.
+        pass_dropped();
+        RECUA_RETURN_IF_ERROR(return_credits());
+      }
+    }
+    return std::optional<Incoming>();
+  }
+
+  Result<void> release(std::uint32_t slot) override {
+    if (failure_) return *failure_;
+    if (n_released_ == n_delivered_ || slot != slot_index(n_released_)) {
+      return Error{
+          ErrorCode::kInvalidArgument,
+          fmt::format("slot {} of the channel from {} is released out of turn", slot, peer())};
+    }
+    ++n_released_;
+    pass_dropped();
+    return return_credits();
+  }
+
+  void arm(net::ReadyCallback ready) override {
+    ++counters_.sleeps;
+    if (!writer_.empty()) connection_->arm_write(ready);
+    connection_->arm_read([readable = readable_, ready] {
+      *readable = true;
+      ready();
+    });
+    if (path_ != nullptr) path_->arm(context_.env.executor, ready);
+  }
+
+ private:
+  struct Slot {
+    bool complete = false;
+    bool dropped = false;
+    bool by_stream = false;  // Is being read from the connection.
+    bool starving = false;
+    std::uint8_t n_pieces = 0;
+    std::uint8_t n_arrived = 0;
+    std::uint32_t pieces = 0;           // Bits of those that have arrived.
+    TensorHeader header;                // Checked; once complete.
+    std::vector<std::byte> descriptor;  // Copied out of the slot; of fast paths only.
+    bool descriptor_copied = false;
+  };
+
+  [[nodiscard]] std::uint32_t slot_index(std::uint64_t message) const {
+    return static_cast<std::uint32_t>(message % ring_.n_slots);
+  }
+  [[nodiscard]] Slot& slot(std::uint64_t message) { return slots_[slot_index(message)]; }
+  [[nodiscard]] std::span<std::byte> slot_bytes(std::uint32_t index) const {
+    return memory_.bytes.subspan(index * static_cast<std::size_t>(ring_.slot_bytes),
+                                 static_cast<std::size_t>(ring_.slot_bytes));
+  }
+  /// Whether the sender holds this message's slot as far as we know.
+  [[nodiscard]] bool in_window(std::uint64_t message) const {
+    return message >= n_delivered_ && message < n_told_ + ring_.n_slots;
+  }
+  [[nodiscard]] bool stream_is_due() {
+    return path_ == nullptr || reader_.in_item() || std::exchange(*readable_, false) ||
+           ++n_polls_ % kPollsPerStreamRead == 0;
+  }
+
+  Error fail(Error error) {
+    failure_ = error;
+    drop_path();
+    connection_->close();
+    return error;
+  }
+  Error broken(const std::string& what) {
+    return fail(Error{ErrorCode::kProtocol, fmt::format("{} {}", peer(), what)});
+  }
+  void drop_path() {
+    if (path_ == nullptr) return;
+    path_->add_to(counters_);
+    path_.reset();
+  }
+  void report(const std::string& what) const {
+    const std::string& other = context_.other.empty() ? peer() : context_.other;
+    const std::string line = fmt::format("link {}->{}: {}", other, context_.self, what);
+    if (context_.report) {
+      context_.report(line);
+    } else {
+      log_info("{}", line);
+    }
+  }
+
+  [[nodiscard]] Incoming incoming(std::uint32_t index, const Slot& from) const {
+    const std::span<std::byte> body = slot_bytes(index).subspan(kTensorHeaderBytes);
+    const TensorHeader& header = from.header;
+    const std::size_t rows_bytes = static_cast<std::size_t>(header.n_rows) * header.row_bytes;
+    return Incoming{.header = header,
+                    .rows = body.first(rows_bytes),
+                    .descriptor = from.descriptor_copied
+                                      ? std::span<const std::byte>(from.descriptor)
+                                      : body.subspan(rows_bytes, header.descriptor_bytes),
+                    .slot = index};
+  }
+
+  Result<void> check_header(const TensorHeader& header, std::uint64_t expected) {
+    std::string wrong;
+    if (header.session != id_.session) {
+      wrong = fmt::format("session {:x}, the channel's is {:x}", header.session, id_.session);
+    } else if (header.epoch > id_.epoch) {
+      wrong = fmt::format("epoch {}, the channel's is {}", header.epoch, id_.epoch);
+    } else if (header.sequence != expected) {
+      wrong = fmt::format("sequence {}, expected {}", header.sequence, expected);
+    } else if (message_bytes(header) > ring_.slot_bytes) {
+      wrong = fmt::format("{} bytes ({} rows of {}, descriptor of {}), a slot has {}",
+                          message_bytes(header), header.n_rows, header.row_bytes,
+                          header.descriptor_bytes, ring_.slot_bytes);
+    }
+    if (wrong.empty()) return ok();
+    return broken(fmt::format("sent a tensor message of {}", wrong));
+  }
+
+  /// Message is complete in its slot, its header checked.
+  Result<void> complete(std::uint64_t message, const TensorHeader& header) {
+    Slot& its = slot(message);
+    its.header = header;
+    its.complete = true;
+    its.by_stream = false;
+    ++counters_.messages;
+    counters_.bytes += message_bytes(header);
+    n_spent_ = std::max(n_spent_, message + 1);
+    // The sender waits now, and what is released may be all that will be until it goes on.
+    if (n_spent_ - n_told_ == ring_.n_slots) return return_credits();
+    return ok();
+  }
+
+  // ---- By the connection ------------------------------------------------------------------------
+
+  /// The first message that nothing has arrived of.
+  [[nodiscard]] std::uint64_t next_by_stream() {
+    std::uint64_t next = n_delivered_;
+    while (in_window(next) && slot(next).complete) ++next;
+    return next;
+  }
+
+  /// Reads on until a message is complete (true) or nothing is left.
+  Result<bool> read_stream() {
+    while (true) {
+      std::span<std::byte> guess;
+      if (path_ == nullptr && !reader_.in_item()) {
+        const std::uint64_t next = next_by_stream();
+        if (in_window(next)) {
+          const std::uint64_t likely = std::min(last_body_, before_last_body_);
+          guess = slot_bytes(slot_index(next)).subspan(kTensorHeaderBytes);
+          guess = guess.first(std::min<std::size_t>(guess.size(), likely));
+        }
+      }
+      Result<StreamReader::Item> item = reader_.poll(*connection_, guess, counters_);
+      if (!item.ok()) {
+        Error error = std::move(item).error();
+        return fail(error.code == ErrorCode::kProtocol ? std::move(error).within(peer()) : error);
+      }
+      switch (*item) {
+        case StreamReader::Item::kNothing:
+          return false;
+        case StreamReader::Item::kHead:
+          RECUA_RETURN_IF_ERROR(begin_stream_message());
+          break;
+        case StreamReader::Item::kMessage:
+          before_last_body_ =
+              std::exchange(last_body_, message_bytes(reader_.header()) - kTensorHeaderBytes);
+          slot(reader_.header().sequence).descriptor_copied = false;
+          // The path does not see that this one took the last credit.
+          if (path_ != nullptr) starving_ = true;
+          RECUA_RETURN_IF_ERROR(complete(reader_.header().sequence, reader_.header()));
+          return true;
+        case StreamReader::Item::kRecord: {
+          Result<void> taken = take_record();
+          if (failure_) return *failure_;
+          if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
+          break;
+        }
+      }
+    }
+  }
+
+  Result<void> begin_stream_message() {
+    const TensorHeader& header = reader_.header();
+    const std::uint64_t expected = next_by_stream();
+    if (path_ == nullptr && !in_window(expected)) {
+      return broken(fmt::format("sent message {} without a credit: {} slots, {} released", expected,
+                                ring_.n_slots, n_told_));
+    }
+    // Beside a fast path, any message that has not come yet may come here.
+    const bool plausible = path_ != nullptr && in_window(header.sequence) &&
+                           !slot(header.sequence).complete && slot(header.sequence).pieces == 0;
+    RECUA_RETURN_IF_ERROR(check_header(header, plausible ? header.sequence : expected));
+    Slot& its = slot(header.sequence);
+    its.by_stream = true;
+    its.pieces = 0;  // Lanes that died had brought some; it comes whole now.
+    its.n_arrived = 0;
+    const std::span<std::byte> body =
+        slot_bytes(slot_index(header.sequence))
+            .subspan(kTensorHeaderBytes, message_bytes(header) - kTensorHeaderBytes);
+    reader_.begin_body(body, counters_);
+    return ok();
+  }
+
+  Result<void> take_record() {
+    switch (reader_.record()) {
+      case RecordKind::kOffer: {
+        wire::LinkOffer offer;
+        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), offer));
+        return take_offer(offer);
+      }
+      case RecordKind::kReady: {
+        wire::LinkReady ready;
+        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), ready));
+        return take_ready(ready);
+      }
+      case RecordKind::kFence: {
+        wire::LinkFence fence;
+        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), fence));
+        return take_fence(fence);
+      }
+      case RecordKind::kAnswer:
+      case RecordKind::kFenced:
+        break;
+    }
+    return Error{ErrorCode::kProtocol, fmt::format("link record of kind {} does not belong here",
+                                                   static_cast<int>(reader_.record()))};
+  }
+
+  // ---- By a fast path ---------------------------------------------------------------------------
+
+  Result<void> read_path() {
+    arrivals_.clear();
+    const Result<bool> polled = path_->poll(n_delivered_, arrivals_);
+    if (!polled.ok()) return fail(Error(polled.error()).within(peer()));
+    RECUA_RETURN_IF_ERROR(take_arrivals());
+    if (path_ == nullptr) return ok();
+    const LaneMask failed = path_->failed_lanes();
+    if (failed == 0) return ok();
+    const std::string reason = path_->failure();
+    return fence(failed, reason);
+  }
+
+  Result<void> take_arrivals() {
+    for (const Arrival& arrival : arrivals_) {
+      if (!in_window(arrival.sequence)) {
+        return broken(
+            fmt::format("announced message {}, whose slot it does not hold: {} slots, {} "
+                        "released, {} taken",
+                        arrival.sequence, ring_.n_slots, n_told_, n_delivered_));
+      }
+      Slot& its = slot(arrival.sequence);
+      const std::uint32_t bit = std::uint32_t{1} << arrival.piece;
+      if (its.complete || its.by_stream || (its.pieces & bit) != 0) continue;  // A duplicate.
+      if (its.n_arrived > 0 && its.n_pieces != arrival.n_pieces) {
+        return broken(fmt::format("announced message {} in {} pieces, then in {}", arrival.sequence,
+                                  its.n_pieces, arrival.n_pieces));
+      }
+      its.n_pieces = arrival.n_pieces;
+      its.pieces |= bit;
+      ++its.n_arrived;
+      starving_ = starving_ || arrival.starving;
+      if (its.n_arrived == its.n_pieces) {
+        RECUA_RETURN_IF_ERROR(complete_fast(arrival.sequence, arrival));
+      }
+    }
+    return ok();
+  }
+
+  Result<void> complete_fast(std::uint64_t message, const Arrival& arrival) {
+    std::array<std::byte, kTensorHeaderBytes> head;
+    const std::span<std::byte> bytes = slot_bytes(slot_index(message));
+    std::memcpy(head.data(), bytes.data(), head.size());
+    Result<TensorHeader> header = decode_tensor_header(head);
+    if (!header.ok()) return fail(std::move(header).error().within(peer()));
+    RECUA_RETURN_IF_ERROR(check_header(*header, message));
+    const std::uint64_t size = message_bytes(*header);
+    if (arrival.bytes && arrival.n_pieces == 1 && *arrival.bytes != size && size <= uncut_bytes_) {
+      return broken(fmt::format("wrote {} bytes for message {}, whose header says {}",
+                                *arrival.bytes, message, size));
+    }
+    Slot& its = slot(message);
+    const std::span<const std::byte> descriptor = bytes.subspan(
+        static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
+    its.descriptor.assign(descriptor.begin(), descriptor.end());
+    its.descriptor_copied = true;
+    return complete(message, *header);
+  }
+
+  Result<void> take_offer(const wire::LinkOffer& offer) {
+    if (offer.generation() <= generation_) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("offer {} came after offer {}", offer.generation(), generation_)};
+    }
+    if (path_ != nullptr) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("offer {} came while the path of offer {} was open",
+                               offer.generation(), generation_)};
+    }
+    generation_ = offer.generation();
+    uncut_bytes_ = offer.uncut_bytes();
+    wire::LinkAnswer none;
+    none.set_generation(generation_);
+    if (context_.policy == nullptr) {
+      none.set_reason("uses its connection only");
+      writer_.push_record(encode_record(RecordKind::kAnswer, none));
+      return flush();
+    }
+    RECUA_ASSIGN_OR_RETURN(LinkChoice choice, choose_path(context_, ring_, memory_,
+                                                          connection_->local_address(), offer));
+    path_ = std::move(choice.path);
+    writer_.push_record(encode_record(RecordKind::kAnswer, choice.answer));
+    if (path_ == nullptr && why_stream_ != choice.why) {
+      why_stream_ = choice.why;
+      report(fmt::format("tcp, because {}", why_stream_));
+    }
+    return flush();
+  }
+
+  Result<void> take_ready(const wire::LinkReady& ready) {
+    if (ready.generation() != generation_) {
+      return Error{ErrorCode::kProtocol, fmt::format("ready for offer {}, the latest is {}",
+                                                     ready.generation(), generation_)};
+    }
+    if (ready.error().empty()) {
+      if (path_ != nullptr) {
+        why_stream_.clear();
+        report(path_->description());
+      }
+      return ok();
+    }
+    drop_path();
+    why_stream_ = "the peer " + wire_text(ready.error(), kReasonBytesMax);
+    report(fmt::format("tcp, because {}", why_stream_));
+    return ok();
+  }
+
+  Result<void> take_fence(const wire::LinkFence& record) {
+    if (record.generation() != generation_) {
+      return Error{ErrorCode::kProtocol, fmt::format("fence for offer {}, the latest is {}",
+                                                     record.generation(), generation_)};
+    }
+    fence_reason_ = "the peer reports: " + wire_text(record.reason(), kReasonBytesMax);
+    return fence(record.lanes(), {});
+  }
+
+  /// Ends lanes and tells what has arrived. reason: set when we noticed ourselves.
+  Result<void> fence(LaneMask lanes, const std::string& reason) {
+    if (path_ != nullptr && (path_->lanes() & lanes) != 0) {
+      const std::string before = path_->description();
+      ++counters_.failovers;
+      arrivals_.clear();
+      Result<void> fenced = path_->fence(lanes, n_delivered_, arrivals_);
+      if (!fenced.ok()) return fail(std::move(fenced).error().within(peer()));
+      RECUA_RETURN_IF_ERROR(take_arrivals());
+      if (path_->lanes() == 0) drop_path();
+      const std::string why = reason.empty() ? fence_reason_ : reason;
+      if (path_ == nullptr) why_stream_ = why;
+      report(fmt::format("{} failed: {}; going on over {}", before, why,
+                         path_ != nullptr ? path_->description() : "tcp"));
+    }
+    wire::LinkFenced record;
+    record.set_generation(generation_);
+    record.set_lanes(lanes);
+    record.set_reason(wire_text(reason, kReasonBytesMax));
+    std::uint64_t n_complete = n_delivered_;
+    while (in_window(n_complete) && slot(n_complete).complete) ++n_complete;
+    record.set_n_complete(n_complete);
+    for (std::uint64_t i = n_complete; in_window(i); ++i) {
+      const Slot& its = slot(i);
+      if (!its.complete && its.pieces == 0) continue;
+      wire::Outstanding& outstanding = *record.add_outstanding();
+      outstanding.set_sequence(i);
+      outstanding.set_pieces(its.complete ? ~std::uint32_t{0} : its.pieces);
+    }
+    record.set_n_released(n_released_);
+    n_told_ = n_released_;
+    writer_.push_record(encode_record(RecordKind::kFenced, record));
+    return flush();
+  }
+
+  // ---- Credits ----------------------------------------------------------------------------------
+
+  /// Slots of dropped messages come back as soon as those before them have.
+  void pass_dropped() {
+    while (n_released_ < n_delivered_ && slot(n_released_).dropped) {
+      slot(n_released_).dropped = false;
+      ++n_released_;
+    }
+  }
+
+  /// Tells what was released once the sender may have spent half its ring, or said that it waits.
+  /// (n_spent_ - n_told_ is what it has spent as far as we know; when it waits, that is all of it,
+  /// so it is always told.)
+  Result<void> return_credits() {
+    if (n_released_ == n_told_) return ok();
+    const bool starving = starving_ && path_ != nullptr;
+    const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
+    if (!starving && 2 * n_spent < ring_.n_slots) return ok();
+    if (path_ != nullptr) {
+      path_->tell_released(n_released_, starving);
+      n_told_ = n_released_;
+      starving_ = false;
+      return ok();
+    }
+    if (!writer_.empty()) return ok();  // The next one goes out when this one has.
+    const auto credit = encode_credit(n_released_);
+    writer_.push_record(std::vector<std::byte>(credit.begin(), credit.end()));
+    n_told_ = n_released_;
+    return flush();
+  }
+
+  Result<void> flush() {
+    Result<bool> wrote = writer_.flush(*connection_, counters_);
+    if (!wrote.ok()) return fail(std::move(wrote).error());
+    return writer_.empty() && *wrote ? return_credits() : ok();
+  }
+
+  LinkContext context_;
+  std::unique_ptr<net::Connection> connection_;
+  ChannelId id_;
+  RingShape ring_;
+  RingMemory memory_;
+  std::vector<Slot> slots_;
+
+  // n_told_ <= n_released_ <= n_delivered_ <= n_spent_ <= n_told_ + n_slots.
+  std::uint64_t n_delivered_ = 0;  // Handed out by poll().
+  std::uint64_t n_released_ = 0;
+  std::uint64_t n_told_ = 0;   // Released, and the sender knows.
+  std::uint64_t n_spent_ = 0;  // One past the latest that has arrived.
+  bool starving_ = false;      // The sender waits for a credit and may sleep.
+
+  StreamReader reader_;
+  StreamWriter writer_;
+  std::uint64_t last_body_ = 0;
+  std::uint64_t before_last_body_ = 0;
+  std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
+  std::uint32_t n_polls_ = 0;
+
+  std::uint32_t generation_ = 0;
+  std::unique_ptr<FastReceiver> path_;
+  std::vector<Arrival> arrivals_;
+  std::uint64_t uncut_bytes_ = 0;
+  std::string why_stream_;
+  std::string fence_reason_;
+
+  ChannelCounters counters_;
+  mutable ChannelCounters shown_;
+  std::optional<Error> failure_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
+    LinkContext context, std::unique_ptr<net::Connection> connection, ChannelId id, RingShape ring,
+    RingMemory memory) {
+  const bool shape_ok = ring.n_slots > 0 && ring.slot_bytes >= kTensorHeaderBytes;
+  if (!shape_ok || memory.bytes.size() / ring.n_slots < ring.slot_bytes) {
+    return Error{
+        ErrorCode::kInvalidArgument,
+        fmt::format("{} bytes are no ring of {} slots of {} (at least {} each)",
+                    memory.bytes.size(), ring.n_slots, ring.slot_bytes, kTensorHeaderBytes)};
+  }
+  return std::unique_ptr<ChannelReceiver>(
+      std::make_unique<LinkReceiver>(std::move(context), std::move(connection), id, ring, memory));
+}
+
+}  // namespace recua::rpc

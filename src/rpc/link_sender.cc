@@ -1,0 +1,593 @@
+// A sender in one of four states: it has not begun, it has offered and waits for the answer, it
+// uses a fast path, or it writes to the connection. Messages wait in entries_, a ring with one
+// entry per credit, until they are complete: their bytes may have to be sent again.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "base/bytes.h"
+#include "base/log.h"
+#include "net/deadline.h"
+#include "rpc/handshake.h"
+#include "rpc/link.h"
+#include "rpc/link_negotiation.h"
+#include "rpc/stream_writer.h"
+#include "rpc/tensor_header.h"
+#include "rpc/wire_error.h"
+
+namespace recua::rpc {
+namespace {
+
+/// While a fast path works, the connection is silent: a look costs a system call.
+constexpr std::uint32_t kPollsPerStreamRead = 64;
+/// A receiver that lives confirms a fence at once.
+constexpr net::Duration kFenceTimeout = std::chrono::seconds(10);
+
+class LinkSender final : public ChannelSender {
+ public:
+  LinkSender(LinkContext context, std::unique_ptr<net::Connection> connection, RingShape ring,
+             std::vector<std::span<std::byte>> sources, std::string no_links)
+      : context_(std::move(context)),
+        connection_(std::move(connection)),
+        ring_(ring),
+        sources_(std::move(sources)),
+        state_(no_links.empty() ? State::kStart : State::kStream),
+        why_stream_(std::move(no_links)),
+        entries_(ring.n_slots) {
+    if (context_.policy != nullptr) {
+      retry_delay_ = context_.policy->retry_min;
+      if (state_ == State::kStream) report(fmt::format("tcp, because {}", why_stream_));
+    }
+  }
+
+  [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
+  [[nodiscard]] const RingShape& ring() const override { return ring_; }
+  [[nodiscard]] std::string transport() const override {
+    if (path_ != nullptr) return path_->description();
+    return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
+  }
+  [[nodiscard]] bool settled() const override {
+    return state_ == State::kFast || state_ == State::kStream;
+  }
+  [[nodiscard]] std::uint32_t credits() const override {
+    if (!settled()) return 0;
+    return ring_.n_slots - static_cast<std::uint32_t>(n_sent_ - n_released_);
+  }
+  [[nodiscard]] std::uint64_t n_sent() const override { return n_sent_; }
+  [[nodiscard]] std::uint64_t n_completed() const override { return n_completed_; }
+  [[nodiscard]] const ChannelCounters& counters() const override {
+    shown_ = counters_;
+    if (path_ != nullptr) path_->add_to(shown_);
+    return shown_;
+  }
+
+  Result<bool> try_send(const Outgoing& message) override {
+    if (failure_) return *failure_;
+    const TensorHeader& header = message.header;
+    const std::uint64_t bytes = message_bytes(header);
+    RECUA_CHECK(message.rows.size() == std::uint64_t{header.n_rows} * header.row_bytes);
+    RECUA_CHECK(message.descriptor.size() == header.descriptor_bytes);
+    if (bytes > ring_.slot_bytes) {
+      return Error{
+          ErrorCode::kInvalidArgument,
+          fmt::format("a message of {} bytes ({} rows of {}, descriptor of {}) does not fit "
+                      "into a slot of {} at {}",
+                      bytes, header.n_rows, header.row_bytes, header.descriptor_bytes,
+                      ring_.slot_bytes, peer())};
+    }
+    if (credits() == 0) return false;
+
+    TensorHeader numbered = header;
+    numbered.sequence = n_sent_;
+    Entry& entry = this->entry(n_sent_);
+    entry.head = encode(numbered);
+    entry.rows = message.rows;
+    entry.descriptor = message.descriptor;
+    entry.carrier = Carrier::kNone;
+    entry.done = false;
+    entry.flush = header.last;
+    ++n_sent_;
+    entry.starving = credits() == 0;
+    ++counters_.messages;
+    counters_.bytes += bytes;
+    RECUA_RETURN_IF_ERROR(dispatch());
+    RECUA_RETURN_IF_ERROR(flush());
+    advance();
+    return true;
+  }
+
+  Result<bool> poll() override {
+    if (failure_) return *failure_;
+    const std::uint64_t completed_before = n_completed_;
+    const std::uint64_t released_before = n_released_;
+    bool moved = false;
+    if (state_ == State::kStart) {
+      offer();
+      moved = true;
+    }
+    if (stream_is_due()) {
+      RECUA_ASSIGN_OR_RETURN(const bool read, read_stream());
+      moved = moved || read;
+    }
+    if (path_ != nullptr) {
+      moved = path_->poll() || moved;
+      RECUA_RETURN_IF_ERROR(take_released(path_->n_released(), "wrote"));
+      fence_failed_lanes();
+    }
+    if (deadline_) RECUA_RETURN_IF_ERROR(check_deadline());
+    RECUA_RETURN_IF_ERROR(dispatch());
+    RECUA_ASSIGN_OR_RETURN(const bool wrote, flush());
+    advance();
+    consider_retry();
+    return moved || wrote || n_completed_ != completed_before || n_released_ != released_before;
+  }
+
+  void arm(net::ReadyCallback ready) override {
+    ++counters_.sleeps;
+    if (!writer_.empty()) connection_->arm_write(ready);
+    connection_->arm_read([readable = readable_, ready] {
+      *readable = true;
+      ready();
+    });
+    if (path_ != nullptr) path_->arm(context_.env.executor, ready);
+    if (deadline_) {
+      timer_ = context_.env.clock->start_timer(context_.env.executor, *deadline_, ready);
+    }
+  }
+
+ private:
+  enum class State { kStart, kOffered, kFast, kStream };
+  enum class Carrier : std::uint8_t { kNone, kFast, kStream };
+
+  /// A message that is not complete.
+  struct Entry {
+    std::array<std::byte, kTensorHeaderBytes> head;
+    std::span<const std::byte> rows;
+    std::span<const std::byte> descriptor;
+    Carrier carrier = Carrier::kNone;
+    bool done = false;
+    bool reopened = false;  // A lane took pieces of it along.
+    bool starving = false;
+    bool flush = false;
+  };
+
+  [[nodiscard]] Entry& entry(std::uint64_t sequence) { return entries_[sequence % ring_.n_slots]; }
+  [[nodiscard]] SlotWrite slot_write(std::uint64_t sequence) {
+    const Entry& from = entry(sequence);
+    return {.sequence = sequence,
+            .head = from.head,
+            .rows = from.rows,
+            .descriptor = from.descriptor,
+            .starving = from.starving,
+            .flush = from.flush};
+  }
+  [[nodiscard]] net::TimePoint now() const { return context_.env.clock->now(); }
+  [[nodiscard]] bool stream_is_due() {
+    return path_ == nullptr || fencing_ != 0 || !writer_.empty() ||
+           std::exchange(*readable_, false) || ++n_polls_ % kPollsPerStreamRead == 0;
+  }
+
+  Error fail(Error error) {
+    failure_ = error;
+    drop_path();
+    connection_->close();
+    return error;
+  }
+  void drop_path() {
+    if (path_ == nullptr) return;
+    path_->add_to(counters_);
+    path_.reset();
+    fencing_ = 0;
+  }
+  void report(const std::string& what) const {
+    const std::string& other = context_.other.empty() ? peer() : context_.other;
+    const std::string line = fmt::format("link {}->{}: {}", context_.self, other, what);
+    if (context_.report) {
+      context_.report(line);
+    } else {
+      log_info("{}", line);
+    }
+  }
+
+  // ---- Moving messages ------------------------------------------------------------------------
+
+  /// Hands waiting messages to whatever carries them now, in order.
+  Result<void> dispatch() {
+    if (n_reopened_ > 0) RECUA_RETURN_IF_ERROR(resend());
+    while (n_dispatched_ < n_sent_ && settled()) {
+      RECUA_ASSIGN_OR_RETURN(const bool taken, hand_over(n_dispatched_));
+      if (!taken) break;
+      ++n_dispatched_;
+    }
+    return ok();
+  }
+
+  Result<bool> hand_over(std::uint64_t sequence) {
+    if (path_ != nullptr) {
+      const Result<bool> posted = path_->post(slot_write(sequence));
+      if (posted.ok()) {
+        if (*posted) entry(sequence).carrier = Carrier::kFast;
+        return *posted;
+      }
+      if (posted.error().code != ErrorCode::kResourceExhausted) return fail(posted.error());
+    }
+    write_to_stream(sequence);
+    return true;
+  }
+
+  void write_to_stream(std::uint64_t sequence) {
+    Entry& message = entry(sequence);
+    message.carrier = Carrier::kStream;
+    message.reopened = false;
+    writer_.push_message(sequence, message.head, message.rows, message.descriptor);
+  }
+
+  /// Sends again what lanes took along when they died.
+  Result<void> resend() {
+    for (std::uint64_t i = n_completed_; i < n_dispatched_; ++i) {
+      Entry& message = entry(i);
+      if (!message.reopened) continue;
+      RECUA_ASSIGN_OR_RETURN(const bool taken, hand_over(i));
+      if (!taken) return ok();
+      message.reopened = false;
+      --n_reopened_;
+    }
+    return ok();
+  }
+
+  Result<bool> flush() {
+    if (writer_.empty()) return false;
+    Result<bool> wrote = writer_.flush(*connection_, counters_);
+    if (!wrote.ok()) return fail(std::move(wrote).error());
+    for (const std::uint64_t sequence : writer_.finished()) entry(sequence).done = true;
+    writer_.finished().clear();
+    return *wrote;
+  }
+
+  void advance() {
+    while (n_completed_ < n_dispatched_) {
+      const Entry& oldest = entry(n_completed_);
+      const bool released = oldest.carrier == Carrier::kFast && n_completed_ < n_released_;
+      const bool over =
+          oldest.carrier == Carrier::kFast && path_ != nullptr && path_->is_complete(n_completed_);
+      if (!oldest.done && !released && !over) return;
+      if (oldest.reopened) --n_reopened_;
+      entry(n_completed_).reopened = false;
+      ++n_completed_;
+    }
+  }
+
+  /// Only what has been handed over can have come back, and of the stream only what has left.
+  Result<void> take_released(std::uint64_t n_released, std::string_view how) {
+    if (n_released <= n_released_) return ok();
+    bool honest = n_released <= n_dispatched_;
+    for (std::uint64_t i = std::max(n_released_, n_completed_); honest && i < n_released; ++i) {
+      honest = entry(i).carrier == Carrier::kFast || entry(i).done;
+    }
+    if (!honest) {
+      return fail(Error{ErrorCode::kProtocol,
+                        fmt::format("{} {} that it released {} slots; it was sent {} messages and "
+                                    "had released {}",
+                                    peer(), how, n_released, n_completed_, n_released_)});
+    }
+    n_released_ = n_released;
+    return ok();
+  }
+
+  // ---- What the receiver says on the connection -------------------------------------------------
+
+  Result<bool> read_stream() {
+    bool moved = false;
+    while (true) {
+      std::array<std::byte, 512> bytes;
+      ++counters_.system_calls;
+      Result<std::size_t> n = connection_->try_read(bytes);
+      if (!n.ok()) return fail(std::move(n).error());
+      if (*n == 0) return moved;
+      input_.insert(input_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(*n));
+      RECUA_ASSIGN_OR_RETURN(const bool taken, take_input());
+      moved = moved || taken;
+      if (*n < bytes.size()) return moved;
+    }
+  }
+
+  Result<bool> take_input() {
+    std::size_t at = 0;
+    static_assert(kCreditBytes == kRecordHeaderBytes);
+    while (input_.size() - at >= kCreditBytes) {
+      const auto head = std::span<const std::byte>(input_).subspan(at).first<kCreditBytes>();
+      if (!is_record(head)) {
+        const Result<std::uint64_t> n_released = decode_credit(head);
+        if (!n_released.ok()) return fail(Error(n_released.error()).within(peer()));
+        if (*n_released < n_released_by_stream_) {
+          return fail(Error{ErrorCode::kProtocol,
+                            fmt::format("{} says that it released {} slots; it had said {}", peer(),
+                                        *n_released, n_released_by_stream_)});
+        }
+        n_released_by_stream_ = *n_released;
+        RECUA_RETURN_IF_ERROR(take_released(*n_released, "says"));
+        at += kCreditBytes;
+        continue;
+      }
+      const Result<RecordHeader> record = decode_record_header(head);
+      if (!record.ok()) return fail(Error(record.error()).within(peer()));
+      if (input_.size() - at < kRecordHeaderBytes + record->payload_bytes) break;
+      const auto payload = std::span<const std::byte>(input_).subspan(at + kRecordHeaderBytes,
+                                                                      record->payload_bytes);
+      Result<void> taken = take_record(record->kind, payload);
+      if (failure_) return *failure_;
+      if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
+      at += kRecordHeaderBytes + record->payload_bytes;
+    }
+    input_.erase(input_.begin(), input_.begin() + static_cast<std::ptrdiff_t>(at));
+    return at > 0;
+  }
+
+  Result<void> take_record(RecordKind kind, std::span<const std::byte> payload) {
+    if (kind == RecordKind::kAnswer) {
+      wire::LinkAnswer answer;
+      RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), answer));
+      return take_answer(answer);
+    }
+    if (kind == RecordKind::kFenced) {
+      wire::LinkFenced fenced;
+      RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), fenced));
+      return take_fenced(fenced);
+    }
+    return Error{ErrorCode::kProtocol, fmt::format("link record of kind {} does not belong here",
+                                                   static_cast<int>(kind))};
+  }
+
+  // ---- Agreeing on a path -----------------------------------------------------------------------
+
+  void offer() {
+    ++generation_;
+    proposal_ = LinkProposal::prepare(context_, ring_, sources_, connection_->local_address(),
+                                      n_released_, generation_, !shared_memory_failed_);
+    if (!proposal_->worth_offering()) {
+      settle_on_stream("this end " + proposal_->none().reason, proposal_->none().temporary);
+      return;
+    }
+    writer_.push_record(proposal_->record());
+    state_ = State::kOffered;
+    deadline_ = now() + context_.policy->settle_timeout;
+  }
+
+  void settle_on_stream(const std::string& why, bool temporary) {
+    proposal_.reset();
+    deadline_.reset();
+    state_ = State::kStream;
+    if (why_stream_ != why) {
+      why_stream_ = why;
+      report(fmt::format("tcp, because {}", why));
+    }
+    plan_retry(temporary);
+  }
+
+  void plan_retry(bool temporary) {
+    retry_at_.reset();
+    if (!temporary) return;
+    // A path that has worked for long has earned a quick second chance.
+    if (now() - path_since_ > context_.policy->retry_max) retry_delay_ = context_.policy->retry_min;
+    retry_at_ = now() + retry_delay_;
+    retry_delay_ = std::min(2 * retry_delay_, context_.policy->retry_max);
+  }
+
+  /// RDMA may be back, or a port of it. Messages under way are no hindrance: those on the
+  /// connection arrive before the offer, those on lanes are sorted out by the fence.
+  void consider_retry() {
+    if (!retry_at_ || fencing_ != 0 || now() < *retry_at_) return;
+    retry_at_.reset();
+    if (state_ == State::kStream) {
+      offer();
+    } else if (state_ == State::kFast) {
+      // Fewer lanes than there were: end the rest as well, then offer all again.
+      fence(path_->lanes(), "to bring all ports back");
+      offer_when_fenced_ = true;
+    }
+  }
+
+  Result<void> take_answer(const wire::LinkAnswer& answer) {
+    if (answer.generation() != generation_ || state_ != State::kOffered) {
+      if (answer.generation() < generation_ || gave_up_waiting_) return ok();  // Too late.
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("answered offer {}, which is not open", answer.generation())};
+    }
+    RECUA_ASSIGN_OR_RETURN(LinkProposal::Outcome outcome, std::move(*proposal_).take(answer));
+    proposal_.reset();
+    deadline_.reset();
+    if (outcome.path == nullptr && outcome.error.empty()) {
+      settle_on_stream(outcome.why, outcome.temporary);
+      return ok();
+    }
+    wire::LinkReady ready;
+    ready.set_generation(generation_);
+    ready.set_error(wire_text(outcome.error, kReasonBytesMax));
+    writer_.push_record(encode_record(RecordKind::kReady, ready));
+    if (outcome.path == nullptr) {
+      if (outcome.was_shared_memory) {
+        shared_memory_failed_ = true;
+        report("not shared memory, because this end " + outcome.error);
+        offer();
+        return ok();
+      }
+      settle_on_stream("this end " + outcome.error, outcome.temporary);
+      return ok();
+    }
+    path_ = std::move(outcome.path);
+    path_since_ = now();
+    state_ = State::kFast;
+    why_stream_.clear();
+    report(path_->description());
+    return ok();
+  }
+
+  // ---- When lanes fail --------------------------------------------------------------------------
+
+  void fence_failed_lanes() {
+    const LaneMask failed = path_->failed_lanes() & ~fencing_;
+    if (failed != 0) fence(failed, path_->failure());
+  }
+
+  void fence(LaneMask lanes, const std::string& reason) {
+    wire::LinkFence record;
+    record.set_generation(generation_);
+    record.set_lanes(lanes);
+    record.set_reason(wire_text(reason, kReasonBytesMax));
+    writer_.push_record(encode_record(RecordKind::kFence, record));
+    fencing_ |= lanes;
+    fence_reason_ = reason;
+    deadline_ = now() + kFenceTimeout;
+  }
+
+  Result<void> check_deadline() {
+    if (now() < *deadline_) return ok();
+    deadline_.reset();
+    if (state_ == State::kOffered) {
+      // Whatever it may have made ready for us is to go away; its answer is ignored.
+      gave_up_waiting_ = true;
+      wire::LinkReady ready;
+      ready.set_generation(generation_);
+      ready.set_error("waited too long for the answer");
+      writer_.push_record(encode_record(RecordKind::kReady, ready));
+      settle_on_stream(fmt::format("the peer did not answer the offer within {}",
+                                   net::to_string(context_.policy->settle_timeout)),
+                       true);
+      return ok();
+    }
+    return fail(Error{ErrorCode::kTimeout,
+                      fmt::format("{} did not confirm within {} that a failed link is closed ({})",
+                                  peer(), net::to_string(kFenceTimeout), fence_reason_)});
+  }
+
+  Result<void> take_fenced(const wire::LinkFenced& fenced) {
+    if (fenced.generation() > generation_) {
+      return Error{ErrorCode::kProtocol, fmt::format("fenced lanes of offer {}, the latest is {}",
+                                                     fenced.generation(), generation_)};
+    }
+    if (fenced.generation() < generation_ || path_ == nullptr) return ok();
+    const LaneMask lanes = fenced.lanes() & path_->lanes();
+    if (lanes == 0) return ok();  // Both ends noticed; this is the second report.
+    if (fenced.n_complete() > n_dispatched_ ||
+        fenced.outstanding_size() > static_cast<int>(ring_.n_slots)) {
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("fenced with {} messages complete and {} begun; it was sent {}",
+                               fenced.n_complete(), fenced.outstanding_size(), n_dispatched_)};
+    }
+    RECUA_RETURN_IF_ERROR(take_released(fenced.n_released(), "says"));
+    const std::string reason =
+        !fence_reason_.empty() ? std::exchange(fence_reason_, {})
+                               : "the peer reports: " + wire_text(fenced.reason(), kReasonBytesMax);
+    const std::string before = path_->description();
+    ++counters_.failovers;
+    path_->drop_lanes(lanes);
+    fencing_ &= ~lanes;
+    if (fencing_ == 0) deadline_.reset();
+    RECUA_RETURN_IF_ERROR(reopen_messages(fenced));
+    if (path_->lanes() != 0) {
+      report(fmt::format("{} failed: {}; going on over {}", before, reason, path_->description()));
+      plan_retry(true);
+      return ok();
+    }
+    drop_path();
+    state_ = State::kStream;
+    if (std::exchange(offer_when_fenced_, false)) {
+      offer();
+      return ok();
+    }
+    why_stream_ = reason;
+    report(fmt::format("{} failed: {}; going on over tcp", before, reason));
+    plan_retry(true);
+    return ok();
+  }
+
+  /// Finds out what the fenced lanes took along, and plans to send it again.
+  Result<void> reopen_messages(const wire::LinkFenced& fenced) {
+    const bool any_left = path_->lanes() != 0;
+    for (std::uint64_t i = n_completed_; i < n_dispatched_; ++i) {
+      Entry& message = entry(i);
+      if (message.carrier != Carrier::kFast || message.done) continue;
+      std::uint32_t arrived = 0;
+      for (const wire::Outstanding& each : fenced.outstanding()) {
+        if (each.sequence() == i) arrived = each.pieces();
+      }
+      if (i < fenced.n_complete()) arrived = ~std::uint32_t{0};
+      if (!path_->reopen(i, arrived)) {
+        if (!any_left) message.done = true;
+        continue;
+      }
+      ++counters_.resent;
+      if (any_left) {
+        if (!std::exchange(message.reopened, true)) ++n_reopened_;
+      } else {
+        if (message.reopened) --n_reopened_;
+        write_to_stream(i);
+      }
+    }
+    return ok();
+  }
+
+  LinkContext context_;
+  std::unique_ptr<net::Connection> connection_;
+  RingShape ring_;
+  std::vector<std::span<std::byte>> sources_;
+  State state_;
+  std::string why_stream_;
+
+  // Message i in entries_[i % n_slots]. n_completed_ <= n_dispatched_ <= n_sent_.
+  std::vector<Entry> entries_;
+  std::uint64_t n_sent_ = 0;
+  std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.
+  std::uint64_t n_completed_ = 0;
+  std::uint64_t n_released_ = 0;
+  std::uint64_t n_released_by_stream_ = 0;
+  std::size_t n_reopened_ = 0;
+
+  StreamWriter writer_;
+  std::vector<std::byte> input_;  // Of the connection, not parsed yet.
+  std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
+  std::uint32_t n_polls_ = 0;
+
+  std::uint32_t generation_ = 0;
+  std::optional<LinkProposal> proposal_;
+  std::unique_ptr<FastSender> path_;
+  LaneMask fencing_ = 0;  // Lanes whose end the receiver has not confirmed yet.
+  std::string fence_reason_;
+  bool offer_when_fenced_ = false;
+  bool shared_memory_failed_ = false;
+  bool gave_up_waiting_ = false;
+  std::optional<net::TimePoint> deadline_;  // Of the answer, or of the confirmation.
+  std::optional<net::TimePoint> retry_at_;
+  net::Duration retry_delay_{};
+  net::TimePoint path_since_{};
+  std::unique_ptr<net::Timer> timer_;
+
+  ChannelCounters counters_;
+  mutable ChannelCounters shown_;
+  std::optional<Error> failure_;
+};
+
+}  // namespace
+
+std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
+                                                std::unique_ptr<net::Connection> connection,
+                                                RingShape ring,
+                                                std::vector<std::span<std::byte>> sources,
+                                                std::span<const std::uint32_t> peer_features) {
+  RECUA_CHECK(ring.n_slots > 0);
+  const auto links = static_cast<std::uint32_t>(Feature::kLinks);
+  std::string no_links;
+  if (context.policy == nullptr) {
+    no_links = "nothing else was asked for";
+  } else if (std::find(peer_features.begin(), peer_features.end(), links) == peer_features.end()) {
+    no_links = "the peer is an older recua that knows nothing else";
+  }
+  return std::make_unique<LinkSender>(std::move(context), std::move(connection), ring,
+                                      std::move(sources), std::move(no_links));
+}
+
+}  // namespace recua::rpc

@@ -1,0 +1,103 @@
+#include "rpc/stream_reader.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "rpc/tensor_header.h"
+
+namespace recua::rpc {
+
+/// From what was read too far first, then from the connection.
+Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<std::byte> out,
+                                       std::span<std::byte> more, ChannelCounters& counters) {
+  if (!surplus_.empty()) {
+    const std::size_t n = std::min(surplus_.size(), out.size());
+    std::copy_n(surplus_.begin(), n, out.begin());
+    surplus_.erase(surplus_.begin(), surplus_.begin() + static_cast<std::ptrdiff_t>(n));
+    return n;
+  }
+  ++counters.system_calls;
+  if (more.empty()) return connection.try_read(out);
+  const std::array<std::span<std::byte>, 2> parts{out, more};
+  return connection.try_read_parts(parts);
+}
+
+Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
+                                                   std::span<std::byte> guess,
+                                                   ChannelCounters& counters) {
+  const std::span<std::byte> rest = std::span(head_).subspan(n_head_);
+  RECUA_ASSIGN_OR_RETURN(const std::size_t n, read(connection, rest, guess, counters));
+  if (n == 0) return Item::kNothing;
+  const std::size_t n_in_head = std::min(n, rest.size());
+  n_head_ += n_in_head;
+  early_ = guess.first(n - n_in_head);
+  if (n_head_ >= kRecordHeaderBytes && is_record(std::span(head_).first(n_head_))) {
+    RECUA_ASSIGN_OR_RETURN(record_,
+                           decode_record_header(std::span(head_).first<kRecordHeaderBytes>()));
+    // Whatever is behind its header comes first again.
+    std::vector<std::byte> behind(head_.begin() + kRecordHeaderBytes,
+                                  head_.begin() + static_cast<std::ptrdiff_t>(n_head_));
+    behind.insert(behind.end(), early_.begin(), early_.end());
+    surplus_.insert(surplus_.begin(), behind.begin(), behind.end());
+    n_head_ = 0;
+    early_ = {};
+    payload_.resize(record_.payload_bytes);
+    n_payload_ = 0;
+    state_ = State::kRecord;
+    return Item::kRecord;
+  }
+  if (n_head_ < head_.size()) return Item::kNothing;
+  RECUA_ASSIGN_OR_RETURN(header_, decode_tensor_header(head_));
+  n_head_ = 0;
+  state_ = State::kAwaitBody;
+  return Item::kHead;
+}
+
+void StreamReader::begin_body(std::span<std::byte> body, ChannelCounters& counters) {
+  RECUA_CHECK(state_ == State::kAwaitBody);
+  state_ = State::kBody;
+  body_ = body;
+  n_body_ = 0;
+  const std::span<std::byte> early = std::exchange(early_, {});
+  if (early.empty()) return;
+  if (early.data() == body.data()) n_body_ = std::min(early.size(), body.size());
+  const std::span<std::byte> beyond = early.subspan(n_body_);
+  if (beyond.empty()) return;
+  ++counters.payload_copies;
+  counters.payload_bytes_copied += beyond.size();
+  surplus_.insert(surplus_.begin(), beyond.begin(), beyond.end());
+}
+
+Result<StreamReader::Item> StreamReader::poll(net::Connection& connection,
+                                              std::span<std::byte> guess,
+                                              ChannelCounters& counters) {
+  while (true) {
+    if (state_ == State::kHead) {
+      const bool may_guess = surplus_.empty();
+      RECUA_ASSIGN_OR_RETURN(
+          const Item item,
+          read_head(connection, may_guess ? guess : std::span<std::byte>(), counters));
+      if (item == Item::kNothing) {
+        // Bytes that were left over may not have been enough; the connection may have more.
+        if (may_guess || n_head_ == 0) return item;
+        continue;
+      }
+      if (item == Item::kHead) return item;
+    }
+    RECUA_CHECK(state_ != State::kAwaitBody);
+    const bool is_body = state_ == State::kBody;
+    const std::span<std::byte> whole = is_body ? body_ : std::span(payload_);
+    std::size_t& n_done = is_body ? n_body_ : n_payload_;
+    while (n_done < whole.size()) {
+      RECUA_ASSIGN_OR_RETURN(const std::size_t n,
+                             read(connection, whole.subspan(n_done), {}, counters));
+      if (n == 0) return Item::kNothing;
+      n_done += n;
+    }
+    state_ = State::kHead;
+    return is_body ? Item::kMessage : Item::kRecord;
+  }
+}
+
+}  // namespace recua::rpc

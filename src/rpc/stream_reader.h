@@ -1,0 +1,64 @@
+#pragma once
+/// What a channel's receiver reads from its connection: messages, whose bodies go straight into
+/// slots, and records.
+///
+/// A stream of equal messages costs one call each: the head (64 bytes) is read aside, and in the
+/// same call as many bytes as the next body will probably have go where it will probably belong.
+/// What was guessed wrong is copied over. Threads: one at a time.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "net/connection.h"
+#include "rpc/channel.h"
+#include "rpc/link_record.h"
+
+namespace recua::rpc {
+
+class StreamReader {
+ public:
+  enum class Item {
+    kNothing,  // The connection has no more bytes now.
+    kHead,     // header() is a message's: call begin_body(), then poll() again.
+    kMessage,  // The body is complete.
+    kRecord,   // record() and payload() are.
+  };
+
+  /// guess: where the next body probably goes, as long as it probably is; empty: do not guess.
+  /// It must not be written to by anybody else meanwhile. kProtocol: no head of either kind.
+  Result<Item> poll(net::Connection& connection, std::span<std::byte> guess,
+                    ChannelCounters& counters);
+
+  [[nodiscard]] const TensorHeader& header() const { return header_; }
+  void begin_body(std::span<std::byte> body, ChannelCounters& counters);
+  [[nodiscard]] RecordKind record() const { return record_.kind; }
+  [[nodiscard]] std::span<const std::byte> payload() const { return payload_; }
+  /// Whether an item has begun and is not complete.
+  [[nodiscard]] bool in_item() const { return state_ != State::kHead || n_head_ > 0; }
+
+ private:
+  enum class State { kHead, kAwaitBody, kBody, kRecord };
+
+  Result<std::size_t> read(net::Connection& connection, std::span<std::byte> out,
+                           std::span<std::byte> more, ChannelCounters& counters);
+  Result<Item> read_head(net::Connection& connection, std::span<std::byte> guess,
+                         ChannelCounters& counters);
+
+  State state_ = State::kHead;
+  std::array<std::byte, kTensorHeaderBytes> head_{};
+  std::size_t n_head_ = 0;
+  std::span<std::byte> early_;  // Bytes behind the head that were read into the guess.
+  TensorHeader header_;
+  std::span<std::byte> body_;
+  std::size_t n_body_ = 0;
+  RecordHeader record_;
+  std::vector<std::byte> payload_;
+  std::size_t n_payload_ = 0;
+  std::vector<std::byte> surplus_;  // Bytes of later items, read already.
+};
+
+}  // namespace recua::rpc
