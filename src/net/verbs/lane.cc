@@ -1,13 +1,7 @@
-// Every request has a running number, which is its wr_id: since a queue pair carries requests out
-// in order, one completion tells that all before it are done, and write_ends_ turns that into
-// writes. Receives carry the index of their cell and one bit that sets them apart, since a failed
-// completion has nothing valid but its wr_id (ibv_poll_cq(3)).
 #include "net/verbs/lane.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
-#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -15,36 +9,22 @@
 
 #include "base/check.h"
 #include "base/random.h"
+#include "net/verbs/lane_state.h"
 
 namespace recua::net::verbs {
 namespace {
 
-constexpr std::uint64_t kReceiveBit = std::uint64_t{1} << 63;
-constexpr std::uint64_t kMarker = kReceiveBit - 1;  // The send that fence() waits for.
 constexpr std::uint32_t kMax24 = 0xffffff;
-constexpr std::size_t kBatch = 16;  // Completions that one poll takes.
-constexpr std::size_t kPartsMax = 4;
 constexpr std::uint32_t kSendDepthMin = 16;  // Half of it holds a write of kPartsMax parts.
 constexpr std::uint64_t kPieceBytesMax = std::uint64_t{1} << 30;  // Segments have 32 bits.
-// A port that does not say how long messages may be.
+// Of a port that does not say how long messages may be.
 constexpr std::uint64_t kPieceBytesUnknown = std::uint64_t{1} << 20;
-constexpr std::uint32_t kAnnounceBytes = 4;  // In the SEND form, little endian.
-constexpr std::uint32_t kCellBytes = 8;
 
 // fence() waits until a card has given back all that was posted, which takes it microseconds; this
 // ends the wait for a card that lost some: about a second without any completion.
 constexpr int kFencePollsYielding = 1000;
 constexpr int kFencePollsMax = 11000;
 constexpr auto kFencePause = std::chrono::microseconds(100);
-
-void store(std::byte* out, std::uint32_t value) {
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<std::byte>(value >> (8 * i));
-}
-std::uint32_t load(const std::byte* in) {
-  std::uint32_t value = 0;
-  for (int i = 0; i < 4; ++i) value |= std::to_integer<std::uint32_t>(in[i]) << (8 * i);
-  return value;
-}
 
 Error broken(std::string_view what, std::uint64_t value, std::string_view right) {
   return {ErrorCode::kProtocol,
@@ -84,92 +64,6 @@ Result<void> check_address(const PortAddress& ours, const LaneAddress& remote) {
 }
 
 }  // namespace
-
-struct Lane::State {
-  /// Registered memory, as write() looks for it.
-  struct Source {
-    std::uintptr_t begin = 0;
-    std::size_t bytes = 0;
-    std::uint32_t lkey = 0;
-  };
-
-  // Members die from the bottom up: the queue pair first, then what it uses, the device last.
-  std::unique_ptr<Device> device;
-  std::unique_ptr<Domain> domain;
-  std::vector<std::byte> cells;  // For announcements: one per receive, then one per send.
-  std::unique_ptr<Region> cell_region;
-  std::unique_ptr<Region> window;
-  std::vector<std::unique_ptr<Region>> source_regions;
-  std::unique_ptr<CompletionQueue> queue;
-  std::unique_ptr<QueuePair> pair;
-
-  PortChoice port;
-  LaneOptions options;
-  LaneAddress local;
-  LaneAddress remote;
-  LaneCounters counters;
-  std::string name;  // "rdma rxa/1 -> 10.9.0.2"
-  std::optional<Error> failure;
-  bool failed_by_flush = false;  // Then a completion or event that tells more may still come.
-  bool is_connected = false;
-  bool is_fenced = false;
-  bool queue_is_broken = false;
-
-  std::uint32_t inline_bytes_max = 0;
-  std::uint32_t segments_max = 1;
-  std::uint64_t piece_bytes_max = 0;
-  std::uint32_t mtu_bytes = 0;
-
-  std::uint64_t requests_posted = 0;
-  std::uint64_t requests_done = 0;
-  std::uint64_t requests_unsignaled = 0;  // Since the last signaled one.
-  std::uint64_t writes_posted = 0;
-  std::uint64_t writes_done = 0;
-  std::uint32_t writes_unsignaled = 0;
-  std::vector<std::uint64_t> write_ends;  // Of write i, at i mod its size: one past its requests.
-  std::uint32_t receives_posted = 0;
-  bool marker_is_back = false;
-  std::vector<Source> sources;
-
-  // What write() builds its post from; all of it is reserved once.
-  std::vector<SendRequest> requests;
-  std::vector<Segment> segments;
-  std::uint64_t address = 0;  // Where the next byte goes.
-  std::uint64_t room = 0;     // Bytes that the newest request may still take.
-
-  std::array<Completion, kBatch> batch;
-
-  void fail(ErrorCode code, std::string_view why, bool by_flush = false);
-  Result<void> open(Provider& provider, std::span<std::byte> window_memory,
-                    std::span<const std::span<std::byte>> source_memory);
-  Result<void> check_port(PortInfo& now);
-  Result<void> post_receives(std::span<const ReceiveRequest> receives);
-  [[nodiscard]] ReceiveRequest receive(std::uint64_t cell) const;
-
-  // write()
-  [[nodiscard]] const Source* find_source(std::span<const std::byte> part) const;
-  Result<void> build(const Write& write, bool all_inline);
-  bool append(std::span<const std::byte> part, std::uint32_t lkey, bool is_inline);
-  void append_announcement(std::uint32_t value);
-  [[nodiscard]] bool wants_signal(const Write& write) const;
-
-  // poll()
-  std::size_t take(std::vector<Announcement>& announcements);
-  void take_send(const Completion& completion);
-  /// False: it was no announcement, and the lane has failed.
-  bool take_receive(const Completion& completion, std::vector<Announcement>& announcements);
-  void take_failed(const Completion& completion);
-  void take_event(const DeviceEvent& event);
-  void take_events();
-};
-
-void Lane::State::fail(ErrorCode code, std::string_view why, bool by_flush) {
-  if (failure && (!failed_by_flush || by_flush)) return;
-  failure = Error{code, fmt::format("{}: {}", name, why)};
-  failed_by_flush = by_flush;
-}
-
-// ---- Setting up ---------------------------------------------------------------------------------
 
 Result<void> Lane::State::check_port(PortInfo& now) {
   RECUA_ASSIGN_OR_RETURN(now, device->query_port(port.port.number));
@@ -293,285 +187,6 @@ Result<void> Lane::connect(const LaneAddress& remote) {
   state.is_connected = true;
   return ok();
 }
-
-// ---- Writing ------------------------------------------------------------------------------------
-
-const Lane::State::Source* Lane::State::find_source(std::span<const std::byte> part) const {
-  const auto begin = reinterpret_cast<std::uintptr_t>(part.data());
-  for (const Source& source : sources) {
-    const std::uintptr_t offset = begin - source.begin;  // Huge if it is before.
-    if (offset < source.bytes && part.size() <= source.bytes - offset) return &source;
-  }
-  return nullptr;
-}
-
-/// Adds a part behind what is there, in as many requests as it takes. False: too many.
-bool Lane::State::append(std::span<const std::byte> part, std::uint32_t lkey, bool is_inline) {
-  while (!part.empty()) {
-    const bool joins = !requests.empty() && room > 0 && requests.back().inline_data == is_inline &&
-                       requests.back().segments.size() < segments_max;
-    if (!joins) {
-      if (requests.size() == options.send_depth / 2) return false;
-      room = is_inline ? inline_bytes_max : piece_bytes_max;
-      requests.push_back({.segments = {segments.data() + segments.size(), 0},
-                          .remote_address = address,
-                          .rkey = remote.window_rkey,
-                          .inline_data = is_inline});
-    }
-    const std::size_t n = std::min<std::size_t>(room, part.size());
-    segments.push_back({.data = part.data(), .bytes = static_cast<std::uint32_t>(n), .lkey = lkey});
-    SendRequest& request = requests.back();
-    request.segments = {request.segments.data(), request.segments.size() + 1};
-    room -= n;
-    address += n;
-    part = part.subspan(n);
-  }
-  return true;
-}
-
-/// Fills `requests`. Registered parts are gathered; a short one that is not is written inline by a
-/// request of its own before them, since inline is a property of a whole request.
-Result<void> Lane::State::build(const Write& write, bool all_inline) {
-  requests.clear();
-  segments.clear();
-  address = remote.window_address + write.offset;
-  room = 0;
-  bool fits = true;
-  for (const std::span<const std::byte> part : write.parts) {
-    if (part.empty()) continue;
-    if (all_inline) {
-      fits = fits && append(part, 0, true);
-    } else if (const Source* source = find_source(part)) {
-      fits = fits && append(part, source->lkey, false);
-    } else if (part.size() <= inline_bytes_max) {
-      fits = fits && append(part, 0, true);
-    } else {
-      return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("{}: a part of {} bytes lies in no registered memory, and only {} "
-                               "fit into a request",
-                               name, part.size(), inline_bytes_max)};
-    }
-  }
-  if (requests.empty())
-    requests.push_back({.segments = {}, .remote_address = address, .rkey = remote.window_rkey});
-  if (write.announce) append_announcement(*write.announce);
-  if (fits && requests.size() <= options.send_depth / 2) return ok();
-  return Error{ErrorCode::kInvalidArgument,
-               fmt::format("{}: a write takes more than {} requests, half of the queue's depth, at "
-                           "{} bytes each",
-                           name, options.send_depth / 2, piece_bytes_max)};
-}
-
-void Lane::State::append_announcement(std::uint32_t value) {
-  if (options.use_immediate) {
-    requests.back().operation = Operation::kWriteImmediate;
-    requests.back().immediate = value;
-    return;
-  }
-  // What a SEND brings is there after all that was written before it on the same queue pair.
-  const std::uint64_t number = requests_posted + requests.size();
-  std::byte* cell =
-      cells.data() + (options.receive_depth + number % options.send_depth) * kCellBytes;
-  store(cell, value);
-  segments.push_back({.data = cell, .bytes = kAnnounceBytes, .lkey = cell_region->lkey()});
-  requests.push_back({.operation = Operation::kSend,
-                      .segments = {&segments.back(), 1},
-                      .inline_data = inline_bytes_max >= kAnnounceBytes});
-}
-
-/// Unsignaled requests give their places back only with a signaled one after them. At most half of
-/// the queue is unsignaled, and a write takes at most the other half: so there is always room for
-/// it once all completions are taken.
-bool Lane::State::wants_signal(const Write& write) const {
-  return write.signal || writes_unsignaled + 1 >= options.signal_every ||
-         requests_unsignaled + requests.size() > options.send_depth / 2;
-}
-
-Result<bool> Lane::write(const Write& write, bool* was_inline) {
-  State& state = *state_;
-  if (state.failure) return *state.failure;
-  if (!state.is_connected || state.is_fenced) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("{}: the lane is {}", state.name,
-                             state.is_fenced ? "closed" : "not connected yet")};
-  }
-  std::uint64_t bytes = 0;
-  for (const std::span<const std::byte> part : write.parts) bytes += part.size();
-  const std::uint64_t window_bytes = state.remote.window_bytes;
-  if (write.offset > window_bytes || bytes > window_bytes - write.offset ||
-      write.parts.size() > kPartsMax) {
-    return Error{
-        ErrorCode::kInvalidArgument,
-        fmt::format("{}: a write of {} bytes in {} parts at {} is outside of the window of "
-                    "{} bytes or has more than {} parts",
-                    state.name, bytes, write.parts.size(), write.offset, window_bytes, kPartsMax)};
-  }
-  const std::uint64_t n_free =
-      state.options.send_depth - (state.requests_posted - state.requests_done);
-  if (n_free == 0) return false;
-  const bool all_inline = bytes <= state.inline_bytes_max;
-  RECUA_RETURN_IF_ERROR(state.build(write, all_inline));
-  const std::size_t n_requests = state.requests.size();
-  if (n_requests > n_free) return false;
-
-  for (std::size_t i = 0; i < n_requests; ++i) state.requests[i].wr_id = state.requests_posted + i;
-  const bool is_signaled = state.wants_signal(write);
-  state.requests.back().signaled = is_signaled;
-  if (auto posted = state.pair->post_send(state.requests); !posted.ok()) {
-    if (posted.error().code == ErrorCode::kResourceExhausted) return false;
-    state.fail(ErrorCode::kUnavailable, posted.error().message);
-    return *state.failure;
-  }
-  state.requests_posted += n_requests;
-  state.write_ends[state.writes_posted % state.write_ends.size()] = state.requests_posted;
-  ++state.writes_posted;
-  state.requests_unsignaled = is_signaled ? 0 : state.requests_unsignaled + n_requests;
-  state.writes_unsignaled = is_signaled ? 0 : state.writes_unsignaled + 1;
-  ++state.counters.posts;
-  state.counters.requests += n_requests;
-  state.counters.signals += is_signaled ? 1 : 0;
-  if (was_inline != nullptr) *was_inline = all_inline;
-  return true;
-}
-
-// ---- Completions and events ---------------------------------------------------------------------
-
-void Lane::State::take_send(const Completion& completion) {
-  requests_done = completion.wr_id + 1;
-  while (writes_done < writes_posted &&
-         write_ends[writes_done % write_ends.size()] <= requests_done) {
-    ++writes_done;
-  }
-}
-
-bool Lane::State::take_receive(const Completion& completion,
-                               std::vector<Announcement>& announcements) {
-  --receives_posted;
-  if (completion.kind == CompletionKind::kReceiveImmediate) {
-    announcements.push_back(
-        {.value = completion.immediate, .bytes = completion.bytes, .has_bytes = true});
-    return true;
-  }
-  if (completion.bytes != kAnnounceBytes) {
-    fail(ErrorCode::kProtocol, fmt::format("the peer sent an announcement of {} bytes, need {}",
-                                           completion.bytes, kAnnounceBytes));
-    return false;
-  }
-  const std::uint64_t cell = completion.wr_id & ~kReceiveBit;
-  announcements.push_back({.value = load(cells.data() + cell * kCellBytes)});
-  return true;
-}
-
-void Lane::State::take_failed(const Completion& completion) {
-  const bool is_receive = (completion.wr_id & kReceiveBit) != 0;
-  if (is_receive) {
-    --receives_posted;
-  } else if (completion.wr_id == kMarker) {
-    marker_is_back = true;
-  }
-  const bool is_flush = completion.status == Status::kFlushed;
-  if (is_flush && (failure || is_fenced)) return;
-  // The card knows more than that: it says in an event why it gave the queue pair up.
-  if (is_flush) take_events();
-  std::string why(to_string(completion.status));
-  if (is_receive) why = fmt::format("receiving: {}", why);
-  if (completion.vendor_error != 0)
-    why += fmt::format(" (vendor error {:#x})", completion.vendor_error);
-  const bool is_too_long = is_receive && completion.status == Status::kLocalLength;
-  fail(is_too_long ? ErrorCode::kProtocol : ErrorCode::kUnavailable, why, is_flush);
-}
-
-/// Takes one batch of completions; how many there were.
-std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
-  ++counters.polls;
-  auto taken = queue->poll(batch);
-  if (!taken.ok()) {
-    queue_is_broken = true;
-    fail(ErrorCode::kUnavailable, taken.error().message);
-    return 0;
-  }
-  const std::size_t n = *taken;
-  std::array<ReceiveRequest, kBatch> again;
-  std::size_t n_again = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    const Completion& completion = batch[i];
-    if (completion.status != Status::kSuccess) {
-      take_failed(completion);
-    } else if ((completion.wr_id & kReceiveBit) == 0) {
-      take_send(completion);
-    } else if (take_receive(completion, announcements)) {
-      again[n_again++] = receive(completion.wr_id & ~kReceiveBit);
-    }
-  }
-  counters.completions += n;
-  if (n_again > 0 && !failure && !is_fenced) {
-    if (auto posted = post_receives({again.data(), n_again}); !posted.ok())
-      fail(ErrorCode::kUnavailable, posted.error().message);
-  }
-  return n;
-}
-
-bool Lane::poll(std::vector<Announcement>& announcements) {
-  State& state = *state_;
-  const bool had_failed = state.failure.has_value();
-  // A peer that announces without pause must not keep the caller here.
-  const std::size_t n_max = state.options.send_depth + state.options.receive_depth;
-  std::size_t n_taken = 0;
-  while (n_taken <= n_max) {
-    const std::size_t n = state.take(announcements);
-    n_taken += n;
-    if (n < kBatch) break;
-  }
-  return n_taken > 0 || state.failure.has_value() != had_failed;
-}
-
-void Lane::State::take_event(const DeviceEvent& event) {
-  const std::string_view words = event.text.empty() ? to_string(event.kind) : event.text;
-  const bool is_our_port = event.port == port.port.number;
-  const bool is_our_pair = event.qp_number == local.qp_number;
-  switch (event.kind) {
-    case EventKind::kPortError:
-      if (is_our_port) fail(ErrorCode::kUnavailable, words);
-      break;
-    case EventKind::kGidChange: {
-      PortInfo now;
-      if (!is_our_port) break;
-      if (auto checked = check_port(now); !checked.ok())
-        fail(ErrorCode::kUnavailable, checked.error().message);
-      break;
-    }
-    case EventKind::kDeviceFatal:
-      fail(ErrorCode::kUnavailable, words);
-      break;
-    case EventKind::kQueuePairFatal:
-      if (is_our_pair) fail(ErrorCode::kUnavailable, words);
-      break;
-    case EventKind::kAccessViolation:
-      if (is_our_pair) {
-        fail(ErrorCode::kProtocol,
-             fmt::format("the peer wrote outside of its window of {} bytes or without the right "
-                         "key ({})",
-                         local.window_bytes, words));
-      }
-      break;
-    case EventKind::kPortActive:
-    case EventKind::kOther:
-      break;
-  }
-}
-
-void Lane::State::take_events() {
-  while (const std::optional<DeviceEvent> event = device->poll_event()) take_event(*event);
-}
-
-void Lane::poll_events() { state_->take_events(); }
-
-void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready) {
-  state_->queue->arm(executor, ready);
-  state_->device->arm_events(executor, ready);
-}
-
-// ---- The end ------------------------------------------------------------------------------------
 
 void Lane::fence(std::vector<Announcement>& announcements) {
   State& state = *state_;

@@ -1,0 +1,161 @@
+// Completions and events: what is done, what arrived, and why the lane ended.
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "net/verbs/lane_state.h"
+
+namespace recua::net::verbs {
+namespace {
+
+std::uint32_t load(const std::byte* in) {
+  std::uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) value |= std::to_integer<std::uint32_t>(in[i]) << (8 * i);
+  return value;
+}
+
+}  // namespace
+
+void Lane::State::fail(ErrorCode code, std::string_view why, bool by_flush) {
+  if (failure && (!failed_by_flush || by_flush)) return;
+  failure = Error{code, fmt::format("{}: {}", name, why)};
+  failed_by_flush = by_flush;
+}
+
+void Lane::State::take_send(const Completion& completion) {
+  requests_done = completion.wr_id + 1;
+  while (writes_done < writes_posted &&
+         write_ends[writes_done % write_ends.size()] <= requests_done) {
+    ++writes_done;
+  }
+}
+
+bool Lane::State::take_receive(const Completion& completion,
+                               std::vector<Announcement>& announcements) {
+  --receives_posted;
+  if (completion.kind == CompletionKind::kReceiveImmediate) {
+    announcements.push_back(
+        {.value = completion.immediate, .bytes = completion.bytes, .has_bytes = true});
+    return true;
+  }
+  if (completion.bytes != kAnnounceBytes) {
+    fail(ErrorCode::kProtocol, fmt::format("the peer sent an announcement of {} bytes, need {}",
+                                           completion.bytes, kAnnounceBytes));
+    return false;
+  }
+  const std::uint64_t cell = completion.wr_id & ~kReceiveBit;
+  announcements.push_back({.value = load(cells.data() + cell * kCellBytes)});
+  return true;
+}
+
+void Lane::State::take_failed(const Completion& completion) {
+  const bool is_receive = (completion.wr_id & kReceiveBit) != 0;
+  if (is_receive) {
+    --receives_posted;
+  } else if (completion.wr_id == kMarker) {
+    marker_is_back = true;
+  }
+  const bool is_flush = completion.status == Status::kFlushed;
+  if (is_flush && (failure || is_fenced)) return;
+  // The card knows more than that: it says in an event why it gave the queue pair up.
+  if (is_flush) take_events();
+  std::string why(to_string(completion.status));
+  if (is_receive) why = fmt::format("receiving: {}", why);
+  if (completion.vendor_error != 0)
+    why += fmt::format(" (vendor error {:#x})", completion.vendor_error);
+  const bool is_too_long = is_receive && completion.status == Status::kLocalLength;
+  fail(is_too_long ? ErrorCode::kProtocol : ErrorCode::kUnavailable, why, is_flush);
+}
+
+/// Takes one batch of completions; how many there were.
+std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
+  ++counters.polls;
+  auto taken = queue->poll(batch);
+  if (!taken.ok()) {
+    queue_is_broken = true;
+    fail(ErrorCode::kUnavailable, taken.error().message);
+    return 0;
+  }
+  const std::size_t n = *taken;
+  std::array<ReceiveRequest, kBatch> again;
+  std::size_t n_again = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const Completion& completion = batch[i];
+    if (completion.status != Status::kSuccess) {
+      take_failed(completion);
+    } else if ((completion.wr_id & kReceiveBit) == 0) {
+      take_send(completion);
+    } else if (take_receive(completion, announcements)) {
+      again[n_again++] = receive(completion.wr_id & ~kReceiveBit);
+    }
+  }
+  counters.completions += n;
+  if (n_again > 0 && !failure && !is_fenced) {
+    if (auto posted = post_receives({again.data(), n_again}); !posted.ok())
+      fail(ErrorCode::kUnavailable, posted.error().message);
+  }
+  return n;
+}
+
+bool Lane::poll(std::vector<Announcement>& announcements) {
+  State& state = *state_;
+  const bool had_failed = state.failure.has_value();
+  // A peer that announces without pause must not keep the caller here.
+  const std::size_t n_max = state.options.send_depth + state.options.receive_depth;
+  std::size_t n_taken = 0;
+  while (n_taken <= n_max) {
+    const std::size_t n = state.take(announcements);
+    n_taken += n;
+    if (n < kBatch) break;
+  }
+  return n_taken > 0 || state.failure.has_value() != had_failed;
+}
+
+void Lane::State::take_event(const DeviceEvent& event) {
+  const std::string_view words = event.text.empty() ? to_string(event.kind) : event.text;
+  const bool is_our_port = event.port == port.port.number;
+  const bool is_our_pair = event.qp_number == local.qp_number;
+  switch (event.kind) {
+    case EventKind::kPortError:
+      if (is_our_port) fail(ErrorCode::kUnavailable, words);
+      break;
+    case EventKind::kGidChange: {
+      PortInfo now;
+      if (!is_our_port) break;
+      if (auto checked = check_port(now); !checked.ok())
+        fail(ErrorCode::kUnavailable, checked.error().message);
+      break;
+    }
+    case EventKind::kDeviceFatal:
+      fail(ErrorCode::kUnavailable, words);
+      break;
+    case EventKind::kQueuePairFatal:
+      if (is_our_pair) fail(ErrorCode::kUnavailable, words);
+      break;
+    case EventKind::kAccessViolation:
+      if (is_our_pair) {
+        fail(ErrorCode::kProtocol,
+             fmt::format("the peer wrote outside of its window of {} bytes or without the right "
+                         "key ({})",
+                         local.window_bytes, words));
+      }
+      break;
+    case EventKind::kPortActive:
+    case EventKind::kOther:
+      break;
+  }
+}
+
+void Lane::State::take_events() {
+  while (const std::optional<DeviceEvent> event = device->poll_event()) take_event(*event);
+}
+
+void Lane::poll_events() { state_->take_events(); }
+
+void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready) {
+  state_->queue->arm(executor, ready);
+  state_->device->arm_events(executor, ready);
+}
+
+}  // namespace recua::net::verbs
