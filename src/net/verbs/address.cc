@@ -44,6 +44,12 @@ auto rank(const GidEntry& entry, const std::optional<Gid>& local) {
   return std::tuple(entry.type == GidType::kRoceV1, local != entry.gid, kind, entry.index);
 }
 
+auto rank(const PortChoice& choice, const std::optional<Gid>& local) {
+  const bool is_roce = choice.port.link_layer == LinkLayer::kEthernet;
+  return std::tuple(local != choice.gid.gid, choice.gid.type == GidType::kRoceV1,
+                    is_roce && is_link_local(choice.gid.gid), ~choice.port.speed_mbit);
+}
+
 std::string list_gids(const std::vector<GidEntry>& gids) {
   std::vector<std::string> names;
   for (const GidEntry& entry : gids)
@@ -302,20 +308,17 @@ Result<std::vector<PortChoice>> choose_ports(const std::vector<DeviceInfo>& devi
                       .port = *candidate.port,
                       .gid = *gid};
     choice.port.gids.clear();
-    out.push_back(std::move(choice));
+    // Behind all that are as good.
+    const auto place = filter.devices.empty()
+                           ? std::ranges::upper_bound(out, rank(choice, local), {},
+                                                      [&](const auto& c) { return rank(c, local); })
+                           : out.end();
+    out.insert(place, std::move(choice));
   }
   if (out.empty()) {
     if (candidates.empty()) return Error{ErrorCode::kUnavailable, "there is no RDMA device"};
     return Error{lacks_index ? ErrorCode::kInvalidArgument : ErrorCode::kUnavailable,
                  fmt::format("no usable RDMA port: {}", fmt::join(reasons, "; "))};
-  }
-  if (filter.devices.empty()) {
-    std::ranges::stable_sort(out, {}, [&](const PortChoice& choice) {
-      return std::tuple(
-          local != choice.gid.gid, choice.gid.type == GidType::kRoceV1,
-          is_link_local(choice.gid.gid) && choice.port.link_layer == LinkLayer::kEthernet,
-          ~choice.port.speed_mbit);  // The fastest first.
-    });
   }
   return out;
 }
