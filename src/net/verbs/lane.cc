@@ -114,8 +114,8 @@ Result<void> Lane::State::open(Provider& provider, std::span<std::byte> window_m
                                                .remote_write = true}));
   inline_bytes_max = pair->inline_bytes_max();
 
-  requests.reserve(options.send_depth + 1);
-  segments.reserve(requests.capacity() + kPartsMax);
+  requests.resize(options.send_depth);
+  segments.resize(options.send_depth + kPartsMax);
   write_ends.resize(options.send_depth);
   std::vector<ReceiveRequest> receives;
   for (std::uint64_t cell = 0; cell < options.receive_depth; ++cell)

@@ -78,7 +78,6 @@ std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
     return 0;
   }
   const std::size_t n = *taken;
-  std::array<ReceiveRequest, kBatch> again;
   std::size_t n_again = 0;
   for (std::size_t i = 0; i < n; ++i) {
     const Completion& completion = batch[i];

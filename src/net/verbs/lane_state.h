@@ -73,13 +73,12 @@ struct Lane::State {
   bool marker_is_back = false;
   std::vector<Source> sources;
 
-  // What write() builds its post from; all of it is reserved once.
+  // What write() builds its post from and take() works on; all of it is allocated once.
   std::vector<SendRequest> requests;
+  std::size_t n_requests = 0;
   std::vector<Segment> segments;
-  std::uint64_t address = 0;  // Where the next byte goes.
-  std::uint64_t room = 0;     // Bytes that the newest request may still take.
-
   std::array<Completion, kBatch> batch;
+  std::array<ReceiveRequest, kBatch> again;
 
   void fail(ErrorCode code, std::string_view why, bool by_flush = false);
   Result<void> open(Provider& provider, std::span<std::byte> window_memory,
@@ -91,8 +90,9 @@ struct Lane::State {
   // write()
   [[nodiscard]] const Source* find_source(std::span<const std::byte> part) const;
   Result<void> build(const Write& write, bool all_inline);
-  bool append(std::span<const std::byte> part, std::uint32_t lkey, bool is_inline);
-  void append_announcement(std::uint32_t value);
+  void append_announcement(std::uint32_t value, Segment& segment);
+  [[nodiscard]] Error unregistered(std::size_t bytes) const;
+  [[nodiscard]] Error too_long() const;
   [[nodiscard]] bool wants_signal(const Write& write) const;
 
   // poll()

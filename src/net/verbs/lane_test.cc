@@ -256,11 +256,11 @@ TEST_F(LaneTest, RefusesWritesThatItCannotMake) {
   EXPECT_NE(refusal(0, one(past_the_end)), "taken");
   const std::vector<Part> five(5, source.first(1));
   EXPECT_NE(refusal(0, five), "taken");
-  EXPECT_EQ(refusal(0, one(source.first(8001))),
-            "rdma fa/1 -> 10.0.0.2: a write takes more than 8 requests, half of the queue's depth, "
-            "at 1000 bytes each");
+  EXPECT_EQ(refusal(0, one(source.first(7001))),
+            "rdma fa/1 -> 10.0.0.2: a write takes more than 7 requests at 1000 bytes each: half of "
+            "the queue's depth but one for the announcement");
   EXPECT_EQ(a_.lane->counters().posts, 0U);
-  EXPECT_EQ(refusal(0, one(source.first(8000))), "taken");
+  EXPECT_EQ(refusal(0, one(source.first(7000))), "taken");
   EXPECT_EQ(refusal(65530, one(source.first(6))), "taken");
   EXPECT_EQ(b_.poll(), (Values{1, 1}));
 }
@@ -324,7 +324,7 @@ TEST_F(LaneTest, NeverFillsItsQueueWithUnsignaledRequests) {
   connect({.send_depth = 17, .signal_every = 1'000'000});
   Rng rng(5);
   for (int i = 0; i < 2000; ++i) {
-    const std::size_t bytes = 200 + rng.below(7801);
+    const std::size_t bytes = 200 + rng.below(6801);
     if (a_.writes(0, bytes, {})) continue;
     a_.poll();
     ASSERT_TRUE(a_.writes(0, bytes, {})) << i;

@@ -25,78 +25,88 @@ const Lane::State::Source* Lane::State::find_source(std::span<const std::byte> p
   return nullptr;
 }
 
-/// Adds a part behind what is there, in as many requests as it takes. False: too many.
-bool Lane::State::append(std::span<const std::byte> part, std::uint32_t lkey, bool is_inline) {
-  while (!part.empty()) {
-    const bool joins = !requests.empty() && room > 0 && requests.back().inline_data == is_inline &&
-                       requests.back().segments.size() < segments_max;
-    if (!joins) {
-      if (requests.size() == options.send_depth / 2) return false;
-      room = is_inline ? inline_bytes_max : piece_bytes_max;
-      requests.push_back({.segments = {segments.data() + segments.size(), 0},
-                          .remote_address = address,
-                          .rkey = remote.window_rkey,
-                          .inline_data = is_inline});
-    }
-    const std::size_t n = std::min<std::size_t>(room, part.size());
-    segments.push_back({.data = part.data(), .bytes = static_cast<std::uint32_t>(n), .lkey = lkey});
-    SendRequest& request = requests.back();
-    request.segments = {request.segments.data(), request.segments.size() + 1};
-    room -= n;
-    address += n;
-    part = part.subspan(n);
-  }
-  return true;
-}
-
 /// Fills `requests`. Registered parts are gathered; a short one that is not is written inline by a
 /// request of its own before them, since inline is a property of a whole request.
 Result<void> Lane::State::build(const Write& write, bool all_inline) {
-  requests.clear();
-  segments.clear();
-  address = remote.window_address + write.offset;
-  room = 0;
-  bool fits = true;
-  for (const std::span<const std::byte> part : write.parts) {
+  // Room for an announcement is kept.
+  const std::size_t n_requests_max = options.send_depth / 2 - 1;
+  std::uint64_t address = remote.window_address + write.offset;
+  std::uint64_t room = 0;          // Bytes that the newest request may still take,
+  SendRequest* request = nullptr;  // which is this one.
+  Segment* segment = segments.data();
+  n_requests = 0;
+  for (std::span<const std::byte> part : write.parts) {
     if (part.empty()) continue;
-    if (all_inline) {
-      fits = fits && append(part, 0, true);
-    } else if (const Source* source = find_source(part)) {
-      fits = fits && append(part, source->lkey, false);
-    } else if (part.size() <= inline_bytes_max) {
-      fits = fits && append(part, 0, true);
-    } else {
-      return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("{}: a part of {} bytes lies in no registered memory, and only {} "
-                               "fit into a request",
-                               name, part.size(), inline_bytes_max)};
+    std::uint32_t lkey = 0;
+    bool is_inline = all_inline;
+    if (!all_inline) {
+      const Source* source = find_source(part);
+      if (source != nullptr) {
+        lkey = source->lkey;
+      } else if (part.size() <= inline_bytes_max) {
+        is_inline = true;
+      } else {
+        return unregistered(part.size());
+      }
     }
+    do {
+      const bool joins =
+          room > 0 && request->inline_data == is_inline && request->segments.size() < segments_max;
+      if (!joins) {
+        if (n_requests == n_requests_max) return too_long();
+        room = is_inline ? inline_bytes_max : piece_bytes_max;
+        request = &requests[n_requests++];
+        *request = {.segments = {segment, 0},
+                    .remote_address = address,
+                    .rkey = remote.window_rkey,
+                    .inline_data = is_inline};
+      }
+      const std::size_t n = std::min<std::size_t>(room, part.size());
+      *segment++ = {.data = part.data(), .bytes = static_cast<std::uint32_t>(n), .lkey = lkey};
+      request->segments = {request->segments.data(), request->segments.size() + 1};
+      room -= n;
+      address += n;
+      part = part.subspan(n);
+    } while (!part.empty());
   }
-  if (requests.empty())
-    requests.push_back({.segments = {}, .remote_address = address, .rkey = remote.window_rkey});
-  if (write.announce) append_announcement(*write.announce);
-  if (fits && requests.size() <= options.send_depth / 2) return ok();
-  return Error{ErrorCode::kInvalidArgument,
-               fmt::format("{}: a write takes more than {} requests, half of the queue's depth, at "
-                           "{} bytes each",
-                           name, options.send_depth / 2, piece_bytes_max)};
+  if (n_requests == 0) {
+    requests[n_requests++] = {
+        .segments = {}, .remote_address = address, .rkey = remote.window_rkey};
+  }
+  if (write.announce) append_announcement(*write.announce, *segment);
+  return ok();
 }
 
-void Lane::State::append_announcement(std::uint32_t value) {
+Error Lane::State::unregistered(std::size_t bytes) const {
+  return {ErrorCode::kInvalidArgument,
+          fmt::format("{}: a part of {} bytes lies in no registered memory, and only {} fit into a "
+                      "request",
+                      name, bytes, inline_bytes_max)};
+}
+
+Error Lane::State::too_long() const {
+  return {ErrorCode::kInvalidArgument,
+          fmt::format("{}: a write takes more than {} requests at {} bytes each: half of the "
+                      "queue's depth but one for the announcement",
+                      name, options.send_depth / 2 - 1, piece_bytes_max)};
+}
+
+void Lane::State::append_announcement(std::uint32_t value, Segment& segment) {
   if (options.use_immediate) {
-    requests.back().operation = Operation::kWriteImmediate;
-    requests.back().immediate = value;
+    SendRequest& last = requests[n_requests - 1];
+    last.operation = Operation::kWriteImmediate;
+    last.immediate = value;
     return;
   }
   // What a SEND brings is there after all that was written before it on the same queue pair.
-  const std::uint64_t number = requests_posted + requests.size();
+  const std::uint64_t number = requests_posted + n_requests;
   std::byte* cell =
       cells.data() + (options.receive_depth + number % options.send_depth) * kCellBytes;
   store(cell, value);
-  segments.push_back({.data = cell, .bytes = kAnnounceBytes, .lkey = cell_region->lkey()});
-  requests.push_back({.operation = Operation::kSend,
-                      .segments = {&segments.back(), 1},
-                      .inline_data = inline_bytes_max >= kAnnounceBytes});
+  segment = {.data = cell, .bytes = kAnnounceBytes, .lkey = cell_region->lkey()};
+  requests[n_requests++] = {.operation = Operation::kSend,
+                            .segments = {&segment, 1},
+                            .inline_data = inline_bytes_max >= kAnnounceBytes};
 }
 
 /// Unsignaled requests give their places back only with a signaled one after them. At most half of
@@ -104,7 +114,7 @@ void Lane::State::append_announcement(std::uint32_t value) {
 /// it once all completions are taken.
 bool Lane::State::wants_signal(const Write& write) const {
   return write.signal || writes_unsignaled + 1 >= options.signal_every ||
-         requests_unsignaled + requests.size() > options.send_depth / 2;
+         requests_unsignaled + n_requests > options.send_depth / 2;
 }
 
 Result<bool> Lane::write(const Write& write, bool* was_inline) {
@@ -131,13 +141,13 @@ Result<bool> Lane::write(const Write& write, bool* was_inline) {
   if (n_free == 0) return false;
   const bool all_inline = bytes <= state.inline_bytes_max;
   RECUA_RETURN_IF_ERROR(state.build(write, all_inline));
-  const std::size_t n_requests = state.requests.size();
+  const std::size_t n_requests = state.n_requests;
   if (n_requests > n_free) return false;
 
   for (std::size_t i = 0; i < n_requests; ++i) state.requests[i].wr_id = state.requests_posted + i;
   const bool is_signaled = state.wants_signal(write);
-  state.requests.back().signaled = is_signaled;
-  if (auto posted = state.pair->post_send(state.requests); !posted.ok()) {
+  state.requests[n_requests - 1].signaled = is_signaled;
+  if (auto posted = state.pair->post_send({state.requests.data(), n_requests}); !posted.ok()) {
     if (posted.error().code == ErrorCode::kResourceExhausted) return false;
     state.fail(ErrorCode::kUnavailable, posted.error().message);
     return *state.failure;
