@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "net/verbs/ibv_provider.h"
 #include "sys/cpu_features.h"
 
 namespace recua::cli {
@@ -20,6 +21,10 @@ std::string version_text() {
 #endif
   return fmt::format("recua {} ({}, {}, {})", version(), build_commit(), compiler,
                      sys::to_string(sys::supported_instruction_sets().back()));
+}
+
+std::string rdma_text() {
+  return net::verbs::built_with_verbs() ? std::string(net::verbs::verbs_version()) : "not built in";
 }
 
 std::string cpu_name() {

@@ -11,6 +11,8 @@ std::string version();
 std::string build_commit();
 /// "recua 0.1.0 (abc1234, g++ 12.2.0, avx2)".
 std::string version_text();
+/// "libibverbs 1.14", or "not built in".
+std::string rdma_text();
 /// The name of the processor, or "unknown".
 std::string cpu_name();
 

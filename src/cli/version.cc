@@ -17,7 +17,7 @@ void register_version(CLI::App& app, int& exit_code) {
   sub->callback([json, &exit_code] {
     exit_code = kExitOk;
     if (!*json) {
-      fmt::print("{}\n", version_text());
+      fmt::print("{}\nrdma: {}\n", version_text(), rdma_text());
       return;
     }
     nlohmann::ordered_json out;
@@ -25,6 +25,7 @@ void register_version(CLI::App& app, int& exit_code) {
     out["build_commit"] = build_commit();
     out["instruction_set"] = sys::to_string(sys::supported_instruction_sets().back());
     out["cpu"] = cpu_name();
+    out["rdma"] = rdma_text();
     fmt::print("{}\n", out.dump());
   });
 }
