@@ -204,6 +204,11 @@ net::asio::awaitable<void> refuse(const net::Env& env, net::Connection& connecti
 
 }  // namespace
 
+bool PeerInfo::has(Feature feature) const {
+  const auto number = static_cast<std::uint32_t>(feature);
+  return std::find(features.begin(), features.end(), number) != features.end();
+}
+
 bool secrets_equal(const Secret& a, const Secret& b) { return equal_in_constant_time(a, b); }
 
 Secret make_secret(const net::Env& env) {
@@ -246,10 +251,11 @@ net::asio::awaitable<Result<PeerInfo>> client_handshake(const net::Env& env,
   co_return peer;
 }
 
-net::asio::awaitable<Result<RingShape>> channel_handshake(const net::Env& env,
-                                                          net::Connection& connection,
-                                                          PeerInfo self, ChannelRequest request,
-                                                          net::Duration timeout) {
+net::asio::awaitable<Result<ChannelHandshake>> channel_handshake(const net::Env& env,
+                                                                 net::Connection& connection,
+                                                                 PeerInfo self,
+                                                                 ChannelRequest request,
+                                                                 net::Duration timeout) {
   net::DeadlineGuard guard(env, connection, timeout, "Welcome from " + connection.peer());
   wire::Hello hello = make_hello(self);
   hello.set_role(wire::ROLE_CHANNEL);
@@ -259,10 +265,19 @@ net::asio::awaitable<Result<RingShape>> channel_handshake(const net::Env& env,
     connection.close();
     co_return guard.explain(std::move(welcome).error());
   }
-  if (request.direction == Direction::kAcceptorSends) co_return request.ring;
-  Result<RingShape> ring = from_wire(welcome->ring(), connection.peer());
-  if (!ring.ok()) connection.close();
-  co_return ring;
+  ChannelHandshake out;
+  Result<PeerInfo> peer = from_wire(*welcome, connection.peer());
+  const bool sends = request.direction == Direction::kConnectorSends;
+  Result<RingShape> ring =
+      sends ? from_wire(welcome->ring(), connection.peer()) : Result<RingShape>(request.ring);
+  if (!peer.ok() || !ring.ok()) {
+    connection.close();
+    co_return peer.ok() ? std::move(ring).error() : std::move(peer).error();
+  }
+  out.ring = *ring;
+  out.peer = std::move(*peer);
+  out.peer.features = common(self.features, out.peer.features);
+  co_return out;
 }
 
 net::asio::awaitable<Result<ServerHandshake>> server_handshake(const net::Env& env,

@@ -34,17 +34,31 @@ enum class Feature : std::uint32_t {
   kEcho = 5,         // OpenEcho is answered, for measuring links.
 };
 
+/// A port of an RDMA device as its owner describes it: for people, and to explain why a link runs
+/// on what it does. Links choose by their own offers.
+struct RdmaPortInfo {
+  std::string device;  // "mlx5_0"
+  std::uint32_t port = 1;
+  std::uint32_t mtu_bytes = 0;
+  std::vector<std::array<std::byte, 16>> gids;
+
+  friend bool operator==(const RdmaPortInfo&, const RdmaPortInfo&) = default;
+};
+
 /// What one end says about itself.
 struct PeerInfo {
   std::string name;              // Of the process, for people: "worker box1:7500".
   std::string software_version;  // "0.1.0"
   std::uint32_t protocol_version = kProtocolVersion;  // Agreed, in what a handshake returns.
-  std::vector<std::uint32_t> features = {1, 2};       // Common ones, in what a handshake returns.
+  std::vector<std::uint32_t> features = {1, 2, 3};    // Common ones, in what a handshake returns.
   std::uint64_t memory_free_bytes = 0;
   std::uint64_t memory_total_bytes = 0;
   std::uint32_t n_threads = 0;
   std::vector<std::uint32_t> data_types;  // GGUF numbers.
-  std::string shared_memory_host;
+  std::string shared_memory_host;         // Equal on both ends: the same host. Empty: none.
+  std::vector<RdmaPortInfo> rdma_ports;
+
+  [[nodiscard]] bool has(Feature feature) const;
 };
 
 enum class Direction : std::uint8_t { kConnectorSends = 1, kAcceptorSends = 2 };
@@ -73,12 +87,16 @@ net::asio::awaitable<Result<PeerInfo>> client_handshake(const net::Env& env,
                                                         net::Connection& connection, PeerInfo self,
                                                         net::Duration timeout);
 
-/// The ring to send into (kConnectorSends) or the request's own (kAcceptorSends). On success the
-/// connection carries tensor messages and credits, nothing else.
-net::asio::awaitable<Result<RingShape>> channel_handshake(const net::Env& env,
-                                                          net::Connection& connection,
-                                                          PeerInfo self, ChannelRequest request,
-                                                          net::Duration timeout);
+struct ChannelHandshake {
+  RingShape ring;  // To send into (kConnectorSends), or the request's own (kAcceptorSends).
+  PeerInfo peer;   // With the features that both ends have.
+};
+/// On success the connection carries what a channel carries, and no frames any more.
+net::asio::awaitable<Result<ChannelHandshake>> channel_handshake(const net::Env& env,
+                                                                 net::Connection& connection,
+                                                                 PeerInfo self,
+                                                                 ChannelRequest request,
+                                                                 net::Duration timeout);
 
 struct ServerHandshake {
   PeerInfo peer;

@@ -84,14 +84,44 @@ TEST(Handshake, IntroducesControlPeersToEachOther) {
   EXPECT_FALSE(served->channel.has_value());
 }
 
+TEST(Handshake, TellsOfRdmaPortsAndSharedMemory) {
+  TestWorld world;
+  PeerInfo worker = test_peer("worker");
+  worker.shared_memory_host = "boot-1";
+  worker.rdma_ports = {{.device = "mlx5_0", .port = 2, .mtu_bytes = 4096, .gids = {{}, {}}}};
+  worker.rdma_ports[0].gids[1][15] = std::byte{5};
+  const auto serving = world.start(server_handshake(world.b, *world.server, worker, seconds(5)));
+  const Result<PeerInfo> seen =
+      world.loop.run(client_handshake(world.a, *world.client, test_peer("c"), seconds(5)));
+  ASSERT_TRUE(seen.ok()) << seen.error().message;
+  ASSERT_TRUE(world.finish(serving).ok());
+  EXPECT_EQ(seen->rdma_ports, worker.rdma_ports);
+  EXPECT_EQ(seen->shared_memory_host, "boot-1");
+}
+
+TEST(Handshake, StaysWithinAFrameHoweverManyPortsThereAre) {
+  TestWorld world;
+  PeerInfo worker = test_peer("worker");
+  worker.rdma_ports.resize(100, {.device = std::string(300, 'd'), .gids = {}});
+  for (RdmaPortInfo& port : worker.rdma_ports) port.gids.resize(300);
+  const auto serving = world.start(server_handshake(world.b, *world.server, worker, seconds(5)));
+  const Result<PeerInfo> seen =
+      world.loop.run(client_handshake(world.a, *world.client, test_peer("c"), seconds(5)));
+  ASSERT_TRUE(seen.ok()) << seen.error().message;
+  ASSERT_TRUE(world.finish(serving).ok());
+  EXPECT_EQ(seen->rdma_ports.size(), 64u);
+}
+
 TEST(Handshake, OpensAChannelInEitherDirection) {
   for (const Direction direction : {Direction::kConnectorSends, Direction::kAcceptorSends}) {
     TestWorld world;
     ChannelRequest request = test_request();
     request.direction = direction;
     if (direction == Direction::kAcceptorSends) request.ring = kRing;
+    PeerInfo old = test_peer("a");  // Knows no links when the acceptor sends.
+    if (direction == Direction::kAcceptorSends) old.features = {1, 2};
     const auto opening =
-        world.start(channel_handshake(world.a, *world.client, test_peer("a"), request, seconds(5)));
+        world.start(channel_handshake(world.a, *world.client, old, request, seconds(5)));
     Result<ServerHandshake> served =
         world.loop.run(server_handshake(world.b, *world.server, test_peer("b"), seconds(5)));
     ASSERT_TRUE(served.ok()) << served.error().message;
@@ -106,10 +136,13 @@ TEST(Handshake, OpensAChannelInEitherDirection) {
                     .run(accept_channel(world.b, *world.server, test_peer("b"), *served, expected,
                                         kRing, seconds(5)))
                     .ok());
-    const Result<RingShape> ring = world.finish(opening);
+    const Result<ChannelHandshake> ring = world.finish(opening);
     ASSERT_TRUE(ring.ok()) << ring.error().message;
-    EXPECT_EQ(ring->n_slots, kRing.n_slots);
-    EXPECT_EQ(ring->slot_bytes, kRing.slot_bytes);
+    EXPECT_EQ(ring->ring.n_slots, kRing.n_slots);
+    EXPECT_EQ(ring->ring.slot_bytes, kRing.slot_bytes);
+    EXPECT_EQ(ring->peer.name, "b");
+    EXPECT_EQ(ring->peer.has(Feature::kLinks), direction == Direction::kConnectorSends);
+    EXPECT_EQ(served->peer.features, ring->peer.features);
   }
 }
 
@@ -125,7 +158,7 @@ TEST(Handshake, RejectsAWrongSecretAndTellsTheConnector) {
   const Result<void> accepted = world.loop.run(
       accept_channel(world.b, *world.server, test_peer("b"), *served, expected, kRing, seconds(5)));
   EXPECT_EQ(accepted.error().code, ErrorCode::kInvalidArgument);
-  const Result<RingShape> ring = world.finish(opening);
+  const Result<ChannelHandshake> ring = world.finish(opening);
   EXPECT_EQ(ring.error().code, ErrorCode::kInvalidArgument);
   EXPECT_NE(ring.error().message.find("b:7500: "), std::string::npos) << ring.error().message;
   EXPECT_NE(ring.error().message.find("wrong secret"), std::string::npos);
@@ -234,6 +267,19 @@ TEST(Handshake, RefusesFieldsBeyondTheirBounds) {
   EXPECT_NE(refused([](wire::Hello& h) {
               h.mutable_capabilities()->set_shared_memory_host(std::string(65, 'x'));
             }).find("shared_memory_host"),
+            std::string::npos);
+  EXPECT_NE(refused([](wire::Hello& h) {
+              for (int i = 0; i < 65; ++i) h.mutable_capabilities()->add_rdma_devices();
+            }).find("65 entries, at most 64"),
+            std::string::npos);
+  EXPECT_NE(refused([](wire::Hello& h) {
+              wire::RdmaDevice& device = *h.mutable_capabilities()->add_rdma_devices();
+              for (int i = 0; i < 257; ++i) device.add_gids(std::string(16, 'x'));
+            }).find("257 GIDs, at most 256"),
+            std::string::npos);
+  EXPECT_NE(refused([](wire::Hello& h) {
+              h.mutable_capabilities()->add_rdma_devices()->add_gids(std::string(15, 'x'));
+            }).find("a GID of 15 bytes, must have 16"),
             std::string::npos);
   const auto with_ring = [&](std::uint32_t n_slots, std::uint64_t slot_bytes) {
     return refused([&](wire::Hello& h) {

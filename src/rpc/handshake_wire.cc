@@ -34,6 +34,36 @@ Error bad_field(const std::string& peer, std::string_view field, std::string_vie
   return Error{ErrorCode::kProtocol, fmt::format("{} sent a wrong {}: {}", peer, field, why)};
 }
 
+Result<std::vector<RdmaPortInfo>> rdma_ports(const wire::Capabilities& capabilities,
+                                             const std::string& peer, std::string_view kind) {
+  const std::string field = fmt::format("{}.capabilities.rdma_devices", kind);
+  if (capabilities.rdma_devices_size() > kRdmaPortsMax) {
+    return bad_field(
+        peer, field,
+        fmt::format("{} entries, at most {}", capabilities.rdma_devices_size(), kRdmaPortsMax));
+  }
+  std::vector<RdmaPortInfo> out;
+  for (const wire::RdmaDevice& device : capabilities.rdma_devices()) {
+    if (device.gids_size() > kListItemsMax) {
+      return bad_field(peer, field,
+                       fmt::format("{} GIDs, at most {}", device.gids_size(), kListItemsMax));
+    }
+    RdmaPortInfo& port = out.emplace_back();
+    port.device = wire_text(device.name(), kRdmaNameBytesMax);
+    port.port = device.port();
+    port.mtu_bytes = device.path_mtu_bytes();
+    for (const std::string& bytes : device.gids()) {
+      auto& gid = port.gids.emplace_back();
+      if (bytes.size() != gid.size()) {
+        return bad_field(peer, field,
+                         fmt::format("a GID of {} bytes, must have {}", bytes.size(), gid.size()));
+      }
+      std::memcpy(gid.data(), bytes.data(), gid.size());
+    }
+  }
+  return out;
+}
+
 template <class Message>
 Result<PeerInfo> peer_info(const Message& message, const std::string& peer, std::string_view kind) {
   const wire::Capabilities& capabilities = message.capabilities();
@@ -52,6 +82,7 @@ Result<PeerInfo> peer_info(const Message& message, const std::string& peer, std:
                                  kSharedMemoryHostBytesMax));
   }
   PeerInfo out;
+  RECUA_ASSIGN_OR_RETURN(out.rdma_ports, rdma_ports(capabilities, peer, kind));
   out.name = wire_text(message.name(), kNameBytesMax);
   out.software_version = wire_text(message.software_version(), kNameBytesMax);
   out.protocol_version = message.protocol_version();
@@ -88,6 +119,17 @@ void to_wire(const PeerInfo& self, wire::Capabilities& out) {
   out.set_n_threads(self.n_threads);
   for (const std::uint32_t type : self.data_types) out.add_data_types(type);
   out.set_shared_memory_host(self.shared_memory_host);
+  for (const RdmaPortInfo& port : self.rdma_ports) {
+    if (out.rdma_devices_size() == kRdmaPortsMax) break;
+    wire::RdmaDevice& device = *out.add_rdma_devices();
+    device.set_name(wire_text(port.device, kRdmaNameBytesMax));
+    device.set_port(port.port);
+    device.set_path_mtu_bytes(port.mtu_bytes);
+    for (const auto& gid : port.gids) {
+      if (device.gids_size() == kGidsToldMax) break;
+      device.add_gids(gid.data(), gid.size());
+    }
+  }
 }
 
 wire::Channel to_wire(const ChannelRequest& request) {

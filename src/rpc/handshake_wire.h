@@ -14,6 +14,10 @@ inline constexpr std::size_t kNameBytesMax = 256;
 inline constexpr std::size_t kErrorTextBytesMax = 2048;
 inline constexpr int kListItemsMax = 256;
 inline constexpr std::size_t kSharedMemoryHostBytesMax = 64;
+inline constexpr int kRdmaPortsMax = 64;
+inline constexpr std::size_t kRdmaNameBytesMax = 64;
+/// Told of each port, so that a Hello stays far below a frame of 64 KiB.
+inline constexpr int kGidsToldMax = 32;
 
 void to_wire(const PeerInfo& self, wire::Capabilities& out);
 wire::Channel to_wire(const ChannelRequest& request);

@@ -272,12 +272,13 @@ TEST(Transcript, TodaysSenderUnderstandsAnOldReceiver) {
   const auto opening = world.start(
       channel_handshake(world.a, *world.client, test_peer("a"), channel_request(), seconds(5)));
   ASSERT_TRUE(world.loop.run(world.server->write(std::span(bytes).first(welcome_bytes))).ok());
-  const Result<RingShape> ring = world.finish(opening);
-  ASSERT_TRUE(ring.ok()) << ring.error().message;
-  EXPECT_EQ(ring->n_slots, kRing.n_slots);
-  EXPECT_EQ(ring->slot_bytes, kRing.slot_bytes);
+  const Result<ChannelHandshake> opened = world.finish(opening);
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  EXPECT_EQ(opened->ring.n_slots, kRing.n_slots);
+  EXPECT_EQ(opened->ring.slot_bytes, kRing.slot_bytes);
+  EXPECT_FALSE(opened->peer.has(Feature::kLinks));
 
-  auto sender = make_tcp_sender(std::move(world.client), *ring);
+  auto sender = make_tcp_sender(std::move(world.client), opened->ring);
   TensorHeader message{.session = kId.session, .epoch = kId.epoch};
   for (int i = 0; i < 4; ++i) ASSERT_TRUE(*sender->try_send({message, {}, {}}));
   EXPECT_EQ(sender->credits(), 0u);
