@@ -10,13 +10,15 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "cluster/link_book.h"
+#include "cluster/ring_buffer.h"
+#include "cluster/run_all.h"
+#include "cluster/stage.h"
 #include "cluster/wire.h"
 #include "model/hyperparams.h"
-#include "net/event.h"
 #include "rpc/handshake.h"
-#include "rpc/tcp_channel.h"
+#include "rpc/link.h"
 #include "rpc/wire_error.h"
-#include "sys/aligned_buffer.h"
 
 namespace recua::cluster {
 namespace {
@@ -28,6 +30,7 @@ namespace asio = boost::asio;
 constexpr net::Duration kLoadTimeout = std::chrono::hours(12);
 constexpr net::Duration kCallTimeout = std::chrono::seconds(30);
 constexpr net::Duration kCloseTimeout = std::chrono::seconds(2);
+constexpr net::Duration kSettleSlack = std::chrono::seconds(5);
 
 /// Rows of a micro-batch whose description surely fits a message.
 constexpr std::uint32_t kMicroBatchMax = 16384;
@@ -43,30 +46,11 @@ struct Peer {
   std::uint64_t bytes_total = 0;
 };
 
-/// Runs coroutines at the same time; the first error, after all have ended.
-asio::awaitable<Result<void>> run_all(asio::any_io_executor executor,
-                                      std::vector<asio::awaitable<Result<void>>> tasks) {
-  struct Shared {
-    explicit Shared(const asio::any_io_executor& e) : event(e) {}
-    net::Event event;
-    std::size_t running = 0;
-    Result<void> result;
-  };
-  const auto shared = std::make_shared<Shared>(executor);
-  shared->running = tasks.size();
-  for (auto& task : tasks) {
-    asio::co_spawn(executor, std::move(task),
-                   [shared](std::exception_ptr thrown, Result<void> result) {
-                     if (thrown != nullptr) {
-                       result = Error{ErrorCode::kResourceExhausted, "out of memory"};
-                     }
-                     if (!result.ok() && shared->result.ok()) shared->result = std::move(result);
-                     if (--shared->running == 0) shared->event.notify_all();
-                   });
-  }
-  while (shared->running > 0) co_await shared->event.wait();
-  co_return shared->result;
-}
+/// A channel of the coordinator's own after its handshake.
+struct OpenedChannel {
+  std::unique_ptr<net::Connection> connection;
+  rpc::ChannelHandshake agreed;
+};
 
 class ClusterImpl final : public Cluster, public std::enable_shared_from_this<ClusterImpl> {
  public:
@@ -82,6 +66,8 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
     secret_ = rpc::make_secret(env_);
     self_.name = "coordinator";
     self_.software_version = RECUA_VERSION;
+    self_.shared_memory_host = options_.shared_memory_host;
+    self_.rdma_ports = options_.rdma_ports;
   }
 
   asio::awaitable<Result<void>> open();
@@ -94,6 +80,7 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   RemoteExecutor& executor() override { return *executor_; }
   const Plan& plan() const override { return plan_; }
   const SourceCounts& sources() const override { return sources_; }
+  std::vector<rpc::LinkStats> links() const override { return links_.stats(); }
   asio::awaitable<void> close() override;
 
  private:
@@ -107,10 +94,17 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   asio::awaitable<Result<wire::ControlMessage>> call(std::size_t index,
                                                      wire::ControlMessage request,
                                                      net::Duration timeout);
-  asio::awaitable<Result<std::unique_ptr<net::Connection>>> channel_to(std::size_t index,
-                                                                       rpc::ChannelRequest request,
-                                                                       rpc::RingShape& ring);
+  asio::awaitable<Result<OpenedChannel>> channel_to(std::size_t index, rpc::ChannelRequest request);
+  rpc::LinkContext link_context(std::uint32_t number, bool sends);
   Result<wire::ControlMessage> answer(std::size_t index, const wire::ControlMessage& request) const;
+  /// The link itself gives up a transport in its own time; this only catches one that does not.
+  [[nodiscard]] net::Duration settle_timeout() const {
+    const rpc::LinkPolicy policy;
+    const net::Duration own = options_.link_policy == nullptr
+                                  ? policy.settle_timeout
+                                  : options_.link_policy->settle_timeout;
+    return own + kSettleSlack;
+  }
   void take_notice(std::size_t index, const wire::ControlMessage& notice);
   void lost(const Error& error);
 
@@ -131,6 +125,7 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   SourceCounts sources_;
   std::vector<Peer> peers_;
   std::optional<Error> failure_;
+  LinkBook links_;
   std::unique_ptr<RemoteExecutor> executor_;
 };
 
@@ -142,6 +137,7 @@ class ClusterHandle final : public Cluster {
   RemoteExecutor& executor() override { return impl_->executor(); }
   const Plan& plan() const override { return impl_->plan(); }
   const SourceCounts& sources() const override { return impl_->sources(); }
+  std::vector<rpc::LinkStats> links() const override { return impl_->links(); }
   asio::awaitable<void> close() override { return impl_->close(); }
 
  private:
@@ -305,8 +301,6 @@ asio::awaitable<Result<void>> ClusterImpl::link(std::size_t index) {
   open.set_secret(secret_to_wire(secret_));
   const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kCallTimeout);
   if (!reply.ok()) co_return Error(reply.error());
-  log_info("link {}->{}: {}", peers_[index].name, peers_[index + 1].name,
-           reply->channel_opened().transport().substr(0, 200));
   co_return ok();
 }
 
@@ -319,29 +313,48 @@ asio::awaitable<Result<void>> ClusterImpl::start(std::size_t index) {
   co_return ok();
 }
 
-asio::awaitable<Result<std::unique_ptr<net::Connection>>> ClusterImpl::channel_to(
-    std::size_t index, rpc::ChannelRequest request, rpc::RingShape& ring) {
+asio::awaitable<Result<OpenedChannel>> ClusterImpl::channel_to(std::size_t index,
+                                                               rpc::ChannelRequest request) {
   const Peer& peer = peers_[index];
+  OpenedChannel out;
   Result<std::unique_ptr<net::Connection>> connection =
       co_await env_.network->connect(peer.endpoint, options_.connect_timeout);
   if (!connection.ok()) {
     co_return Error{connection.error().code,
                     fmt::format("worker {}: {}", peer.name, connection.error().message)};
   }
+  out.connection = std::move(*connection);
   rpc::PeerInfo info = self_;
-  const Result<rpc::RingShape> agreed =
-      co_await rpc::channel_handshake(env_, **connection, info, request, options_.connect_timeout);
+  Result<rpc::ChannelHandshake> agreed = co_await rpc::channel_handshake(
+      env_, *out.connection, info, request, options_.connect_timeout);
   if (!agreed.ok()) {
     co_return Error{agreed.error().code,
                     fmt::format("worker {}: {}", peer.name, agreed.error().message)};
   }
-  ring = *agreed;
-  co_return connection;
+  out.agreed = std::move(*agreed);
+  co_return out;
+}
+
+rpc::LinkContext ClusterImpl::link_context(std::uint32_t number, bool sends) {
+  rpc::LinkContext context;
+  context.env = env_;
+  context.policy = options_.link_policy;
+  context.self = self_.name;
+  context.other = sends ? peers_.front().name : peers_.back().name;
+  context.report = [weak = weak_from_this(), number, sends](const std::string& text) {
+    if (const auto alive = weak.lock()) alive->links_.own_report(number, sends, text);
+  };
+  return context;
 }
 
 asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   const auto self = shared_from_this();
   using Task = asio::awaitable<Result<void>>;
+  std::vector<LinkBook::Worker> workers;
+  for (const Peer& peer : peers_) {
+    workers.push_back({.name = peer.name, .reports = peer.info.has(rpc::Feature::kLinks)});
+  }
+  links_.set_workers(std::move(workers));
   std::vector<Task> links;
   for (std::size_t i = 0; i + 1 < peers_.size(); ++i) links.push_back(link(i));
   Result<void> result = co_await run_all(env_.executor, std::move(links));
@@ -353,28 +366,22 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   in.number = 0;
   in.direction = rpc::Direction::kConnectorSends;
   in.secret = secret_;
-  rpc::RingShape first_ring;
-  Result<std::unique_ptr<net::Connection>> first = co_await channel_to(0, in, first_ring);
-  if (!first.ok()) co_return Error(std::move(first).error());
-  log_info("link coordinator->{}: tcp", peers_[0].name);
+  RECUA_CO_ASSIGN_OR_RETURN(OpenedChannel first, co_await channel_to(0, in));
 
   rpc::ChannelRequest out = in;
   out.number = static_cast<std::uint32_t>(peers_.size());
   out.direction = rpc::Direction::kAcceptorSends;
   out.ring = result_ring_shape(n_logit_rows_, hyperparams_.vocab_size);
-  rpc::RingShape ignored;
-  Result<std::unique_ptr<net::Connection>> results = co_await channel_to(last, out, ignored);
-  if (!results.ok()) co_return Error(std::move(results).error());
-  log_info("link {}->coordinator: tcp", peers_[last].name);
+  RECUA_CO_ASSIGN_OR_RETURN(OpenedChannel results, co_await channel_to(last, out));
 
   std::vector<Task> starts;
   for (std::size_t i = 0; i < peers_.size(); ++i) starts.push_back(start(i));
   result = co_await run_all(env_.executor, std::move(starts));
   if (!result.ok()) co_return result;
 
-  RECUA_CO_ASSIGN_OR_RETURN(sys::AlignedBuffer allocated,
-                            sys::AlignedBuffer::allocate(out.ring.n_slots * out.ring.slot_bytes));
-  const auto memory = std::make_shared<sys::AlignedBuffer>(std::move(allocated));
+  RECUA_CO_ASSIGN_OR_RETURN(std::unique_ptr<RingBuffer> made,
+                            RingBuffer::create(nullptr, out.ring, options_.link_policy));
+  const std::shared_ptr<RingBuffer> ring = std::move(made);
   RemoteExecutor::Parts parts;
   parts.env = env_;
   parts.id = id_;
@@ -388,13 +395,16 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
       .description = fmt::format("{} worker{}, {}", peers_.size(), peers_.size() == 1 ? "" : "s",
                                  describe(plan_, offers_))};
   parts.n_logit_rows = n_logit_rows_;
-  parts.first = rpc::make_tcp_sender(std::move(*first), first_ring);
-  RECUA_CO_ASSIGN_OR_RETURN(
-      parts.last, rpc::make_tcp_receiver(std::move(*results), id_, out.ring, memory->bytes()));
-  parts.keep = memory;
+  parts.first = rpc::make_link_sender(link_context(in.number, true), std::move(first.connection),
+                                      first.agreed.ring, {}, first.agreed.peer.features);
+  RECUA_CO_ASSIGN_OR_RETURN(parts.last, rpc::make_link_receiver(link_context(out.number, false),
+                                                                std::move(results.connection), id_,
+                                                                out.ring, ring->memory()));
+  parts.keep = ring;
   executor_ = std::make_unique<RemoteExecutor>(std::move(parts));
+  result = co_await executor_->wait_until_settled(settle_timeout());
   if (failure_.has_value()) co_return *failure_;
-  co_return ok();
+  co_return result;
 }
 
 Result<wire::ControlMessage> ClusterImpl::answer(std::size_t index,
@@ -436,6 +446,8 @@ void ClusterImpl::take_notice(std::size_t index, const wire::ControlMessage& not
     const wire::SessionFailed& failed = notice.session_failed();
     const Error error = rpc::from_peer(peer.name, failed.code(), failed.message());
     lost({error.code, "worker " + error.message});
+  } else if (notice.has_link_report() && notice.link_report().session() == id_.session) {
+    links_.report(index, notice.link_report());
   }
 }
 
@@ -459,9 +471,19 @@ asio::awaitable<void> ClusterImpl::close() {
     request.mutable_close_session()->set_session(impl->id_.session);
     const Result<wire::ControlMessage> reply =
         co_await impl->call(index, std::move(request), kCloseTimeout);
-    if (!reply.ok()) log_debug("{}", reply.error().message);
+    if (!reply.ok()) {
+      log_debug("{}", reply.error().message);
+    } else if (reply->has_session_closed()) {
+      impl->links_.add(index, reply->session_closed());
+    }
     co_return ok();
   };
+  if (executor_ != nullptr && !failure_.has_value()) {
+    const auto n_workers = static_cast<std::uint32_t>(peers_.size());
+    const RemoteExecutor& ends = *executor_;
+    links_.add_own(0, true, ends.first().transport(), ends.first().counters());
+    links_.add_own(n_workers, false, ends.last().transport(), ends.last().counters());
+  }
   for (std::size_t i = 0; i < peers_.size(); ++i) {
     if (peers_[i].control != nullptr && !peers_[i].control->lost()) {
       tasks.push_back(close_one(self, i));

@@ -23,6 +23,9 @@
 #include "model/slice_runner.h"
 #include "net/connection.h"
 #include "rpc/control.h"
+#include "rpc/handshake.h"
+#include "rpc/link.h"
+#include "rpc/link_metrics.h"
 
 namespace recua::cluster {
 
@@ -36,6 +39,9 @@ struct ClusterOptions {
   std::size_t n_threads = 1;           // For hashing.
   net::Duration connect_timeout = std::chrono::seconds(10);
   rpc::ControlOptions control;
+  const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the cluster. Null: TCP only.
+  std::string shared_memory_host;                // Told to workers; empty: none.
+  std::vector<rpc::RdmaPortInfo> rdma_ports;     // Told to workers.
 };
 
 /// What is going on while a cluster starts. Called on the loop.
@@ -55,6 +61,8 @@ class Cluster {
   [[nodiscard]] virtual RemoteExecutor& executor() = 0;
   [[nodiscard]] virtual const Plan& plan() const = 0;
   [[nodiscard]] virtual const SourceCounts& sources() const = 0;
+  /// What both ends of all links did, as far as their workers said it. After close().
+  [[nodiscard]] virtual std::vector<rpc::LinkStats> links() const = 0;
   /// Tells the workers to close their sessions and waits shortly for their answers.
   virtual boost::asio::awaitable<void> close() = 0;
 };

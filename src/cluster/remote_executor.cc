@@ -17,6 +17,7 @@
 #include "cluster/stage.h"
 #include "cluster/step_codec.h"
 #include "model/split_batch.h"
+#include "net/deadline.h"
 #include "net/event.h"
 #include "quant/data_type.h"
 
@@ -24,8 +25,6 @@ namespace recua::cluster {
 namespace {
 
 namespace asio = boost::asio;
-
-constexpr std::uint64_t kLogitBytesPerMessage = std::uint64_t{16} << 20;
 
 /// A step that waits for its results.
 struct PendingStep {
@@ -58,17 +57,9 @@ struct OutMessage {
 
 }  // namespace
 
-rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size) {
-  return ring_shape(n_logit_rows, std::uint64_t{vocab_size} * sizeof(float));
-}
-
-std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch) {
-  const std::uint64_t rows = kLogitBytesPerMessage / (std::uint64_t{vocab_size} * sizeof(float));
-  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows, 1, n_ubatch));
-}
-
 struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::State> {
-  explicit State(Parts parts_in) : parts(std::move(parts_in)), wake(parts.env.executor) {}
+  explicit State(Parts parts_in)
+      : parts(std::move(parts_in)), wake(parts.env.executor), settled(parts.env.executor) {}
 
   asio::awaitable<void> pump();
   Result<bool> poll();
@@ -77,6 +68,7 @@ struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::Stat
 
   Parts parts;
   net::Event wake;
+  net::Event settled;                                // The first channel is, or never will be.
   std::deque<std::shared_ptr<PendingStep>> pending;  // In the order of their results.
   std::deque<OutMessage> queue;                      // Not handed to the channel yet.
   std::deque<OutMessage> sending;                    // Handed over; their bytes may still be read.
@@ -98,10 +90,8 @@ RemoteExecutor::~RemoteExecutor() {
 }
 
 const model::ExecutorInfo& RemoteExecutor::info() const { return state_->parts.info; }
-const rpc::ChannelCounters& RemoteExecutor::sent() const { return state_->parts.first->counters(); }
-const rpc::ChannelCounters& RemoteExecutor::received() const {
-  return state_->parts.last->counters();
-}
+const rpc::ChannelSender& RemoteExecutor::first() const { return *state_->parts.first; }
+const rpc::ChannelReceiver& RemoteExecutor::last() const { return *state_->parts.last; }
 
 void RemoteExecutor::fail(const Error& error) { state_->fail(error); }
 
@@ -121,6 +111,28 @@ void RemoteExecutor::State::fail(const Error& why) {
   }
   pending.clear();
   wake.notify_all();
+  settled.notify_all();
+}
+
+asio::awaitable<Result<void>> RemoteExecutor::wait_until_settled(net::Duration timeout) {
+  const std::shared_ptr<State> state = state_;
+  const net::Env& env = state->parts.env;
+  bool expired = false;
+  const auto timer = env.clock->start_timer(env.executor, env.clock->now() + timeout,
+                                            [&expired, raw = state.get()] {
+                                              expired = true;
+                                              raw->settled.notify_all();
+                                            });
+  while (!state->parts.first->settled() && !state->failure.has_value()) {
+    if (expired) {
+      co_return Error{ErrorCode::kTimeout,
+                      fmt::format("{} did not settle on a transport within {}",
+                                  state->parts.first->peer(), net::to_string(timeout))};
+    }
+    co_await state->settled.wait();
+  }
+  if (state->failure.has_value()) co_return *state->failure;
+  co_return ok();
 }
 
 asio::awaitable<Result<model::StepResult>> RemoteExecutor::step(model::StepBatch batch) {
@@ -240,17 +252,20 @@ asio::awaitable<void> RemoteExecutor::State::pump() {
     state->parts.first->arm(ready);
     state->parts.last->arm(ready);
   };
-  // Spin only while somebody waits, and let a finished step's coroutine run before the next spin.
-  std::function<bool()> turn_over = [this] {
-    return closed || finished_some || failure.has_value();
-  };
   while (!closed && !failure.has_value()) {
-    if (pending.empty()) {
-      co_await wake.wait();
-      continue;
-    }
-    const Result<void> polled = co_await poll_until(parts.env, wake, poll_fn, arm_fn, turn_over);
+    // Spin only while somebody waits, and let a finished step's coroutine run before the next spin.
+    // Without anything to wait for the channels are still listened to: a link mends itself, and a
+    // lost one is not found out by the next request.
+    const bool idle = pending.empty() && parts.first->settled();
+    net::Env env = parts.env;
+    if (idle) env.spin = net::Duration::zero();
+    std::function<bool()> turn_over = [this, idle] {
+      return closed || finished_some || failure.has_value() ||
+             idle != (pending.empty() && parts.first->settled());
+    };
+    const Result<void> polled = co_await poll_until(env, wake, poll_fn, arm_fn, turn_over);
     if (!polled.ok()) fail(polled.error());
+    if (parts.first->settled()) settled.notify_all();
     if (std::exchange(finished_some, false)) {
       co_await asio::post(parts.env.executor, asio::use_awaitable);
     }

@@ -21,11 +21,6 @@
 
 namespace recua::cluster {
 
-/// The ring for results: n_logit_rows full rows of logits, and candidates for n_ubatch outputs.
-rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size);
-/// Rows of logits that a result message may carry, so that a slot stays below 16 MiB or one row.
-std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch);
-
 class RemoteExecutor final : public model::Executor {
  public:
   struct Parts {
@@ -49,8 +44,14 @@ class RemoteExecutor final : public model::Executor {
   /// What fail() would be called through, for callers that may outlive the executor.
   [[nodiscard]] std::function<void(const Error&)> failer() const;
 
-  [[nodiscard]] const rpc::ChannelCounters& sent() const;
-  [[nodiscard]] const rpc::ChannelCounters& received() const;
+  /// Returns when it is decided what carries the messages. kTimeout; or what broke.
+  boost::asio::awaitable<Result<void>> wait_until_settled(net::Duration timeout);
+
+  /// Both ends, for what they say of themselves.
+  [[nodiscard]] const rpc::ChannelSender& first() const;
+  [[nodiscard]] const rpc::ChannelReceiver& last() const;
+  [[nodiscard]] const rpc::ChannelCounters& sent() const { return first().counters(); }
+  [[nodiscard]] const rpc::ChannelCounters& received() const { return last().counters(); }
 
  private:
   struct State;

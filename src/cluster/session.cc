@@ -13,8 +13,6 @@
 #include "cluster/plan.h"
 #include "cluster/wire.h"
 #include "gguf/gguf_file.h"
-#include "net/event.h"
-#include "rpc/tcp_channel.h"
 #include "rpc/wire_error.h"
 
 namespace recua::cluster {
@@ -51,8 +49,8 @@ rpc::RingShape input_ring(const model::HyperParams& hp, const model::Slice& slic
 
 /// Rings, buffers to send from and activations. The activations are estimated from above: a few
 /// rows each of the widths that occur.
-std::uint64_t working_bytes(const model::HyperParams& hp, const model::SliceOptions& options,
-                            const rpc::RingShape& ring) {
+std::uint64_t working_bytes(const model::HyperParams& hp, const model::Slice& slice,
+                            const model::SliceOptions& options, const rpc::RingShape& ring) {
   const std::uint64_t ffn = hp.n_experts == 0
                                 ? std::uint64_t{hp.ffn_size}
                                 : std::uint64_t{hp.expert_ffn_size} * hp.n_experts_used;
@@ -60,7 +58,9 @@ std::uint64_t working_bytes(const model::HyperParams& hp, const model::SliceOpti
       8 * std::uint64_t{hp.hidden_size} + 3 * std::uint64_t{hp.n_heads} * hp.head_dim + 2 * ffn;
   const std::uint64_t rows =
       saturated_mul(saturated_mul(row_floats, sizeof(float)), options.n_ubatch);
-  return saturated_add(saturated_add(ring.n_slots * ring.slot_bytes, rows),
+  const std::uint64_t sent =
+      StageBuffers::bytes(slice, options.n_ubatch, hp.hidden_size, hp.vocab_size);
+  return saturated_add(saturated_add(ring.n_slots * ring.slot_bytes, saturated_add(rows, sent)),
                        4 * std::uint64_t{options.n_pages});
 }
 
@@ -94,7 +94,7 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
 }
 
 Session::Session(SessionEnv env, Request request)
-    : env_(std::move(env)), request_(std::move(request)) {}
+    : env_(std::move(env)), request_(std::move(request)), ended_(env_.env.executor) {}
 
 Session::~Session() = default;
 
@@ -105,9 +105,9 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   const std::uint64_t cache = cache_bytes(request_.hyperparams, request_.slice, request_.options);
   ring_shape_ = input_ring(request_.hyperparams, request_.slice, request_.options);
   RECUA_CO_RETURN_IF_ERROR(rpc::validate(ring_shape_));
-  const std::uint64_t needed =
-      saturated_add(saturated_add(total, cache),
-                    working_bytes(request_.hyperparams, request_.options, ring_shape_));
+  const std::uint64_t needed = saturated_add(
+      saturated_add(total, cache),
+      working_bytes(request_.hyperparams, request_.slice, request_.options, ring_shape_));
   // What is free is asked before this session counts itself.
   if (const std::uint64_t free = env_.memory_free(); needed > free) {
     co_return Error{ErrorCode::kResourceExhausted,
@@ -228,77 +228,124 @@ Result<void> Session::build(const model::WeightSource& weights) {
   RECUA_ASSIGN_OR_RETURN(
       runner_, model::SliceRunner::create(*device_, request_.hyperparams, weights, request_.slice,
                                           request_.options, communicator_));
-  RECUA_ASSIGN_OR_RETURN(ring_, device_->allocate(ring_shape_.n_slots * ring_shape_.slot_bytes));
+  RECUA_ASSIGN_OR_RETURN(ring_, RingBuffer::create(device_.get(), ring_shape_, env_.link_policy));
   return ok();
 }
 
-Result<void> Session::attach_in(std::unique_ptr<net::Connection> connection) {
-  if (!loaded_ || closed_ || in_ != nullptr || stage_ != nullptr) {
+Result<rpc::RingShape> Session::ring(const rpc::ChannelRequest& request) const {
+  if (!loaded_) {
+    return Error{ErrorCode::kNotFound,
+                 fmt::format("session {:016x} is not loaded yet", request.id.session)};
+  }
+  return ring_shape_;
+}
+
+Result<void> Session::attach(std::unique_ptr<net::Connection> connection,
+                             const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) {
+  End end{.connection = std::move(connection),
+          .number = request.number,
+          .name = peer.name,
+          .ring = request.ring,
+          .features = peer.features};
+  if (request.direction == rpc::Direction::kAcceptorSends) return attach_out(std::move(end));
+  if (!loaded_ || closed_ || in_.connection != nullptr || loop_ != nullptr) {
     return Error{ErrorCode::kProtocol, "this session does not wait for an incoming channel"};
   }
-  in_ = std::move(connection);
+  in_ = std::move(end);
   return ok();
 }
 
-Result<void> Session::attach_out(std::unique_ptr<net::Connection> connection, rpc::RingShape ring) {
-  if (!loaded_ || closed_ || out_ != nullptr || stage_ != nullptr) {
+Result<void> Session::attach_out(End end) {
+  if (!loaded_ || closed_ || out_.connection != nullptr || loop_ != nullptr) {
     return Error{ErrorCode::kProtocol, "this session does not wait for an outgoing channel"};
   }
-  out_ = std::move(connection);
-  out_ring_ = ring;
+  out_ = std::move(end);
   return ok();
 }
 
-Result<void> Session::start(std::function<void(const Error&)> failed) {
-  if (in_ == nullptr || out_ == nullptr || stage_ != nullptr) {
+rpc::LinkContext Session::link_context(const End& end, bool sends, const SessionEvents& events) {
+  rpc::LinkContext context;
+  context.env = env_.env;
+  context.env.executor = loop_->executor();
+  context.policy = env_.link_policy;
+  context.self = env_.name;
+  context.other = end.name;
+  const rpc::LinkStats link{.from = sends ? env_.name : end.name,
+                            .to = sends ? end.name : env_.name,
+                            .transport = {},
+                            .sends = sends,
+                            .counters = {}};
+  context.report = [home = env_.env.executor, reported = events.reported, link,
+                    number = end.number](const std::string& text) {
+    asio::post(home, [reported, link, number, text] { reported(link, number, text); });
+  };
+  return context;
+}
+
+Result<void> Session::start(SessionEvents events) {
+  if (in_.connection == nullptr || out_.connection == nullptr) {
     return Error{ErrorCode::kProtocol,
                  "start_session came before both channels of the slice were open"};
   }
   loop_ = env_.offload->new_stage_loop();
-  net::Env stage_env = env_.env;
-  stage_env.executor = loop_->executor();
-  RECUA_ASSIGN_OR_RETURN(auto in, in_->move_to(loop_->executor()));
-  RECUA_ASSIGN_OR_RETURN(auto out, out_->move_to(loop_->executor()));
-  in_.reset();
-  out_.reset();
+  RECUA_ASSIGN_OR_RETURN(auto in, std::exchange(in_.connection, {})->move_to(loop_->executor()));
+  RECUA_ASSIGN_OR_RETURN(auto out, std::exchange(out_.connection, {})->move_to(loop_->executor()));
+  RECUA_ASSIGN_OR_RETURN(
+      buffers_,
+      StageBuffers::allocate(*device_, *runner_, request_.hyperparams.vocab_size, out_.ring));
   Stage::Parts parts{.id = request_.id,
                      .device = device_.get(),
                      .runner = runner_.get(),
                      .vocab_size = request_.hyperparams.vocab_size,
                      .name = fmt::format("{}, layers {}-{}", env_.name, request_.slice.layer_begin,
                                          request_.slice.layer_end - 1),
-                     .ring = ring_.get(),
+                     .ring = ring_->buffer(),
+                     .buffers = &buffers_,
                      .compute_mutex = env_.compute_mutex};
-  RECUA_ASSIGN_OR_RETURN(
-      parts.in,
-      rpc::make_tcp_receiver(std::move(in), request_.id, ring_shape_,
-                             {ring_->host(), ring_shape_.n_slots * ring_shape_.slot_bytes}));
-  parts.out = rpc::make_tcp_sender(std::move(out), out_ring_);
-  RECUA_ASSIGN_OR_RETURN(stage_, Stage::create(std::move(parts)));
+  RECUA_ASSIGN_OR_RETURN(parts.in,
+                         rpc::make_link_receiver(link_context(in_, false, events), std::move(in),
+                                                 request_.id, ring_shape_, ring_->memory()));
+  std::vector<std::span<std::byte>> sources;
+  if (!buffers_.memory().empty()) sources.push_back(buffers_.memory());
+  parts.out = rpc::make_link_sender(link_context(out_, true, events), std::move(out), out_.ring,
+                                    std::move(sources), out_.features);
+  stage_ = std::make_shared<Stage>(std::move(parts));
 
+  net::Env stage_env = env_.env;
+  stage_env.executor = loop_->executor();
   // The control loop may not run out of work before the stage's end has been told there.
   asio::any_io_executor home =
       asio::prefer(env_.env.executor, asio::execution::outstanding_work.tracked);
   asio::co_spawn(loop_->executor(), stage_->drive(stage_env),
-                 [self = shared_from_this(), home = std::move(home), failed = std::move(failed)](
+                 [self = shared_from_this(), home = std::move(home), events = std::move(events)](
                      std::exception_ptr thrown, Result<void> ended) mutable {
                    if (thrown != nullptr) {
                      ended = Error{ErrorCode::kResourceExhausted, "the stage ran out of memory"};
                    }
                    // Back to the control loop, which alone touches the session.
-                   asio::post(home, [self = std::move(self), failed = std::move(failed),
-                                     ended = std::move(ended)] {
-                     if (!ended.ok() && !self->closed_) failed(ended.error());
-                     self->stage_.reset();
-                   });
+                   asio::post(home,
+                              [self = std::move(self), events = std::move(events),
+                               ended = std::move(ended)] { self->stage_ended(ended, events); });
                  });
   return ok();
 }
 
+void Session::stage_ended(const Result<void>& ended, const SessionEvents& events) {
+  for (const rpc::LinkStats& stats : stage_->link_stats()) {
+    const End& end = stats.sends ? out_ : in_;
+    SessionLink& link = links_.emplace_back(SessionLink{.number = end.number, .stats = stats});
+    link.stats.from = stats.sends ? env_.name : end.name;
+    link.stats.to = stats.sends ? end.name : env_.name;
+  }
+  if (!ended.ok() && !closed_) events.failed(ended.error());
+  stage_.reset();
+  ended_.notify_all();
+}
+
 void Session::close() {
   if (closed_.exchange(true)) return;
-  in_.reset();
-  out_.reset();
+  in_.connection.reset();
+  out_.connection.reset();
   if (stage_ != nullptr) {
     // A busy stage sees the request, a sleeping one is woken. Its end (see start()) drops it and
     // then the session.
@@ -307,6 +354,17 @@ void Session::close() {
       if (const auto alive = stage.lock()) alive->wake();
     });
   }
+}
+
+asio::awaitable<void> Session::wait_until_ended(net::Duration timeout) {
+  const auto self = shared_from_this();
+  bool expired = false;
+  const auto timer = env_.env.clock->start_timer(env_.env.executor, env_.env.clock->now() + timeout,
+                                                 [this, &expired] {
+                                                   expired = true;
+                                                   ended_.notify_all();
+                                                 });
+  while (stage_ != nullptr && !expired) co_await ended_.wait();
 }
 
 }  // namespace recua::cluster

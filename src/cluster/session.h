@@ -1,9 +1,9 @@
 #pragma once
 /// Session: one coordinator's slice on a worker, from loading it to running it.
 ///
-/// Life: load() -> channels arrive by attach() -> start() -> the stage runs on its own loop ->
-/// close(). Made and driven on the worker's control loop; only the stage lives elsewhere. Shared,
-/// because the running stage keeps its session alive until it has really ended.
+/// Life: load() -> channels come by attach() and attach_out() -> start() -> the stage runs on its
+/// own loop -> close(). Made and driven on the worker's control loop; only the stage lives
+/// elsewhere. Shared, because the running stage keeps its session alive until it has really ended.
 
 #include <atomic>
 #include <cstdint>
@@ -16,15 +16,21 @@
 #include <boost/asio/awaitable.hpp>
 
 #include "base/result.h"
+#include "cluster/channel_host.h"
 #include "cluster/chunks.h"
+#include "cluster/link_wire.h"
 #include "cluster/offload.h"
+#include "cluster/ring_buffer.h"
 #include "cluster/slice_weights.h"
 #include "cluster/stage.h"
 #include "model/communicator.h"
 #include "model/hyperparams.h"
 #include "model/slice_runner.h"
 #include "net/connection.h"
+#include "net/event.h"
 #include "rpc/handshake.h"
+#include "rpc/link.h"
+#include "rpc/link_metrics.h"
 #include "rpc/recua.pb.h"
 
 namespace recua::cluster {
@@ -41,10 +47,19 @@ struct SessionEnv {
   std::filesystem::path cache_dir;
   std::size_t n_threads = 1;  // For hashing.
   std::mutex* compute_mutex = nullptr;
-  std::function<std::uint64_t()> memory_free;  // Bytes that a new session may use.
+  std::function<std::uint64_t()> memory_free;    // Bytes that a new session may use.
+  const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the sessions. Null: TCP only.
 };
 
-class Session : public std::enable_shared_from_this<Session> {
+/// What a session tells its worker. Called on the control loop.
+struct SessionEvents {
+  std::function<void(const Error&)> failed;  // The stage ended by itself.
+  /// What a link runs on, and why; sends: we are its sender.
+  std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>
+      reported;
+};
+
+class Session final : public ChannelHost, public std::enable_shared_from_this<Session> {
  public:
   struct Request {
     rpc::ChannelId id;
@@ -66,12 +81,13 @@ class Session : public std::enable_shared_from_this<Session> {
       std::function<void(std::uint64_t done, std::uint64_t total, std::uint64_t fetched)>;
 
   Session(SessionEnv env, Request request);
-  ~Session();
+  ~Session() override;
 
-  [[nodiscard]] rpc::ChannelId id() const { return request_.id; }
-  [[nodiscard]] const rpc::Secret& secret() const { return request_.secret; }
-  /// The ring that whoever sends to this slice fills. After load().
-  [[nodiscard]] const rpc::RingShape& ring() const { return ring_shape_; }
+  [[nodiscard]] rpc::ChannelId id() const override { return request_.id; }
+  [[nodiscard]] const rpc::Secret& secret() const override { return request_.secret; }
+  [[nodiscard]] Result<rpc::RingShape> ring(const rpc::ChannelRequest& request) const override;
+  Result<void> attach(std::unique_ptr<net::Connection> connection,
+                      const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) override;
   [[nodiscard]] const SourceCounts& counts() const { return counts_; }
   /// What the session takes, from the start of load() until it is destroyed.
   [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
@@ -80,21 +96,34 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Loads weights and allocates caches. kNotFound: chunks are missing and may not be fetched.
   boost::asio::awaitable<Result<void>> load(Fetch fetch, Progress progress);
 
-  /// Takes a connection whose channel handshake is done. kProtocol: not loaded yet, or there is
-  /// one.
-  Result<void> attach_in(std::unique_ptr<net::Connection> connection);
-  Result<void> attach_out(std::unique_ptr<net::Connection> connection, rpc::RingShape ring);
+  /// A channel of the stage, before it runs.
+  struct End {
+    std::unique_ptr<net::Connection> connection;
+    std::uint32_t number = 0;
+    std::string name;                     // The other end's.
+    rpc::RingShape ring;                  // Of the receiver.
+    std::vector<std::uint32_t> features;  // Agreed on.
+  };
+  /// Takes the channel that this slice sends on. kProtocol: not loaded yet, or there is one.
+  Result<void> attach_out(End end);
 
-  /// Starts the stage. failed is called on the control loop if it ends by itself.
-  Result<void> start(std::function<void(const Error&)> failed);
+  /// Starts the stage.
+  Result<void> start(SessionEvents events);
   /// Ends whatever runs. Idempotent.
   void close();
+  /// Returns when what close() ended has ended, or time is up.
+  boost::asio::awaitable<void> wait_until_ended(net::Duration timeout);
+  /// What the links of the session did, as far as they have ended.
+  [[nodiscard]] const std::vector<SessionLink>& links() const { return links_; }
 
  private:
   boost::asio::awaitable<Result<void>> fetch_missing(SliceWeights& weights, Fetch fetch,
                                                      const Progress& progress,
                                                      std::uint64_t total_bytes);
   Result<void> build(const model::WeightSource& weights);
+  [[nodiscard]] rpc::LinkContext link_context(const End& end, bool sends,
+                                              const SessionEvents& events);
+  void stage_ended(const Result<void>& ended, const SessionEvents& events);
 
   SessionEnv env_;
   Request request_;
@@ -107,13 +136,15 @@ class Session : public std::enable_shared_from_this<Session> {
   std::unique_ptr<model::WeightSource> weights_;
   model::SingleRank communicator_;
   std::unique_ptr<model::SliceRunner> runner_;
-  std::unique_ptr<compute::Buffer> ring_;
+  std::unique_ptr<RingBuffer> ring_;
+  StageBuffers buffers_;
   rpc::RingShape ring_shape_;
-  rpc::RingShape out_ring_;
-  std::unique_ptr<net::Connection> in_;
-  std::unique_ptr<net::Connection> out_;
+  End in_;
+  End out_;
   std::unique_ptr<StageLoop> loop_;
   std::shared_ptr<Stage> stage_;  // Shared with a pending stop() on its loop only.
+  std::vector<SessionLink> links_;
+  net::Event ended_;
   bool loaded_ = false;
   std::atomic<bool> closed_ = false;  // Also read by threads that load.
 };

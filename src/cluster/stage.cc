@@ -1,6 +1,7 @@
 #include "cluster/stage.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -13,6 +14,7 @@ namespace {
 
 /// Messages that may be computed ahead of what the channel has taken.
 constexpr std::size_t kOutBuffers = 3;
+constexpr std::uint64_t kLogitBytesPerMessage = std::uint64_t{16} << 20;
 
 Error no_such_kind(const rpc::ChannelReceiver& in, const rpc::TensorHeader& header) {
   return Error{ErrorCode::kProtocol,
@@ -28,20 +30,50 @@ rpc::RingShape ring_shape(std::uint64_t n_rows, std::uint64_t row_bytes) {
               rpc::kTensorHeaderBytes + n_rows * row_bytes + kDescriptorBytesMax, 64)};
 }
 
-Result<std::unique_ptr<Stage>> Stage::create(Parts parts) {
-  const model::SliceRunner& runner = *parts.runner;
-  auto stage = std::unique_ptr<Stage>(new Stage(std::move(parts)));
-  stage->buffers_.resize(kOutBuffers);
-  if (!runner.slice().is_last()) {
-    const std::size_t rows = runner.options().n_ubatch;
-    const std::size_t cols = runner.hidden_size();
-    RECUA_ASSIGN_OR_RETURN(
-        stage->memory_, stage->parts_.device->allocate(kOutBuffers * rows * cols * sizeof(float)));
-    for (std::size_t i = 0; i < kOutBuffers; ++i) {
-      stage->buffers_[i].rows = {stage->memory_.get(), i * rows * cols, rows, cols, cols};
-    }
+rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size) {
+  return ring_shape(n_logit_rows, std::uint64_t{vocab_size} * sizeof(float));
+}
+
+std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch) {
+  const std::uint64_t rows = kLogitBytesPerMessage / (std::uint64_t{vocab_size} * sizeof(float));
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows, 1, n_ubatch));
+}
+
+Result<StageBuffers> StageBuffers::allocate(compute::Device& device,
+                                            const model::SliceRunner& runner,
+                                            std::size_t vocab_size,
+                                            const rpc::RingShape& out_ring) {
+  std::size_t rows = runner.options().n_ubatch;
+  std::size_t cols = runner.hidden_size();
+  if (runner.slice().is_last()) {
+    // The peer says how large its slots are; that bounds us only downwards.
+    cols = vocab_size;
+    const std::uint64_t fit =
+        (out_ring.slot_bytes - rpc::kTensorHeaderBytes) / (vocab_size * sizeof(float));
+    const auto vocab = static_cast<std::uint32_t>(vocab_size);
+    rows = std::min<std::uint64_t>(logit_rows_per_message(vocab, runner.options().n_ubatch), fit);
   }
-  return stage;
+  StageBuffers out;
+  out.buffers_.resize(kOutBuffers);
+  if (rows == 0) return out;
+  RECUA_ASSIGN_OR_RETURN(out.memory_, device.allocate(kOutBuffers * rows * cols * sizeof(float)));
+  for (std::size_t i = 0; i < kOutBuffers; ++i) {
+    out.buffers_[i].rows = {out.memory_.get(), i * rows * cols, rows, cols, cols};
+  }
+  return out;
+}
+
+std::uint64_t StageBuffers::bytes(const model::Slice& slice, std::uint32_t n_ubatch,
+                                  std::uint32_t hidden_size, std::uint32_t vocab_size) {
+  const std::uint64_t cells =
+      slice.is_last() ? std::uint64_t{logit_rows_per_message(vocab_size, n_ubatch)} * vocab_size
+                      : std::uint64_t{n_ubatch} * hidden_size;
+  return kOutBuffers * sizeof(float) * cells;
+}
+
+std::span<std::byte> StageBuffers::memory() const {
+  if (memory_ == nullptr) return {};
+  return {memory_->host(), memory_->bytes()};
 }
 
 Result<bool> Stage::poll() {
@@ -50,7 +82,8 @@ Result<bool> Stage::poll() {
     RECUA_ASSIGN_OR_RETURN(incoming_, parts_.in->poll());
     moved = moved || incoming_.has_value();
   }
-  const bool buffer_free = parts_.out->n_sent() - parts_.out->n_completed() < buffers_.size();
+  const bool buffer_free =
+      parts_.out->n_sent() - parts_.out->n_completed() < parts_.buffers->size();
   if (incoming_.has_value() && buffer_free && parts_.out->credits() > 0) {
     RECUA_RETURN_IF_ERROR(work());
     moved = true;
@@ -60,7 +93,7 @@ Result<bool> Stage::poll() {
 
 Result<void> Stage::work() {
   const rpc::Incoming incoming = *std::exchange(incoming_, std::nullopt);
-  OutBuffer& buffer = buffers_[parts_.out->n_sent() % buffers_.size()];
+  OutBuffer& buffer = parts_.buffers->at(parts_.out->n_sent());
   buffer.descriptor.clear();
   rpc::TensorHeader header = incoming.header;
   header.n_rows = 0;
@@ -69,7 +102,7 @@ Result<void> Stage::work() {
   if (incoming.header.kind == rpc::MessageKind::kFailure) {
     buffer.descriptor.write_bytes(incoming.descriptor);
     RECUA_RETURN_IF_ERROR(parts_.in->release(incoming.slot));
-    return send(buffer, header, {});
+    return send(buffer, header);
   }
   if (incoming.header.kind != rpc::MessageKind::kStep) return no_such_kind(*parts_.in, header);
 
@@ -97,32 +130,19 @@ Result<void> Stage::work() {
     std::unique_lock<std::mutex> lock;
     if (parts_.compute_mutex != nullptr) lock = std::unique_lock(*parts_.compute_mutex);
     const bool fits = n_rows <= parts_.runner->options().n_ubatch;
-    done = parts_.runner->run(
-        batch, input, slice.is_last() || !fits ? buffer.rows : buffer.rows.slice_rows(0, n_rows),
-        result_);
+    compute::Rows output;  // The last slice gives logits by its result.
+    if (!slice.is_last()) output = fits ? buffer.rows.slice_rows(0, n_rows) : buffer.rows;
+    done = parts_.runner->run(batch, input, output, result_);
   }
 
-  std::span<const std::byte> rows;
   if (!done.ok()) {
     header.kind = rpc::MessageKind::kFailure;
     encode_failure(std::move(done).error().within(parts_.name), buffer.descriptor);
   } else if (slice.is_last()) {
     header.kind = rpc::MessageKind::kResult;
     encode_result(result_, buffer.descriptor);
-    buffer.logits.clear();
-    for (const model::StepOutput& output : result_.outputs) {
-      buffer.logits.insert(buffer.logits.end(), output.logits.begin(), output.logits.end());
-    }
-    header.n_rows = static_cast<std::uint32_t>(buffer.logits.size() / parts_.vocab_size);
-    header.row_bytes =
-        header.n_rows == 0 ? 0 : static_cast<std::uint32_t>(parts_.vocab_size * sizeof(float));
-    rows = std::as_bytes(std::span(buffer.logits));
-    if (rpc::kTensorHeaderBytes + rows.size() + buffer.descriptor.size() >
-        parts_.out->ring().slot_bytes) {
+    if (!store_logits(buffer, header)) {
       header.kind = rpc::MessageKind::kFailure;
-      header.n_rows = 0;
-      header.row_bytes = 0;
-      rows = {};
       buffer.descriptor.clear();
       encode_failure({ErrorCode::kUnsupported,
                       "the outputs of a micro-batch do not fit a message: ask for fewer candidates "
@@ -133,19 +153,42 @@ Result<void> Stage::work() {
     buffer.descriptor.write_bytes(incoming.descriptor);
     header.n_rows = static_cast<std::uint32_t>(n_rows);
     header.row_bytes = static_cast<std::uint32_t>(hidden * sizeof(float));
-    rows = std::span(buffer.rows.buffer->host() + buffer.rows.offset * sizeof(float),
-                     n_rows * hidden * sizeof(float));
   }
   RECUA_RETURN_IF_ERROR(parts_.in->release(incoming.slot));
-  return send(buffer, header, rows);
+  return send(buffer, header);
 }
 
-Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header,
-                         std::span<const std::byte> rows) {
+bool Stage::store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const {
+  const std::size_t row_bytes = parts_.vocab_size * sizeof(float);
+  const auto n_rows = static_cast<std::size_t>(
+      std::count_if(result_.outputs.begin(), result_.outputs.end(),
+                    [](const model::StepOutput& output) { return !output.logits.empty(); }));
+  if (n_rows > buffer.rows.n_rows ||
+      rpc::kTensorHeaderBytes + n_rows * row_bytes + buffer.descriptor.size() >
+          parts_.out->ring().slot_bytes) {
+    return false;
+  }
+  std::size_t row = 0;
+  for (const model::StepOutput& output : result_.outputs) {
+    if (output.logits.empty()) continue;
+    RECUA_CHECK(output.logits.size() == parts_.vocab_size);
+    std::memcpy(buffer.rows.row(row++), output.logits.data(), row_bytes);
+  }
+  header.n_rows = static_cast<std::uint32_t>(n_rows);
+  header.row_bytes = n_rows == 0 ? 0 : static_cast<std::uint32_t>(row_bytes);
+  return true;
+}
+
+Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
   header.session = parts_.id.session;
   header.epoch = parts_.id.epoch;
   header.data_type = static_cast<std::uint16_t>(quant::DataType::kF32);
   header.descriptor_bytes = static_cast<std::uint32_t>(buffer.descriptor.size());
+  std::span<const std::byte> rows;
+  if (header.n_rows > 0) {
+    rows = {reinterpret_cast<const std::byte*>(buffer.rows.row(0)),
+            std::size_t{header.n_rows} * header.row_bytes};
+  }
   const rpc::Outgoing message{
       .header = header, .rows = rows, .descriptor = buffer.descriptor.bytes()};
   RECUA_ASSIGN_OR_RETURN(const bool sent, parts_.out->try_send(message));
@@ -164,6 +207,9 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
   Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
+  stats_ = {
+      {.transport = parts_.in->transport(), .sends = false, .counters = parts_.in->counters()},
+      {.transport = parts_.out->transport(), .counters = parts_.out->counters()}};
   // Here, on their own loop, where a handler of theirs may still be due.
   parts_.in.reset();
   parts_.out.reset();

@@ -6,8 +6,8 @@
 /// A polled state machine: poll() does what can be done now, drive() runs it on a loop, spinning
 /// for a short time before it sleeps. Rows are computed from the slot in which they arrived into a
 /// buffer from which they are sent: no copy on the way. A micro-batch that fails is passed on as a
-/// failure message, so that the coordinator hears of it in order. Threads: create() anywhere, then
-/// the one thread of its loop.
+/// failure message, so that the coordinator hears of it in order. Threads: made anywhere, then used
+/// by the one thread of its loop.
 
 #include <atomic>
 #include <cstdint>
@@ -26,6 +26,7 @@
 #include "net/connection.h"
 #include "net/event.h"
 #include "rpc/channel.h"
+#include "rpc/link_metrics.h"
 
 namespace recua::cluster {
 
@@ -36,6 +37,37 @@ inline constexpr std::uint32_t kSlotsPerHop = 4;
 
 /// The ring for messages of up to n_rows rows of row_bytes each.
 rpc::RingShape ring_shape(std::uint64_t n_rows, std::uint64_t row_bytes);
+/// The ring for results: n_logit_rows full rows of logits, and candidates for n_ubatch outputs.
+rpc::RingShape result_ring_shape(std::uint32_t n_logit_rows, std::uint32_t vocab_size);
+/// Rows of logits that a result message may carry, so that a slot stays below 16 MiB or one row.
+std::uint32_t logit_rows_per_message(std::uint32_t vocab_size, std::uint32_t n_ubatch);
+
+/// What a stage's messages are sent from. Allocated once, before the channel is made, which
+/// registers the memory where the transport needs that; free again when its channel has passed it.
+class StageBuffers {
+ public:
+  /// For activations of n_ubatch rows; of the last stage for as many rows of logits as fit a
+  /// result, and a slot of out_ring. kResourceExhausted.
+  static Result<StageBuffers> allocate(compute::Device& device, const model::SliceRunner& runner,
+                                       std::size_t vocab_size, const rpc::RingShape& out_ring);
+  /// What allocate() takes, from above.
+  static std::uint64_t bytes(const model::Slice& slice, std::uint32_t n_ubatch,
+                             std::uint32_t hidden_size, std::uint32_t vocab_size);
+
+  struct OutBuffer {
+    compute::Rows rows;  // Activations, or logits of the last stage.
+    ByteWriter descriptor;
+  };
+
+  /// All of it, for registration; empty when no row fits.
+  [[nodiscard]] std::span<std::byte> memory() const;
+  [[nodiscard]] std::size_t size() const { return buffers_.size(); }
+  [[nodiscard]] OutBuffer& at(std::uint64_t message) { return buffers_[message % buffers_.size()]; }
+
+ private:
+  std::unique_ptr<compute::Buffer> memory_;
+  std::vector<OutBuffer> buffers_;
+};
 
 class Stage {
  public:
@@ -46,12 +78,13 @@ class Stage {
     std::size_t vocab_size = 0;
     std::string name = {};            // Of this stage, for failures: "box2:7500, layers 4-7".
     compute::Buffer* ring = nullptr;  // The memory behind `in`.
+    StageBuffers* buffers = nullptr;  // `out` knows their memory.
     std::unique_ptr<rpc::ChannelReceiver> in = {};
     std::unique_ptr<rpc::ChannelSender> out = {};
     std::mutex* compute_mutex = nullptr;  // Held while computing: sessions share the device.
   };
 
-  static Result<std::unique_ptr<Stage>> create(Parts parts);
+  explicit Stage(Parts parts) : parts_(std::move(parts)) {}
 
   /// True when something moved. An error ends the stage: a channel broke.
   Result<bool> poll();
@@ -61,22 +94,19 @@ class Stage {
   void request_stop() { stop_requested_ = true; }
   /// From the stage's loop.
   void wake();
+  /// What its two channels did, once drive() has ended; the input first.
+  [[nodiscard]] const std::vector<rpc::LinkStats>& link_stats() const { return stats_; }
 
  private:
-  /// What a message is sent from; free again when its channel has passed it.
-  struct OutBuffer {
-    compute::Rows rows;         // Activations; not of the last stage.
-    std::vector<float> logits;  // Of the last stage.
-    ByteWriter descriptor;
-  };
+  using OutBuffer = StageBuffers::OutBuffer;
 
-  explicit Stage(Parts parts) : parts_(std::move(parts)) {}
   Result<void> work();
-  Result<void> send(OutBuffer& buffer, rpc::TensorHeader header, std::span<const std::byte> rows);
+  /// Puts the result's logits into the buffer's rows; false when they do not fit.
+  bool store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const;
+  Result<void> send(OutBuffer& buffer, rpc::TensorHeader header);
 
   Parts parts_;
-  std::unique_ptr<compute::Buffer> memory_;  // Behind the out buffers.
-  std::vector<OutBuffer> buffers_;
+  std::vector<rpc::LinkStats> stats_;
   std::optional<rpc::Incoming> incoming_;
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;

@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "cluster/link_wire.h"
 #include "cluster/plan.h"
 #include "cluster/wire.h"
 #include "net/event.h"
@@ -25,6 +26,8 @@ namespace asio = boost::asio;
 
 constexpr net::Duration kFetchTimeout = std::chrono::minutes(2);
 constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
+/// A stage that computes ends after its micro-batch; who closes a session waits for 2 s.
+constexpr net::Duration kStageEndTimeout = std::chrono::seconds(1);
 /// Each session has threads and descriptors of its own.
 constexpr std::size_t kSessionsMax = 64;
 /// Progress is told at most so often.
@@ -33,6 +36,7 @@ constexpr net::Duration kProgressInterval = std::chrono::milliseconds(100);
 /// One coordinator: its control connection and its sessions.
 struct Client {
   explicit Client(const asio::any_io_executor& executor) : gone(executor) {}
+  rpc::PeerInfo peer;
   std::unique_ptr<rpc::ControlConnection> control;
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions;
   net::Event gone;
@@ -52,7 +56,8 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                    .cache_dir = options.cache_dir,
                    .n_threads = options.n_threads,
                    .compute_mutex = &compute_mutex,
-                   .memory_free = [this] { return memory_free(); }};
+                   .memory_free = [this] { return memory_free(); },
+                   .link_policy = options.link_policy};
   }
 
   /// What a new session may use. Sessions that were closed count until they are really gone;
@@ -84,10 +89,12 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
     }
+    info.shared_memory_host = options.shared_memory_host;
+    info.rdma_ports = options.rdma_ports;
     return info;
   }
 
-  [[nodiscard]] std::shared_ptr<Session> find_session(std::uint64_t id) const {
+  [[nodiscard]] std::shared_ptr<ChannelHost> find_host(std::uint64_t id) const {
     for (const auto& client : clients) {
       if (const auto found = client->sessions.find(id); found != client->sessions.end()) {
         return found->second;
@@ -109,6 +116,8 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                                                              const wire::OpenChannel& message);
   Result<wire::ControlMessage> start(const std::shared_ptr<Client>& client,
                                      const wire::StartSession& message);
+  asio::awaitable<Result<wire::ControlMessage>> close_session(std::shared_ptr<Client> client,
+                                                              const wire::CloseSession& message);
   Result<std::shared_ptr<Session>> own_session(const Client& client, std::uint64_t id,
                                                std::uint32_t epoch) const;
 
@@ -191,27 +200,27 @@ asio::awaitable<void> Worker::State::serve_connection(std::unique_ptr<net::Conne
 asio::awaitable<void> Worker::State::serve_channel(std::unique_ptr<net::Connection> connection,
                                                    rpc::ServerHandshake handshake) {
   const rpc::ChannelRequest request = *handshake.channel;
-  const std::shared_ptr<Session> session = find_session(request.id.session);
-  if (session == nullptr || session->id().epoch != request.id.epoch ||
-      session->ring().n_slots == 0) {
-    Error error{ErrorCode::kNotFound, fmt::format("no loaded session {:016x} with epoch {} here",
-                                                  request.id.session, request.id.epoch)};
-    co_await rpc::reject(env, *connection, error);
+  const rpc::PeerInfo peer_info = handshake.peer;
+  const std::shared_ptr<ChannelHost> host = find_host(request.id.session);
+  Result<rpc::RingShape> ring = Error{
+      ErrorCode::kNotFound,
+      fmt::format("no session {:016x} with epoch {} here", request.id.session, request.id.epoch)};
+  if (host != nullptr && host->id().epoch == request.id.epoch) ring = host->ring(request);
+  if (!ring.ok()) {
+    Error error = ring.error();
+    co_await rpc::reject(env, *connection, std::move(error));
     co_return;
   }
   rpc::PeerInfo info = self_info();
   const std::string peer = connection->peer();
-  const rpc::Secret secret = session->secret();
-  const rpc::RingShape ring = session->ring();
+  const rpc::Secret secret = host->secret();
   const Result<void> accepted = co_await rpc::accept_channel(
-      env, *connection, info, std::move(handshake), secret, ring, options.handshake_timeout);
+      env, *connection, info, std::move(handshake), secret, *ring, options.handshake_timeout);
   if (!accepted.ok()) {
     log_warning("dropped: {}", accepted.error().message);
     co_return;
   }
-  const Result<void> attached = request.direction == rpc::Direction::kConnectorSends
-                                    ? session->attach_in(std::move(connection))
-                                    : session->attach_out(std::move(connection), request.ring);
+  const Result<void> attached = host->attach(std::move(connection), request, peer_info);
   if (!attached.ok()) log_warning("{}: dropped: {}", peer, attached.error().message);
 }
 
@@ -221,6 +230,7 @@ asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connecti
   const auto client = std::make_shared<Client>(env.executor);
   const std::string address = connection->peer();
   log_info("{} ({}) connected", address, peer.name);
+  client->peer = std::move(peer);
   rpc::ControlHandlers handlers;
   handlers.on_request =
       [self, weak = std::weak_ptr<Client>(client)](
@@ -270,13 +280,7 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_
     case wire::ControlMessage::kStartSession:
       co_return start(client, request.start_session());
     case wire::ControlMessage::kCloseSession: {
-      const auto found = client->sessions.find(request.close_session().session());
-      if (found != client->sessions.end()) {
-        found->second->close();
-        client->sessions.erase(found);
-      }
-      wire::ControlMessage reply;
-      reply.mutable_done();
+      Result<wire::ControlMessage> reply = co_await close_session(client, request.close_session());
       co_return reply;
     }
     default:
@@ -288,7 +292,7 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
                                                                   const wire::LoadSlice& message) {
   const auto self = shared_from_this();
   RECUA_CO_ASSIGN_OR_RETURN(Session::Request request, Session::parse(message));
-  if (find_session(request.id.session) != nullptr) {
+  if (find_host(request.id.session) != nullptr) {
     co_return Error{ErrorCode::kProtocol,
                     fmt::format("session {:016x} is loaded already", request.id.session)};
   }
@@ -393,14 +397,17 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::open_channel(
       co_await env.network->connect(endpoint, kChannelTimeout);
   if (!connected.ok()) co_return Error(std::move(connected).error());
   rpc::PeerInfo info = self_info();
-  const Result<rpc::RingShape> ring =
+  Result<rpc::ChannelHandshake> opened =
       co_await rpc::channel_handshake(env, **connected, info, request, options.handshake_timeout);
-  if (!ring.ok()) co_return Error(ring.error());
-  const std::string peer = (*connected)->peer();
-  RECUA_CO_RETURN_IF_ERROR(session->attach_out(std::move(*connected), *ring));
-  log_info("link {}->{}: tcp", options.name, peer);
+  if (!opened.ok()) co_return Error(opened.error());
+  // What it runs on in the end is told by a LinkReport.
   wire::ControlMessage reply;
-  reply.mutable_channel_opened()->set_transport("tcp " + peer);
+  reply.mutable_channel_opened()->set_transport("tcp " + (*connected)->peer());
+  RECUA_CO_RETURN_IF_ERROR(session->attach_out({.connection = std::move(*connected),
+                                                .number = request.number,
+                                                .name = endpoint.to_string(),
+                                                .ring = opened->ring,
+                                                .features = std::move(opened->peer.features)}));
   co_return reply;
 }
 
@@ -409,25 +416,62 @@ Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>&
   RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
                          own_session(*client, message.session(), message.epoch()));
   const rpc::ChannelId id = session->id();
-  const std::weak_ptr<Client> weak = client;
-  RECUA_RETURN_IF_ERROR(session->start([weak, id](const Error& error) {
+  const auto tell = [weak = std::weak_ptr<Client>(client)](wire::ControlMessage notice) {
+    const std::shared_ptr<Client> alive = weak.lock();
+    if (alive == nullptr || alive->lost) return;
+    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
+      log_debug("a notice was not sent: {}", sent.error().message);
+    }
+  };
+  SessionEvents events;
+  events.failed = [tell, id](const Error& error) {
     // The coordinator is told and decides; when it closes a session itself, a neighbour's end of
     // the channel may come first.
     log_debug("session {:016x} ended: {}", id.session, error.message);
-    const std::shared_ptr<Client> alive = weak.lock();
-    if (alive == nullptr || alive->lost) return;
     wire::ControlMessage notice;
     notice.mutable_session_failed()->set_session(id.session);
     notice.mutable_session_failed()->set_epoch(id.epoch);
     notice.mutable_session_failed()->set_code(rpc::to_wire(error.code));
     notice.mutable_session_failed()->set_message(rpc::wire_text(error.message, 2048));
-    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
-      log_debug("a failed session was not told: {}", sent.error().message);
-    }
-  }));
+    tell(std::move(notice));
+  };
+  events.reported = [tell, id](const rpc::LinkStats& link, std::uint32_t number,
+                               const std::string& text) {
+    log_info("{}", text);
+    wire::ControlMessage notice;
+    *notice.mutable_link_report() = link_report_to_wire(id, link, number, text);
+    tell(std::move(notice));
+  };
+  RECUA_RETURN_IF_ERROR(session->start(std::move(events)));
   wire::ControlMessage reply;
   reply.mutable_done();
   return reply;
+}
+
+asio::awaitable<Result<wire::ControlMessage>> Worker::State::close_session(
+    std::shared_ptr<Client> client, const wire::CloseSession& message) {
+  const auto self = shared_from_this();
+  wire::ControlMessage reply;
+  const std::uint64_t id = message.session();
+  const auto found = client->sessions.find(id);
+  const std::shared_ptr<Session> session =
+      found == client->sessions.end() ? nullptr : found->second;
+  if (session != nullptr) {
+    session->close();
+    client->sessions.erase(found);
+  }
+  if (!client->peer.has(rpc::Feature::kLinks)) {
+    reply.mutable_done();
+    co_return reply;
+  }
+  reply.mutable_session_closed()->set_session(id);
+  if (session != nullptr) {
+    co_await session->wait_until_ended(kStageEndTimeout);
+    for (const SessionLink& link : session->links()) {
+      *reply.mutable_session_closed()->add_links() = to_wire(link);
+    }
+  }
+  co_return reply;
 }
 
 }  // namespace recua::cluster

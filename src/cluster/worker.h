@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -20,6 +21,7 @@
 #include "net/connection.h"
 #include "rpc/control.h"
 #include "rpc/handshake.h"
+#include "rpc/link.h"
 
 namespace recua::cluster {
 
@@ -32,6 +34,9 @@ struct WorkerOptions {
   std::size_t connections_max = 1024;
   net::Duration handshake_timeout = std::chrono::seconds(5);
   rpc::ControlOptions control;
+  const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the worker. Null: TCP only.
+  std::string shared_memory_host;                // Told to peers; empty: none.
+  std::vector<rpc::RdmaPortInfo> rdma_ports;     // Told to peers.
 };
 
 class Worker {

@@ -1,0 +1,36 @@
+#pragma once
+/// Whoever in a worker takes tensor channels: a session for its activations and its weights, an
+/// echo for measuring links. The worker finds a channel's host by the session id of the request,
+/// checks the secret, and hands the connection over once the handshake is done.
+///
+/// Threads: the worker's control loop.
+
+#include <cstdint>
+#include <memory>
+
+#include "base/result.h"
+#include "net/connection.h"
+#include "rpc/handshake.h"
+
+namespace recua::cluster {
+
+class ChannelHost {
+ public:
+  ChannelHost() = default;
+  ChannelHost(const ChannelHost&) = delete;
+  ChannelHost& operator=(const ChannelHost&) = delete;
+  virtual ~ChannelHost() = default;
+
+  [[nodiscard]] virtual rpc::ChannelId id() const = 0;
+  /// What a connector has to show.
+  [[nodiscard]] virtual const rpc::Secret& secret() const = 0;
+  /// The ring of the channel of this number that a connector is to send into; its shape is of no
+  /// use for a channel that we send on. kNotFound: no such channel is waited for (now).
+  [[nodiscard]] virtual Result<rpc::RingShape> ring(const rpc::ChannelRequest& request) const = 0;
+  /// Takes a connection whose channel handshake is done. peer has the features that both ends
+  /// have. kProtocol: no such channel is waited for.
+  virtual Result<void> attach(std::unique_ptr<net::Connection> connection,
+                              const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) = 0;
+};
+
+}  // namespace recua::cluster

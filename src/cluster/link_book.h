@@ -1,0 +1,55 @@
+#pragma once
+/// What a coordinator knows of the links of its plan: their names, what they run on, and in the
+/// end what they did. Channel 0 leads from the coordinator to the first worker, channel i from
+/// worker i - 1 to worker i, the last one back to the coordinator.
+///
+/// Both ends of a link report and count. The sender's line is shown, the receiver's is for
+/// debugging, unless the sender is too old to report.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cluster/link_wire.h"
+#include "rpc/link_metrics.h"
+
+namespace recua::cluster {
+
+class LinkBook {
+ public:
+  struct Worker {
+    std::string name;
+    bool reports = true;  // Knows links.
+  };
+  /// In the order of the layers.
+  void set_workers(std::vector<Worker> workers) { workers_ = std::move(workers); }
+
+  /// Logs what the coordinator's own end of a channel says.
+  void own_report(std::uint32_t number, bool sends, std::string_view text) const;
+  /// Logs what a worker says of its end. Channels that it has no end of are ignored.
+  void report(std::size_t worker, const wire::LinkReport& report) const;
+
+  /// Counters of the coordinator's own end.
+  void add_own(std::uint32_t number, bool sends, std::string transport,
+               const rpc::ChannelCounters& counters);
+  /// Counters of a worker's ends; those of channels that it has no end of are ignored.
+  void add(std::size_t worker, const wire::SessionClosed& closed);
+
+  /// In the order of the channels, each with its sender first.
+  [[nodiscard]] std::vector<rpc::LinkStats> stats() const;
+
+ private:
+  struct Names {
+    std::string from;
+    std::string to;
+  };
+  [[nodiscard]] Names names(std::uint32_t number) const;
+  [[nodiscard]] bool has_end(std::size_t worker, std::uint32_t number, bool sends) const;
+
+  std::vector<Worker> workers_;
+  std::vector<SessionLink> links_;
+};
+
+}  // namespace recua::cluster
