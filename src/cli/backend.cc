@@ -83,18 +83,22 @@ Result<void> load(Backend& backend, const BackendFlags& flags, const model::Slic
   };
   if (!flags.cluster.any()) return load_here(backend, flags.model, options, progress);
   RECUA_ASSIGN_OR_RETURN(
-      backend.executor,
-      connect_cluster(backend.env, backend.loop, flags.cluster, backend.file, options,
-                      flags.model.n_batch, flags.model.n_threads, progress));
+      ClusterBackend cluster,
+      connect_cluster(backend.env, backend.loop, flags.cluster, flags.links, *backend.links,
+                      backend.file, options, flags.model.n_batch, flags.model.n_threads, progress));
+  backend.executor = std::move(cluster.executor);
+  backend.close_cluster = std::move(cluster.close);
   return ok();
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs) {
-  RECUA_RETURN_IF_ERROR(flags.model.check());
-  RECUA_RETURN_IF_ERROR(flags.cluster.check());
+  RECUA_RETURN_IF_ERROR(flags.check());
   auto backend = std::make_unique<Backend>();
+  if (flags.cluster.any()) {
+    RECUA_ASSIGN_OR_RETURN(backend->links, make_link_setup(flags.links));
+  }
   backend->network = std::make_unique<net::TcpNetwork>(backend->loop.get_executor());
   backend->env = make_env(*backend);
   const net::TimePoint begin = backend->clock.now();

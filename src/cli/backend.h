@@ -8,11 +8,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <boost/asio/io_context.hpp>
 
 #include "base/result.h"
 #include "cli/flags.h"
+#include "cli/link_flags.h"
 #include "compute/device.h"
 #include "gguf/gguf_file.h"
 #include "model/executor.h"
@@ -20,6 +22,7 @@
 #include "net/connection.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
+#include "rpc/link_metrics.h"
 #include "tokenizer/tokenizer.h"
 
 namespace recua::cli {
@@ -27,10 +30,18 @@ namespace recua::cli {
 struct BackendFlags {
   ModelFlags model;
   ClusterFlags cluster;
+  LinkFlags links;
 
   void add(CLI::App& app, bool with_ctx = true) {
     model.add(app, with_ctx);
     cluster.add(app);
+    links.add(app);
+  }
+  /// What can be wrong without looking at the machine or the model.
+  [[nodiscard]] Result<void> check() {
+    RECUA_RETURN_IF_ERROR(model.check());
+    RECUA_RETURN_IF_ERROR(cluster.check());
+    return links.check();
   }
 };
 
@@ -46,6 +57,7 @@ struct BackendNeeds {
 
 struct Backend {
   // Members die from the bottom up: the executor first, what it stands on after it.
+  std::unique_ptr<LinkSetup> links;  // Null when the model runs here.
   boost::asio::io_context loop{1};
   net::RealClock clock;
   std::unique_ptr<net::Network> network;
@@ -54,6 +66,9 @@ struct Backend {
   std::optional<tokenizer::Tokenizer> tokenizer;  // If it was asked for.
   std::unique_ptr<compute::Device> device;        // Null when the model runs on workers.
   std::unique_ptr<model::Executor> executor;
+  /// Ends the workers' sessions and says what both ends of all links did. No step may follow. Empty
+  /// when the model runs here.
+  std::function<std::vector<rpc::LinkStats>()> close_cluster;
 
   std::uint32_t n_threads = 0;  // That compute here; 0 when the model runs on workers.
   std::chrono::nanoseconds load_time{};

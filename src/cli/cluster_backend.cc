@@ -1,6 +1,9 @@
 #include "cli/cluster_backend.h"
 
+#include <iterator>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "base/log.h"
 #include "cli/local_workers.h"
@@ -19,7 +22,15 @@ class ClusterExecutor final : public model::Executor {
  public:
   explicit ClusterExecutor(asio::io_context& loop) : loop_(loop), offload_(1) {}
   ~ClusterExecutor() override {
-    if (cluster_ == nullptr) return;
+    close();
+    cluster_.reset();
+    loop_.restart();
+    loop_.poll();  // What still waits on the channels sees that they are gone, and ends.
+  }
+
+  /// Once; what both ends of all links did.
+  std::vector<rpc::LinkStats> close() {
+    if (cluster_ == nullptr || std::exchange(closed_, true)) return {};
     const rpc::ChannelCounters& sent = cluster_->executor().sent();
     const rpc::ChannelCounters& received = cluster_->executor().received();
     log_debug(
@@ -28,24 +39,33 @@ class ClusterExecutor final : public model::Executor {
         sent.messages, sent.bytes, sent.system_calls, sent.payload_copies, sent.sleeps,
         received.messages, received.bytes, received.system_calls, received.payload_copies,
         received.sleeps);
-    const auto close = [](cluster::Cluster& cluster) -> asio::awaitable<bool> {
+    const auto close_it = [](cluster::Cluster& cluster) -> asio::awaitable<bool> {
       co_await cluster.close();
       co_return true;
     };
-    run_on(loop_, close(*cluster_));
-    cluster_.reset();
+    run_on(loop_, close_it(*cluster_));
+    std::vector<rpc::LinkStats> links = cluster_->links();
+    for (const rpc::LinkStats& link : links) {
+      std::string line = fmt::format("link {}->{}, {}: {}", link.from, link.to,
+                                     link.sends ? "sender" : "receiver", link.transport);
+      for (const rpc::CounterField& field : rpc::counter_fields()) {
+        fmt::format_to(std::back_inserter(line), ", {} {}", link.counters.*field.value, field.name);
+      }
+      log_debug("{}", line);
+    }
+    return links;
   }
 
-  Result<void> open(const net::Env& env, const ClusterFlags& flags,
-                    std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options,
-                    std::uint32_t n_batch, std::uint32_t n_threads,
-                    const model::LoadProgress& progress) {
+  Result<void> open(const net::Env& env, const ClusterFlags& flags, const LinkFlags& link_flags,
+                    const LinkSetup& links, std::shared_ptr<gguf::GgufFile> file,
+                    const model::SliceOptions& options, std::uint32_t n_batch,
+                    std::uint32_t n_threads, const model::LoadProgress& progress) {
     cluster::ClusterOptions cluster_options;
     cluster_options.workers = flags.workers;
     if (flags.n_local_workers > 0) {
       const std::filesystem::path path = file->name();
-      RECUA_ASSIGN_OR_RETURN(
-          local_, LocalWorkers::start(flags.n_local_workers, path.parent_path(), n_threads));
+      RECUA_ASSIGN_OR_RETURN(local_, LocalWorkers::start(flags.n_local_workers, path.parent_path(),
+                                                         n_threads, link_flags.arguments()));
       cluster_options.workers = local_.endpoints();
     }
     cluster_options.split.assign(flags.split.begin(), flags.split.end());
@@ -54,6 +74,9 @@ class ClusterExecutor final : public model::Executor {
     cluster_options.verify = flags.verify;
     cluster_options.cache_dir = cluster::default_cache_dir();
     cluster_options.n_threads = sys::default_thread_count(sys::detect_topology());
+    cluster_options.link_policy = &links.policy;
+    cluster_options.shared_memory_host = links.shared_memory_host;
+    cluster_options.rdma_ports = links.rdma_ports;
     cluster_options.connect_timeout = std::chrono::duration_cast<net::Duration>(
         std::chrono::duration<double>(flags.timeout_seconds));
     cluster::ClusterProgress cluster_progress;
@@ -78,22 +101,28 @@ class ClusterExecutor final : public model::Executor {
   LocalWorkers local_;  // Ends after the cluster was closed.
   cluster::ThreadOffload offload_;
   std::unique_ptr<cluster::Cluster> cluster_;
+  bool closed_ = false;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<model::Executor>> connect_cluster(
-    net::Env& env, asio::io_context& loop, const ClusterFlags& flags,
-    std::shared_ptr<gguf::GgufFile> file, const model::SliceOptions& options, std::uint32_t n_batch,
-    std::uint32_t n_threads, const model::LoadProgress& progress) {
+Result<ClusterBackend> connect_cluster(net::Env& env, asio::io_context& loop,
+                                       const ClusterFlags& flags, const LinkFlags& link_flags,
+                                       const LinkSetup& links, std::shared_ptr<gguf::GgufFile> file,
+                                       const model::SliceOptions& options, std::uint32_t n_batch,
+                                       std::uint32_t n_threads,
+                                       const model::LoadProgress& progress) {
   // Which link runs on what, and who holds what, is said once at the start.
   if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
     set_log_level(LogLevel::kInfo);
   }
   auto executor = std::make_unique<ClusterExecutor>(loop);
-  RECUA_RETURN_IF_ERROR(
-      executor->open(env, flags, std::move(file), options, n_batch, n_threads, progress));
-  return std::unique_ptr<model::Executor>(std::move(executor));
+  RECUA_RETURN_IF_ERROR(executor->open(env, flags, link_flags, links, std::move(file), options,
+                                       n_batch, n_threads, progress));
+  ClusterBackend out;
+  out.close = [raw = executor.get()] { return raw->close(); };
+  out.executor = std::move(executor);
+  return out;
 }
 
 }  // namespace recua::cli

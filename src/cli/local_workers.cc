@@ -1,6 +1,5 @@
 #include "cli/local_workers.h"
 
-#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -30,16 +29,19 @@ Error system_error(const char* what) {
                fmt::format("--local-workers: cannot {}: {}", what, std::strerror(errno))};
 }
 
-Result<Child> spawn(const std::filesystem::path& models_dir, std::uint32_t n_threads) {
+Result<Child> spawn(const std::filesystem::path& models_dir, std::uint32_t n_threads,
+                    const std::vector<std::string>& more) {
   int pipe_fds[2];
   if (::pipe2(pipe_fds, O_CLOEXEC) != 0) return system_error("make a pipe");
   const std::string threads = std::to_string(n_threads);
   const std::string models = models_dir.empty() ? "." : models_dir.string();
   const std::string port_file = fmt::format("/dev/fd/{}", pipe_fds[1]);
   // Everything the child needs is made before the fork: after it only plain system calls are safe.
-  const std::array<const char*, 12> arguments = {
+  std::vector<const char*> arguments = {
       "recua",     "worker",        "--listen",    "127.0.0.1:0",     "--models", models.c_str(),
-      "--threads", threads.c_str(), "--port-file", port_file.c_str(), "--quiet",  nullptr};
+      "--threads", threads.c_str(), "--port-file", port_file.c_str(), "--quiet"};
+  for (const std::string& argument : more) arguments.push_back(argument.c_str());
+  arguments.push_back(nullptr);
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) {
@@ -88,12 +90,13 @@ Result<net::Endpoint> read_address(int fd) {
 }  // namespace
 
 Result<LocalWorkers> LocalWorkers::start(std::uint32_t n, const std::filesystem::path& models_dir,
-                                         std::uint32_t n_threads) {
+                                         std::uint32_t n_threads,
+                                         const std::vector<std::string>& arguments) {
   LocalWorkers workers;
   std::vector<int> fds;
   Result<void> result = ok();
   for (std::uint32_t i = 0; i < n && result.ok(); ++i) {
-    Result<Child> child = spawn(models_dir, n_threads);
+    Result<Child> child = spawn(models_dir, n_threads, arguments);
     if (!child.ok()) {
       result = Error(child.error());
       break;

@@ -15,9 +15,11 @@ namespace recua::cli {
 class LocalWorkers {
  public:
   /// Starts n processes of this program on loopback, with models_dir as their own files, and waits
-  /// until they listen. n_threads each. kUnavailable, kTimeout: says what the worker said.
+  /// until they listen. n_threads each; arguments: further ones for each. kUnavailable, kTimeout:
+  /// says what the worker said.
   static Result<LocalWorkers> start(std::uint32_t n, const std::filesystem::path& models_dir,
-                                    std::uint32_t n_threads);
+                                    std::uint32_t n_threads,
+                                    const std::vector<std::string>& arguments);
 
   LocalWorkers() = default;
   LocalWorkers(LocalWorkers&& other) noexcept;

@@ -130,8 +130,7 @@ class Scorer {
 };
 
 int perplexity(PerplexityFlags& flags) {
-  if (const auto checked = flags.backend.model.check(); !checked.ok())
-    return report(checked.error());
+  if (const auto checked = flags.backend.check(); !checked.ok()) return report(checked.error());
   auto text = flags.text.read();
   if (!text.ok()) return report(text.error());
   ModelFlags& model = flags.backend.model;

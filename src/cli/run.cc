@@ -100,6 +100,21 @@ Json token_json(const engine::TokenEvent& event) {
   return out;
 }
 
+/// Both ends of each link, one entry each.
+Json links_json(const std::vector<rpc::LinkStats>& links) {
+  Json out = Json::array();
+  for (const rpc::LinkStats& link : links) {
+    Json& entry = out.emplace_back();
+    entry["from"] = link.from;
+    entry["to"] = link.to;
+    entry["end"] = link.sends ? "sender" : "receiver";
+    entry["transport"] = link.transport;
+    for (const rpc::CounterField& field : rpc::counter_fields())
+      entry[std::string(field.name)] = link.counters.*field.value;
+  }
+  return out;
+}
+
 Result<void> print_json(const RunFlags& flags, const Backend& backend,
                         const std::vector<TokenId>& prompt, const Answer& answer) {
   const engine::Finish& finish = *answer.finish;
@@ -127,6 +142,7 @@ Result<void> print_json(const RunFlags& flags, const Backend& backend,
   timings["n_prompt"] = finish.n_prompt;
   timings["n_generated"] = finish.n_generated;
   out["backend"] = backend.executor->info().description;
+  if (backend.close_cluster) out["links"] = links_json(backend.close_cluster());
   return write_output(out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
@@ -215,10 +231,7 @@ int run(RunFlags& flags) {
   const auto sampling = flags.sampling.check();
   if (!sampling.ok()) return report(sampling.error());
   // What can be wrong without the model is said before it is loaded.
-  if (const auto checked = flags.backend.model.check(); !checked.ok())
-    return report(checked.error());
-  if (const auto checked = flags.backend.cluster.check(); !checked.ok())
-    return report(checked.error());
+  if (const auto checked = flags.backend.check(); !checked.ok()) return report(checked.error());
   auto read = read_prompt(flags);
   if (!read.ok()) return report(read.error());
   std::vector<TokenId> prompt;

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/link_flags.h"
 #include "cluster/chunks.h"
 #include "cluster/offload.h"
 #include "compute/cpu/cpu_device.h"
@@ -37,6 +38,7 @@ struct WorkerFlags {
   std::string port_file;
   std::uint32_t n_threads = 0;
   double memory_gib = 0.0;
+  LinkFlags links;
 };
 
 /// Tells whoever started us where we listen: one line, whole or not there.
@@ -72,6 +74,8 @@ Result<void> run_worker(const WorkerFlags& flags) {
   const compute::CpuDeviceOptions device_options{.n_threads = flags.n_threads};
   RECUA_ASSIGN_OR_RETURN(const auto probe, compute::make_cpu_device(device_options));
 
+  RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<LinkSetup> links, make_link_setup(flags.links));
+
   asio::io_context loop{1};
   net::RealClock clock;
   net::TcpNetwork network(loop.get_executor());
@@ -94,6 +98,9 @@ Result<void> run_worker(const WorkerFlags& flags) {
       flags.cache_dir.empty() ? cluster::default_cache_dir().string() : flags.cache_dir;
   options.n_threads = n_threads;
   options.memory_bytes = static_cast<std::uint64_t>(flags.memory_gib * 1024 * 1024 * 1024);
+  options.link_policy = &links->policy;
+  options.shared_memory_host = links->shared_memory_host;
+  options.rdma_ports = links->rdma_ports;
   cluster::Worker worker(
       env, offload, [device_options] { return compute::make_cpu_device(device_options); }, options);
 
@@ -147,6 +154,7 @@ void register_worker(CLI::App& app, int& exit_code) {
   sub->add_option("--port-file", flags->port_file,
                   "Write HOST:PORT there once connections are accepted, for scripts")
       ->type_name("FILE");
+  flags->links.add(*sub);
   sub->footer(
       "Examples:\n"
       "  recua worker --listen 0.0.0.0:7500 --models /srv/models\n"
