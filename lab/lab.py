@@ -4,12 +4,14 @@ import argparse
 import os
 import pathlib
 import shlex
+import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(__file__))
 from host.image import Image, ImageError, missing_tools  # noqa: E402
 from host.machine import Lab, MachineError  # noqa: E402
-from host.suite import Suite, binary_path, choose, scenarios  # noqa: E402
+from host import measurements  # noqa: E402
+from host.suite import RESULTS, Suite, binary_path, choose, scenarios  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXIT_LAB_FAILED, EXIT_TIMEOUT = 125, 124
@@ -84,6 +86,21 @@ def run_suite(options):
     return 1 if suite.n_failed else 0
 
 
+def bench(options):
+    binaries = [binary_path(), binary_path().parent / "raw_verbs"]
+    absent = [path for path in binaries if not path.exists()]
+    if absent:
+        raise ImageError(f"{absent[0]} is not there: build it with -DRECUA_BENCH=ON")
+    image = Image(say=complain)
+    image.prepare()
+    suite = Suite(image, binaries, say, variables={"BENCH_PAIRS": options.pairs})
+    suite.run(choose(names=["bench"]))
+    if suite.n_failed:
+        return 1
+    say(measurements.table(measurements.read_samples(RESULTS / "bench" / "a" / "samples")))
+    return 0
+
+
 def why_skipped():
     missing = missing_tools(SUITE_TOOLS)
     if missing:
@@ -126,6 +143,10 @@ def parse_arguments():
                              help="fail where the lab cannot run, as with CI=true, instead of skipping")
         command.set_defaults(function=run_suite)
 
+    command = commands.add_parser("bench", help="RDMA links beside bare verbs and perftest, in turns")
+    command.add_argument("--pairs", type=int, default=21, metavar="N", help="rounds")
+    command.set_defaults(function=bench)
+
     command = commands.add_parser("list", help="what scenarios there are")
     command.set_defaults(function=list_scenarios)
 
@@ -136,6 +157,7 @@ def parse_arguments():
 
 def main():
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that no machine stays behind.
     try:
         if options.name in ("prepare", "run") and missing_tools():
             raise ImageError(f"{', '.join(missing_tools())} missing")

@@ -61,6 +61,14 @@ def writes_without_immediate(folder):
     return ""
 
 
+def connected_by_rdma_cm(folder):
+    """rdma_cm: its management datagrams set the connections up."""
+    requests = tshark(folder / "a" / "rdma.pcap", ["frame.number"], "infiniband.mad.attributeid == 0x0010")
+    if len(requests) < 2:
+        return f"{len(requests)} ConnectRequests of rdma_cm, expected one per link that crosses"
+    return ""
+
+
 def _tcp_is_control_only(path, first, last):
     segments = [(float(when), bytes.fromhex(payload.replace(":", ""))) for when, payload in
                 tshark(path, ["frame.time_epoch", "tcp.payload"], "tcp.len > 0")]

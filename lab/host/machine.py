@@ -1,6 +1,7 @@
 """Boots lab machines under QEMU and talks with the agent in each over a virtual serial port."""
 
 import contextlib
+import functools
 import pathlib
 import shutil
 import socket
@@ -10,10 +11,11 @@ import tempfile
 import threading
 import time
 
+from host.clock import counter_khz
 from host.image import LAB
 
 BOOT_SECONDS_MAX = 90  # 6 to 9 s on a quiet host; other load has doubled that.
-# Mitigations and self-tests cost boot time. The clock of an emulated CPU is trusted as it is.
+# Mitigations and self-tests cost boot time; the clock is told, see clock.py.
 KERNEL_ARGUMENTS = ("console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check "
                     "cryptomgr.notests random.trust_cpu=on")
 MAC_ADDRESSES = {"a": "52:54:00:09:00:01", "b": "52:54:00:09:00:02"}
@@ -90,8 +92,7 @@ class Machine:
         self._ports = [Port(self.folder / name) for name in ("out", "err", "agent")]
         self._qemu_log = (self.folder / "qemu").open("wb")
         self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL,
-                                         stdout=self._qemu_log, stderr=subprocess.STDOUT,
-                                         start_new_session=True)
+                                         stdout=self._qemu_log, stderr=subprocess.STDOUT)
         self._copiers = []
         self._agent = None
         self._received = b""
@@ -114,7 +115,7 @@ class Machine:
             "qemu-system-x86_64", "-M", "q35", "-accel", f"tcg,thread={threads}", "-cpu", "max",
             "-smp", lab.n_cpus, "-m", lab.memory_mib,
             "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
-            "-kernel", lab.image.vmlinux, "-initrd", lab.image.initramfs, "-append", KERNEL_ARGUMENTS,
+            "-kernel", lab.image.vmlinux, "-initrd", lab.image.initramfs, "-append", _kernel_arguments(),
             "-serial", f"file:{self.folder / 'console'}", "-device", "virtio-serial-pci"]
         for number, port in enumerate(self._ports, start=1):
             command += ["-chardev", f"socket,id=port{number},path={port.path}",
@@ -190,6 +191,12 @@ class Machine:
         for thread in self._copiers:
             thread.join(timeout=5)
         self._qemu_log.close()
+
+
+@functools.lru_cache(maxsize=None)
+def _kernel_arguments():
+    khz = counter_khz()
+    return KERNEL_ARGUMENTS + (f" tsc_early_khz={khz}" if khz else "")
 
 
 def _shared(tag, folder, read_only=False):

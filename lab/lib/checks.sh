@@ -51,6 +51,20 @@ expect_no_links() { # NAME REGEX
   ! has_lines "$1" "link .*->.*: $2" || fail "$1 has a link with \"$2\""
 }
 
+# NAME printed the same negative log-likelihood as OTHER, to the last digit.
+expect_same_nll() { # NAME OTHER
+  local one other
+  one=$(grep -o '"nll":[0-9.]*' "$FOLDER/$1.out") || fail "$1 prints no nll"
+  other=$(grep -o '"nll":[0-9.]*' "$FOLDER/$2.out") || fail "$2 prints no nll"
+  [[ "$one" == "$other" ]] || fail "$1 has $one, $2 has $other"
+}
+
+# The reference's, which was computed in float64.
+expect_nll() { # NAME VALUE
+  grep -o '"nll":[0-9.]*' "$FOLDER/$1.out" | cut -d: -f2 |
+    awk -v wanted="$2" '{exit !($1 - wanted < 0.002 && wanted - $1 < 0.002)}' || fail "$1 is not near $2"
+}
+
 expect_less() { # WHAT VALUE LIMIT
   (($2 < $3)) || fail "$1 is $2, not less than $3"
 }
@@ -65,10 +79,14 @@ expect_drops() { # LETTER
 
 # --- what is held ----------------------------------------------------------------------------------
 
-# Puts into HELD what NAME holds: descriptors and threads.
+# Puts into HELD the number of NAME's open descriptors.
 count_held() { # NAME
-  local descriptors=(/proc/"${PID[$1]}"/fd/*) threads=(/proc/"${PID[$1]}"/task/*)
-  HELD="${#descriptors[@]} descriptors, ${#threads[@]} threads"
+  local descriptors=(/proc/"${PID[$1]}"/fd/*)
+  HELD=${#descriptors[@]}
+}
+count_threads() { # NAME, into N_THREADS
+  local threads=(/proc/"${PID[$1]}"/task/*)
+  N_THREADS=${#threads[@]}
 }
 
 # A worker without sessions holds what it held when it had just started. The last session's things
@@ -78,8 +96,9 @@ expect_released() { # NAME
     count_held "$1"
     [[ "$HELD" == "${BASELINE[$1]}" ]]
   }
-  if ! wait_until "$1 holds ${BASELINE[$1]} again" released "$1"; then
-    fail "$1 holds $HELD, had ${BASELINE[$1]}"
+  if ! wait_until "$1 has ${BASELINE[$1]} open descriptors again" released "$1"; then
+    ls -l "/proc/${PID[$1]}/fd"
+    fail "$1 has $HELD open descriptors, had ${BASELINE[$1]}"
   fi
 }
 

@@ -2,10 +2,10 @@
 #
 # Node a has va (10.9.0.1, fd09::1) and the RDMA device rxa, node b has vb (10.9.0.2, fd09::2) and rxb.
 # Topology one: both on one machine, va and vb are the ends of a veth pair. Topology two: one each.
-# A second pair (second_pair) gives a: vc, rxc, 10.9.1.1, and b: vd, rxd, 10.9.1.2.
+# second_pair gives a also vc, rxc, 10.9.1.1, and b vd, rxd, 10.9.1.2. bare_box adds a node n without RDMA.
 
 IP_A=10.9.0.1 IP_B=10.9.0.2 IP6_A=fd09::1 IP6_B=fd09::2
-IP_C=10.9.1.1 IP_D=10.9.1.2
+IP_N=10.9.2.2
 RESOURCES=/sys/class/infiniband
 NETWORK_CHANGED=''
 
@@ -67,6 +67,22 @@ second_pair() {
   set_up_ends c d
 }
 
+# Topology one: a box without RDMA devices, named n: a network namespace with 10.9.2.2. Devices are
+# shown in all namespaces unless told otherwise, and that only while there are no others.
+bare_box() {
+  NETWORK_CHANGED=1
+  rdma system set netns exclusive
+  mkdir -p /run/netns
+  ip netns add box
+  ip link add vm type veth peer name vn netns box
+  ip addr add 10.9.2.1/24 dev vm
+  ip link set vm up
+  ip -netns box addr add 10.9.2.2/24 dev vn
+  ip -netns box link set vn up
+  ip -netns box link set lo up
+  ip -netns box route add default via 10.9.2.1
+}
+
 # Undoes whatever a scenario may have done to the network. Starting a program takes tens of
 # milliseconds here, so nothing is done when nothing was changed.
 reset_network() {
@@ -76,6 +92,12 @@ reset_network() {
     for end in c d; do rdma link delete "rx$end" 2>/dev/null || true; done
     ip link delete vc
   fi
+  if [[ -e /run/netns/box ]]; then
+    ip link delete vm
+    ip netns delete box
+    rdma system set netns shared
+  fi
+  tc qdisc delete dev lo root 2>/dev/null || true
   for end in $(nodes); do
     tc qdisc delete dev "v$end" root 2>/dev/null || true
     ip addr flush dev "v$end" scope global
@@ -87,6 +109,11 @@ reset_network() {
 netem() {
   NETWORK_CHANGED=1
   tc qdisc replace dev "v$1" root netem limit 10000 "${@:2}"
+}
+# Topology one: TCP between a and b takes lo, so this is what it suffers from.
+netem_tcp() {
+  NETWORK_CHANGED=1
+  tc qdisc replace dev lo root netem limit 10000 "$@"
 }
 no_netem() { tc qdisc delete dev "v$1" root; }
 
@@ -124,11 +151,11 @@ pause() { read -r -t "$1" -u "$NEVER" || true; } # SECONDS
 
 # The only way to wait here: for a condition, not for time. It fails after LAB_WAIT seconds.
 wait_until() { # WHAT COMMAND...
-  local what=$1 ends=$((SECONDS + ${LAB_WAIT:-20}))
+  local what=$1 ends=$((SECONDS + ${LAB_WAIT:-30}))
   shift
   until "$@"; do
     if ((SECONDS > ends)); then
-      echo "FAILED: waited ${LAB_WAIT:-20} s for: $what" >&2
+      echo "FAILED: waited ${LAB_WAIT:-30} s for: $what" >&2
       return 1
     fi
     pause 0.02

@@ -7,8 +7,9 @@ STORIES=$MODELS/stories260K.gguf
 
 # What a scenario may change before it starts processes.
 TRANSPORT=(--transport rdma,tcp)   # Not shared memory, which topology one would prefer.
-declare -A DEVICES=([a]=rxa [b]=rxb) # --rdma-device of processes at a letter; empty: the flag is left out.
-declare -A HOST=([a]=$IP_A [b]=$IP_B)
+declare -A DEVICES=([a]=rxa [b]=rxb) # --rdma-device of processes at a letter; none: the flag is left out.
+declare -A HOST=([a]=$IP_A [b]=$IP_B [n]=$IP_N)
+MODEL=$STORIES
 COMMON=(-t 1)                      # One emulated CPU: more threads only take turns.
 AS_USER=root
 
@@ -29,16 +30,17 @@ collect_flags() { # LETTER
   if [[ -n "${DEVICES[$1]:-}" ]]; then FLAGS+=(--rdma-device "${DEVICES[$1]}"); fi
 }
 
-# In the background, as AS_USER, without the memlock limit unless MEMLOCK_KIB says otherwise.
-start_process() { # NAME PROGRAM ARGUMENTS...
-  local name=$1
-  step "start $name"
-  shift
+# In the background at LETTER, as AS_USER, with no memlock limit unless MEMLOCK_KIB is set.
+start_process() { # NAME LETTER PROGRAM ARGUMENTS...
+  local name=$1 prefix=()
+  step "start $name at $2"
+  if [[ "$2" == n ]]; then prefix=(ip netns exec box); fi
+  if [[ "$AS_USER" != root ]]; then prefix+=(env HOME=/tmp chroot --userspec="$AS_USER" --skip-chdir /); fi
+  shift 2
   printf '%q ' "$@" >"$FOLDER/$name.command"
   (
     ulimit -l "${MEMLOCK_KIB:-unlimited}"
-    if [[ "$AS_USER" == root ]]; then exec "$@"; fi
-    HOME=/tmp exec chroot --userspec="$AS_USER" --skip-chdir / "$@"
+    exec ${prefix[@]+"${prefix[@]}"} "$@"
   ) </dev/null >"$FOLDER/$name.out" 2>"$FOLDER/$name.err" &
   PID[$name]=$!
 }
@@ -55,7 +57,7 @@ launch_worker() { # NAME LETTER [FLAGS...]
   N_WORKERS=$((N_WORKERS + 1))
   rm -rf "cache-$name"
   mkdir -m 777 "cache-$name"
-  start_process "$name" recua worker --listen "${ADDRESS[$name]}" --cache-dir "$PWD/cache-$name" \
+  start_process "$name" "$end" recua worker --listen "${ADDRESS[$name]}" --cache-dir "$PWD/cache-$name" \
     "${FLAGS[@]}" "$@"
   WORKERS=${WORKERS:+$WORKERS,}${ADDRESS[$name]}
 }
@@ -87,8 +89,13 @@ start_coordinator() { # NAME LETTER SUBCOMMAND [FLAGS...]
   local name=$1 end=$2 subcommand=$3
   shift 3
   collect_flags "$end"
-  start_process "$name" recua "$subcommand" -v -m "$STORIES" -ctk f32 -ctv f32 --workers "$WORKERS" \
+  start_process "$name" "$end" recua "$subcommand" -v -m "$MODEL" -ctk f32 -ctv f32 --workers "$WORKERS" \
     "${FLAGS[@]}" "$@"
+}
+
+# The same without workers, to compare with.
+start_local() { # NAME SUBCOMMAND [FLAGS...]
+  start_process "$1" a recua "$2" -m "$MODEL" -ctk f32 -ctv f32 "${COMMON[@]}" "${@:3}"
 }
 
 GREEDY_FLAGS=(--json --temp 0 --ignore-eos)

@@ -154,15 +154,29 @@ def tidy_step(options):
     return counts
 
 
-def interop_step(_):
-    code = run("interop", ["scripts/interop"])
-    lines = log_path("interop").read_text(errors="replace").splitlines() or [""]
-    match = re.match(r"(\d+) passed, (\d+) failed, (\d+) skipped$", lines[-1])
+def counted(name, command):
+    """A command whose last line is "N passed, N failed[, N skipped]"."""
+    code = run(name, command)
+    lines = log_path(name).read_text(errors="replace").splitlines() or [""]
+    match = re.match(r"(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", lines[-1])
     if match is None:
         return Counts(0, 1)
-    counts = Counts(*map(int, match.groups()))
+    counts = Counts(*(int(number or 0) for number in match.groups()))
     if code != 0 and counts.failed == 0:
         counts.failed = 1
+    return counts
+
+
+def interop_step(_):
+    return counted("interop", ["scripts/interop"])
+
+
+def lab_step(options):
+    """RDMA between virtual machines, with the release build."""
+    counts = counted("lab", ["scripts/lab", "all" if options.full else "smoke"])
+    for line in log_path("lab").read_text(errors="replace").splitlines():
+        if line.startswith(("passed ", "skipped: ")):
+            say(f"   {line}")
     return counts
 
 
@@ -171,6 +185,7 @@ STEPS = {
     "format": ("clang-format agrees with every file", format_step, False, True),
     "includes": ("the include graph holds", includes_step, False, True),
     "release": ("release build and all tests", release_step, True, True),
+    "lab": ("RDMA between virtual machines, release build", lab_step, False, True),
     "asan": ("address and undefined-behaviour sanitizers, all tests", asan_step, False, True),
     "tsan": ("thread sanitizer", tsan_step, False, True),
     "fuzz": ("fuzzing", fuzz_step, False, True),
