@@ -24,6 +24,10 @@ prepare_scenario() {
   cd /tmp/scenario
 }
 
+host_port() { # LETTER PORT
+  if [[ "${HOST[$1]}" == *:* ]]; then echo "[${HOST[$1]}]:$2"; else echo "${HOST[$1]}:$2"; fi
+}
+
 # Puts into FLAGS what every process at LETTER is started with.
 collect_flags() { # LETTER
   FLAGS=("${COMMON[@]}" ${TRANSPORT[@]+"${TRANSPORT[@]}"})
@@ -38,6 +42,7 @@ start_process() { # NAME LETTER PROGRAM ARGUMENTS...
   if [[ "$AS_USER" != root ]]; then prefix+=(env HOME=/tmp chroot --userspec="$AS_USER" --skip-chdir /); fi
   shift 2
   printf '%q ' "$@" >"$FOLDER/$name.command"
+  : >"$FOLDER/$name.err" # So that nobody looks at an earlier process' log.
   (
     ulimit -l "${MEMLOCK_KIB:-unlimited}"
     exec ${prefix[@]+"${prefix[@]}"} "$@"
@@ -48,12 +53,11 @@ start_process() { # NAME LETTER PROGRAM ARGUMENTS...
 # A worker at LETTER's address, with MODELS unless MODELS_OF_WORKERS is set (empty: none).
 # Does not wait for it.
 launch_worker() { # NAME LETTER [FLAGS...]
-  local name=$1 end=$2 models=${MODELS_OF_WORKERS-$MODELS} host=${HOST[$2]}
+  local name=$1 end=$2 models=${MODELS_OF_WORKERS-$MODELS}
   shift 2
   collect_flags "$end"
   if [[ -n "$models" ]]; then FLAGS+=(--models "$models"); fi
-  if [[ "$host" == *:* ]]; then host=[$host]; fi
-  ADDRESS[$name]=$host:$((7500 + N_WORKERS))
+  ADDRESS[$name]=$(host_port "$end" $((7500 + N_WORKERS)))
   N_WORKERS=$((N_WORKERS + 1))
   rm -rf "cache-$name"
   mkdir -m 777 "cache-$name"
