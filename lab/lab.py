@@ -76,6 +76,8 @@ def run_suite(options):
             f"0 passed, 0 failed, {len(chosen)} skipped")
         return 1 if required else 0
     binary = binary_path()
+    if not binary.exists():
+        raise ImageError(f"{binary} is not there: build it, or name another with RECUA_BINARY")
     image = Image(say=complain)
     image.prepare()
     image.check_libraries(binary)
@@ -107,8 +109,6 @@ def why_skipped():
         return f"{', '.join(missing)} missing; scripts/setup --dev installs what the lab needs"
     if os.uname().machine != "x86_64":
         return f"the machines are x86-64, this host is {os.uname().machine}"
-    if not binary_path().exists():
-        return f"{binary_path()} is not there: build it, or name another with RECUA_BINARY"
     return ""
 
 
@@ -164,6 +164,8 @@ def main():
         return options.function(options)
     except (ImageError, MachineError) as error:
         complain(error)
+        if options.function is run_suite:
+            say("0 passed, 1 failed")
         return EXIT_LAB_FAILED
 
 
