@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/log.h"
 #include "base/result.h"
@@ -100,6 +101,8 @@ class IbvQueuePair : public QueuePair {
   std::uint32_t segments_max_;
   std::uint32_t inline_bytes_max_;
   bool in_error_ = false;
+  std::vector<ibv_send_wr> chain_;  // What posts are built in, large enough for a whole queue.
+  std::vector<ibv_sge> segments_;
 };
 
 /// Takes an opened context over. (ibv_device.cc)

@@ -191,7 +191,7 @@ TEST_F(IbvPair, SaysThatTheSendQueueIsFull) {
                             .rkey = b->region->rkey(),
                             .signaled = true};
   const std::vector<SendRequest> chain(32, request);
-  EXPECT_EQ(a->queue_pair->post_send(std::vector<SendRequest>(33, request)).error().code,
+  EXPECT_EQ(a->queue_pair->post_send(std::vector<SendRequest>(65, request)).error().code,
             ErrorCode::kInvalidArgument);
   int n = 0;  // Devices round depths up, so there may be room for more than was asked for.
   Result<void> posted = a->queue_pair->post_send(chain);

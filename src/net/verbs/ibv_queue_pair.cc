@@ -12,9 +12,7 @@
 namespace recua::net::verbs {
 namespace {
 
-// A post is built on the stack, out of so many requests and segments at most.
-constexpr std::size_t kRequestsMax = 32;
-constexpr std::size_t kSegmentsMax = 64;
+constexpr std::size_t kReceiveBatch = 32;      // Receives handed over at once, built on the stack.
 constexpr std::uint32_t kInlineBytesMin = 16;  // Smaller wishes are not worth another attempt.
 constexpr std::uint32_t kQpNumberMax = 0xff'ffff;
 constexpr std::uint32_t kPsnMax = 0xff'ffff;
@@ -116,7 +114,9 @@ IbvQueuePair::IbvQueuePair(const IbvContext& context, UniqueQp qp, const QueuePa
     : context_(context),
       qp_(std::move(qp)),
       segments_max_(options.segments_max),
-      inline_bytes_max_(inline_bytes_max) {}
+      inline_bytes_max_(inline_bytes_max),
+      chain_(options.send_depth),
+      segments_(std::size_t{options.send_depth} * options.segments_max) {}
 
 Result<std::unique_ptr<QueuePair>> IbvQueuePair::create(const IbvContext& context, ibv_pd* domain,
                                                         CompletionQueue& completions,
@@ -199,27 +199,23 @@ Result<void> IbvQueuePair::connect(const ConnectParameters& p) {
 
 Result<void> IbvQueuePair::post_send(std::span<const SendRequest> requests) {
   if (requests.empty()) return ok();
-  if (requests.size() > kRequestsMax) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("{}: {} requests in one post, at most {}", context_.info.name,
-                             requests.size(), kRequestsMax)};
+  const std::string& name = context_.info.name;
+  if (requests.size() > chain_.size()) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("{}: {} requests in one post, at most {}",
+                                                          name, requests.size(), chain_.size())};
   }
-  std::array<ibv_send_wr, kRequestsMax> chain;  // Only what is used is filled: 4 KiB in all.
-  std::array<ibv_sge, kSegmentsMax> segments;
-  std::size_t n_segments = 0;
+  ibv_sge* next_segment = segments_.data();
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const SendRequest& request = requests[i];
-    if (request.segments.size() > segments_max_ ||
-        request.segments.size() > kSegmentsMax - n_segments) {
-      return Error{
-          ErrorCode::kInvalidArgument,
-          fmt::format("{}: {} segments in one request, at most {} (and {} in one post)",
-                      context_.info.name, request.segments.size(), segments_max_, kSegmentsMax)};
+    if (request.segments.size() > segments_max_) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("{}: {} segments in one request, at most {}", name,
+                               request.segments.size(), segments_max_)};
     }
-    ibv_send_wr& wr = chain[i] = ibv_send_wr{};
+    ibv_send_wr& wr = chain_[i] = ibv_send_wr{};
     wr.wr_id = request.wr_id;
-    wr.next = i + 1 < requests.size() ? &chain[i + 1] : nullptr;
-    wr.sg_list = &segments[n_segments];
+    wr.next = i + 1 < requests.size() ? &chain_[i + 1] : nullptr;
+    wr.sg_list = next_segment;
     wr.num_sge = static_cast<int>(request.segments.size());
     wr.opcode = to_opcode(request.operation);
     if (request.signaled) wr.send_flags |= IBV_SEND_SIGNALED;
@@ -231,31 +227,32 @@ Result<void> IbvQueuePair::post_send(std::span<const SendRequest> requests) {
     if (request.operation == Operation::kWriteImmediate) wr.imm_data = htonl(request.immediate);
     std::uint64_t bytes = 0;
     for (const Segment& segment : request.segments) {
-      segments[n_segments++] = to_sge(segment);
+      *next_segment++ = to_sge(segment);
       bytes += segment.bytes;
     }
     if (request.inline_data && bytes > inline_bytes_max_) {
       return Error{ErrorCode::kInvalidArgument,
-                   fmt::format("{}: {} bytes inline, at most {}", context_.info.name, bytes,
-                               inline_bytes_max_)};
+                   fmt::format("{}: {} bytes inline, at most {}", name, bytes, inline_bytes_max_)};
     }
   }
   ibv_send_wr* bad = nullptr;
-  const int error = ibv_post_send(qp_.get(), chain.data(), &bad);
+  const int error = ibv_post_send(qp_.get(), chain_.data(), &bad);
   if (error == 0) return ok();
-  if (error == ENOMEM && bad == chain.data()) {
-    return Error{ErrorCode::kResourceExhausted,
-                 fmt::format("{}: the send queue is full", context_.info.name)};
+  if (error == ENOMEM && bad == chain_.data()) {
+    return Error{ErrorCode::kResourceExhausted, fmt::format("{}: the send queue is full", name)};
   }
   // What stands before the bad one has been posted, so the caller cannot simply try again.
-  return device_error(context_.info.name, "ibv_post_send", error == ENOMEM ? EINVAL : error);
+  if (error == ENOMEM) {
+    return Error{ErrorCode::kIo, fmt::format("{}: the send queue became full within a post", name)};
+  }
+  return device_error(name, "ibv_post_send", error);
 }
 
 Result<void> IbvQueuePair::post_receive(std::span<const ReceiveRequest> requests) {
   while (!requests.empty()) {
-    const std::size_t n = std::min(requests.size(), kRequestsMax);
-    std::array<ibv_recv_wr, kRequestsMax> chain;
-    std::array<ibv_sge, kRequestsMax> segments;
+    const std::size_t n = std::min(requests.size(), kReceiveBatch);
+    std::array<ibv_recv_wr, kReceiveBatch> chain;
+    std::array<ibv_sge, kReceiveBatch> segments;
     for (std::size_t i = 0; i < n; ++i) {
       const bool has_segment = requests[i].segment.bytes != 0;
       if (has_segment) segments[i] = to_sge(requests[i].segment);
