@@ -36,6 +36,15 @@ void add_log_flags(CLI::App& app, LogFlags& flags) {
     app.add_flag("--quiet", flags.quiet, "Only errors on standard error, no progress");
 }
 
+void add_log_flags_below(CLI::App& app, LogFlags& flags) {
+  for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {
+    add_log_flags(*sub, flags);
+    // Before the subcommand's own callback.
+    sub->parse_complete_callback([&flags] { flags.apply(); });
+    add_log_flags_below(*sub, flags);
+  }
+}
+
 /// Every flag or subcommand that could have been meant.
 std::vector<std::string> known_words(const CLI::App& app, bool flags) {
   std::vector<std::string> words;
@@ -71,10 +80,14 @@ std::string describe(const CLI::ParseError& error) {
 /// What is wrong with the command line, best guess first: a word that nobody knows explains more
 /// than the flag that is then missing.
 int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
-  const CLI::App* sub = app.get_subcommands().empty() ? nullptr : app.get_subcommands().front();
+  const CLI::App* sub = nullptr;
+  std::string command = "recua";
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    sub = at = at->get_subcommands().front();
+    command += " " + sub->get_name();
+  }
   const CLI::App& asked = sub == nullptr ? app : *sub;
-  const std::string help =
-      sub == nullptr ? "recua --help" : fmt::format("recua {} --help", sub->get_name());
+  const std::string help = command + " --help";
   // The app collects the leftovers of its subcommands too.
   const std::vector<std::string> unknown = app.remaining(true);
   if (unknown.empty()) {
@@ -84,7 +97,8 @@ int report_parse_error(const CLI::App& app, const CLI::ParseError& error) {
   const bool is_flag = word.starts_with('-');
   const std::vector<std::string> words = known_words(asked, is_flag);
   const std::string_view guess = nearest(word, words);
-  const char* const kind = is_flag ? "flag" : sub == nullptr ? "subcommand" : "argument";
+  const bool has_subcommands = !asked.get_subcommands([](const CLI::App*) { return true; }).empty();
+  const char* const kind = is_flag ? "flag" : has_subcommands ? "subcommand" : "argument";
   const std::string meant =
       guess.empty() ? std::string{} : fmt::format("; did you mean {}?", guess);
   return report({ErrorCode::kInvalidArgument, fmt::format("unknown {} {}{}", kind, word, meant)},
@@ -112,12 +126,9 @@ int run_subcommand(int argc, const char* const* argv) {
   register_quantize(app, exit_code);
   register_synth(app, exit_code);
   register_worker(app, exit_code);
+  register_net(app, exit_code);
   register_version(app, exit_code);
-  for (CLI::App* sub : app.get_subcommands([](CLI::App*) { return true; })) {
-    add_log_flags(*sub, log_flags);
-    // Before the subcommand's own callback.
-    sub->parse_complete_callback([&log_flags] { log_flags.apply(); });
-  }
+  add_log_flags_below(app, log_flags);
   log_flags.apply();
 
   auto arguments =
