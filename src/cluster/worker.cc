@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "cluster/echo_session.h"
 #include "cluster/link_wire.h"
 #include "cluster/plan.h"
 #include "cluster/wire.h"
@@ -39,9 +40,32 @@ struct Client {
   rpc::PeerInfo peer;
   std::unique_ptr<rpc::ControlConnection> control;
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions;
+  std::map<std::uint64_t, std::shared_ptr<EchoSession>> echoes;  // Measurements.
   net::Event gone;
   bool lost = false;
+
+  void tell(wire::ControlMessage notice) const {
+    if (lost) return;
+    if (const auto sent = control->notify(std::move(notice)); !sent.ok()) {
+      log_debug("a notice was not sent: {}", sent.error().message);
+    }
+  }
 };
+
+wire::ControlMessage failed_notice(const rpc::ChannelId& id, const Error& error) {
+  wire::ControlMessage notice;
+  notice.mutable_session_failed()->set_session(id.session);
+  notice.mutable_session_failed()->set_epoch(id.epoch);
+  notice.mutable_session_failed()->set_code(rpc::to_wire(error.code));
+  notice.mutable_session_failed()->set_message(rpc::wire_text(error.message, 2048));
+  return notice;
+}
+
+wire::ControlMessage done() {
+  wire::ControlMessage reply;
+  reply.mutable_done();
+  return reply;
+}
 
 }  // namespace
 
@@ -71,6 +95,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
       const auto session = weak.lock();
       if (session != nullptr && (limited || !session->loaded())) used += session->memory_bytes();
     }
+    for (const auto& client : clients) {
+      for (const auto& [id, echo] : client->echoes) used += echo->memory_bytes();
+    }
     return limit > used ? limit - used : 0;
   }
 
@@ -86,6 +113,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     info.memory_total_bytes =
         options.memory_bytes != 0 ? options.memory_bytes : sys::memory_info().total_bytes;
     info.n_threads = static_cast<std::uint32_t>(options.n_threads);
+    info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
     }
@@ -97,6 +125,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
   [[nodiscard]] std::shared_ptr<ChannelHost> find_host(std::uint64_t id) const {
     for (const auto& client : clients) {
       if (const auto found = client->sessions.find(id); found != client->sessions.end()) {
+        return found->second;
+      }
+      if (const auto found = client->echoes.find(id); found != client->echoes.end()) {
         return found->second;
       }
     }
@@ -116,6 +147,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                                                              const wire::OpenChannel& message);
   Result<wire::ControlMessage> start(const std::shared_ptr<Client>& client,
                                      const wire::StartSession& message);
+  Result<wire::ControlMessage> open_echo(Client& client, const wire::OpenEcho& message);
+  static Result<wire::ControlMessage> start_echo(const std::shared_ptr<Client>& client,
+                                                 EchoSession& echo);
   asio::awaitable<Result<wire::ControlMessage>> close_session(std::shared_ptr<Client> client,
                                                               const wire::CloseSession& message);
   Result<std::shared_ptr<Session>> own_session(const Client& client, std::uint64_t id,
@@ -256,6 +290,8 @@ asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connecti
   client->control->close();
   for (const auto& [id, session] : client->sessions) session->close();
   client->sessions.clear();
+  for (const auto& [id, echo] : client->echoes) echo->close();
+  client->echoes.clear();
   clients.erase(client);
 }
 
@@ -277,7 +313,13 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_
       Result<wire::ControlMessage> reply = co_await open_channel(client, request.open_channel());
       co_return reply;
     }
+    case wire::ControlMessage::kOpenEcho:
+      co_return open_echo(*client, request.open_echo());
     case wire::ControlMessage::kStartSession:
+      if (const auto echo = client->echoes.find(request.start_session().session());
+          echo != client->echoes.end()) {
+        co_return start_echo(client, *echo->second);
+      }
       co_return start(client, request.start_session());
     case wire::ControlMessage::kCloseSession: {
       Result<wire::ControlMessage> reply = co_await close_session(client, request.close_session());
@@ -416,36 +458,58 @@ Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>&
   RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
                          own_session(*client, message.session(), message.epoch()));
   const rpc::ChannelId id = session->id();
-  const auto tell = [weak = std::weak_ptr<Client>(client)](wire::ControlMessage notice) {
-    const std::shared_ptr<Client> alive = weak.lock();
-    if (alive == nullptr || alive->lost) return;
-    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
-      log_debug("a notice was not sent: {}", sent.error().message);
-    }
-  };
+  const std::weak_ptr<Client> weak = client;
   SessionEvents events;
-  events.failed = [tell, id](const Error& error) {
+  events.failed = [weak, id](const Error& error) {
     // The coordinator is told and decides; when it closes a session itself, a neighbour's end of
     // the channel may come first.
     log_debug("session {:016x} ended: {}", id.session, error.message);
-    wire::ControlMessage notice;
-    notice.mutable_session_failed()->set_session(id.session);
-    notice.mutable_session_failed()->set_epoch(id.epoch);
-    notice.mutable_session_failed()->set_code(rpc::to_wire(error.code));
-    notice.mutable_session_failed()->set_message(rpc::wire_text(error.message, 2048));
-    tell(std::move(notice));
+    if (const auto alive = weak.lock()) alive->tell(failed_notice(id, error));
   };
-  events.reported = [tell, id](const rpc::LinkStats& link, std::uint32_t number,
+  events.reported = [weak, id](const rpc::LinkStats& link, std::uint32_t number,
                                const std::string& text) {
     log_info("{}", text);
     wire::ControlMessage notice;
     *notice.mutable_link_report() = link_report_to_wire(id, link, number, text);
-    tell(std::move(notice));
+    if (const auto alive = weak.lock()) alive->tell(std::move(notice));
   };
   RECUA_RETURN_IF_ERROR(session->start(std::move(events)));
-  wire::ControlMessage reply;
-  reply.mutable_done();
-  return reply;
+  return done();
+}
+
+Result<wire::ControlMessage> Worker::State::open_echo(Client& client,
+                                                      const wire::OpenEcho& message) {
+  RECUA_ASSIGN_OR_RETURN(const EchoSession::Request request, EchoSession::parse(message));
+  if (find_host(request.id.session) != nullptr) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("session {:016x} is open already", request.id.session)};
+  }
+  std::size_t n_open = 0;
+  for (const auto& other : clients) n_open += other->echoes.size();
+  if (n_open >= kEchoSessionsMax) {
+    return Error{
+        ErrorCode::kResourceExhausted,
+        fmt::format("{} measurements are open here already, the most that a worker takes", n_open)};
+  }
+  if (const std::uint64_t free = memory_free(); request.ring_bytes() > free) {
+    return Error{ErrorCode::kResourceExhausted,
+                 fmt::format("open_echo asks for a ring of {}, but {} are free here",
+                             format_bytes(request.ring_bytes()), format_bytes(free))};
+  }
+  RECUA_ASSIGN_OR_RETURN(
+      client.echoes[request.id.session],
+      EchoSession::create(env, *session_env.offload, options.name, request, options.link_policy));
+  return done();
+}
+
+Result<wire::ControlMessage> Worker::State::start_echo(const std::shared_ptr<Client>& client,
+                                                       EchoSession& echo) {
+  const rpc::ChannelId id = echo.id();
+  RECUA_RETURN_IF_ERROR(echo.start([weak = std::weak_ptr<Client>(client), id](const Error& error) {
+    log_debug("measurement {:016x} ended: {}", id.session, error.message);
+    if (const auto alive = weak.lock()) alive->tell(failed_notice(id, error));
+  }));
+  return done();
 }
 
 asio::awaitable<Result<wire::ControlMessage>> Worker::State::close_session(
@@ -459,6 +523,11 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::close_session(
   if (session != nullptr) {
     session->close();
     client->sessions.erase(found);
+  }
+  if (const auto echo = client->echoes.find(id); echo != client->echoes.end()) {
+    echo->second->close();
+    client->echoes.erase(echo);
+    co_return done();
   }
   if (!client->peer.has(rpc::Feature::kLinks)) {
     reply.mutable_done();
