@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/net_devices.h"
+#include "cli/net_measure.h"
 #include "net/verbs/ibv_provider.h"
 
 namespace recua::cli {
@@ -44,8 +45,10 @@ void register_net(CLI::App& app, int& exit_code) {
   sub->footer(
       "Examples:\n"
       "  recua net devices\n"
+      "  recua net test box1:7500\n"
       "  recua net <subcommand> --help");
   register_net_devices(*sub, exit_code);
+  register_net_test(*sub, exit_code);
   sub->callback([sub, &exit_code] {
     if (!sub->get_subcommands().empty()) return;
     fmt::print("{}", sub->help("recua"));

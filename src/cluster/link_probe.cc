@@ -200,9 +200,12 @@ asio::awaitable<Result<LinkReport>> Probe::run() {
                                 kProbeBytesMax)};
   }
   n_total_ = options_.transports.size() * (options_.sizes.size() + 1);
-  RECUA_CO_ASSIGN_OR_RETURN(
-      peer_, co_await EchoPeer::connect(env_, options_.worker, options_.connect_timeout,
-                                        options_.control));
+  rpc::PeerInfo self;
+  self.shared_memory_host = options_.shared_memory_host;
+  self.rdma_ports = options_.rdma_ports;
+  RECUA_CO_ASSIGN_OR_RETURN(peer_,
+                            co_await EchoPeer::connect(env_, options_.worker, std::move(self),
+                                                       options_.connect_timeout, options_.control));
   LinkReport report;
   report.address = options_.worker.to_string();
   report.name = peer_->info().name;

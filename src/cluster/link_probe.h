@@ -20,6 +20,7 @@
 #include "base/result.h"
 #include "net/connection.h"
 #include "rpc/control.h"
+#include "rpc/handshake.h"
 #include "rpc/link.h"
 
 namespace recua::cluster {
@@ -48,6 +49,8 @@ struct ProbeOptions {
   net::Duration duration = std::chrono::milliseconds(500);  // Of each size.
   std::uint64_t samples_max = 1'000'000;                    // Of each size.
   const rpc::LinkPolicy* policy = nullptr;                  // What this end may use; null: TCP.
+  std::string shared_memory_host;                           // Told to the worker, as what follows.
+  std::vector<rpc::RdmaPortInfo> rdma_ports;
   net::Duration connect_timeout = std::chrono::seconds(10);
   rpc::ControlOptions control;
 };

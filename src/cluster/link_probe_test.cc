@@ -65,8 +65,7 @@ class LinkProbe : public testing::Test {
     return loop.run(probe_link(network.env("here"), std::move(options), std::move(progress)));
   }
   Result<std::shared_ptr<EchoPeer>> connect() {
-    return loop.run(
-        EchoPeer::connect(network.env("here"), {"box", kPort}, seconds(5), rpc::ControlOptions{}));
+    return loop.run(EchoPeer::connect(network.env("here"), {"box", kPort}, {}, seconds(5), {}));
   }
   static EchoLink::Options link_options() {
     EchoLink::Options options;

@@ -1,0 +1,10 @@
+#pragma once
+/// `recua net test`, a subcommand of `recua net`.
+
+#include <CLI/CLI.hpp>
+
+namespace recua::cli {
+
+void register_net_test(CLI::App& net, int& exit_code);
+
+}  // namespace recua::cli
