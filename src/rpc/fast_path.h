@@ -47,6 +47,8 @@ class FastSender {
 
   /// "rdma mlx5_0/1 gid 3 (RoCEv2 10.0.0.5) mtu 4096", "shared memory"
   [[nodiscard]] virtual std::string description() const = 0;
+  /// Whether post() may be used; poll() gets on with it. Lanes that rdma_cm connects take a while.
+  [[nodiscard]] virtual bool ready() const { return true; }
   /// Starts writing. False when there is no room for it now: poll() and call again. The bytes stay
   /// untouched until is_complete(sequence). kResourceExhausted: this path cannot carry the message
   /// (rows in memory that is not registered), the connection can.

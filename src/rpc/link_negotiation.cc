@@ -1,5 +1,6 @@
 #include "rpc/link_negotiation.h"
 
+#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -8,6 +9,23 @@
 #include "rpc/wire_error.h"
 
 namespace recua::rpc {
+namespace {
+
+Result<VerbsOffer::Cm> cm_from_wire(const wire::AcceptedLane& lane) {
+  VerbsOffer::Cm out;
+  if (lane.cm_host().empty() || lane.cm_host().size() > 64 || lane.cm_port() == 0 ||
+      lane.cm_port() > 65535 || lane.cm_token().size() != out.token.size()) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("answered with no place for rdma_cm: a host of {} bytes, port {}, a "
+                             "token of {} bytes",
+                             lane.cm_host().size(), lane.cm_port(), lane.cm_token().size())};
+  }
+  out.listener = {.host = lane.cm_host(), .port = static_cast<std::uint16_t>(lane.cm_port())};
+  std::memcpy(out.token.data(), lane.cm_token().data(), out.token.size());
+  return out;
+}
+
+}  // namespace
 
 LinkProposal LinkProposal::prepare(const LinkContext& context, RingShape ring,
                                    const std::vector<std::span<std::byte>>& sources,
@@ -36,6 +54,7 @@ std::vector<std::byte> LinkProposal::record() const {
   offer.set_shared_memory_host(shared_memory_host_);
   offer.set_no_rdma(none_.reason.substr(0, kReasonBytesMax));
   offer.set_uncut_bytes(verbs_->uncut_bytes());
+  offer.set_by_cm(verbs_->by_cm());
   return encode_record(RecordKind::kOffer, offer);
 }
 
@@ -69,7 +88,11 @@ Result<LinkProposal::Outcome> LinkProposal::take(const wire::LinkAnswer& answer)
   std::vector<VerbsOffer::Accepted> accepted;
   for (const wire::AcceptedLane& each : answer.lanes()) {
     RECUA_ASSIGN_OR_RETURN(net::verbs::LaneAddress lane, from_wire(each.lane()));
-    accepted.push_back({.offered = each.offered(), .lane = std::move(lane)});
+    std::optional<VerbsOffer::Cm> cm;
+    if (verbs_->by_cm()) {
+      RECUA_ASSIGN_OR_RETURN(cm, cm_from_wire(each));
+    }
+    accepted.push_back({.offered = each.offered(), .lane = std::move(lane), .cm = std::move(cm)});
   }
   Result<std::unique_ptr<FastSender>> path = VerbsOffer::connect(std::move(verbs_), accepted);
   if (path.ok()) {
@@ -117,7 +140,7 @@ Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const
     RECUA_ASSIGN_OR_RETURN(offered.emplace_back(), from_wire(lane));
   }
   RECUA_ASSIGN_OR_RETURN(VerbsAnswer verbs, accept_lanes(policy, ring, memory.bytes, local_address,
-                                                         offered, context.env));
+                                                         offered, offer.by_cm(), context.env));
   if (verbs.receiver == nullptr) {
     out.answer.set_reason(verbs.none.reason.substr(0, kReasonBytesMax));
     out.answer.set_temporary(verbs.none.temporary);
@@ -128,6 +151,11 @@ Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const
     wire::AcceptedLane& lane = *out.answer.add_lanes();
     lane.set_offered(static_cast<std::uint32_t>(each.offered));
     to_wire(each.lane, *lane.mutable_lane());
+    if (each.cm) {
+      lane.set_cm_host(each.cm->listener.host);
+      lane.set_cm_port(each.cm->listener.port);
+      lane.set_cm_token(each.cm->token.data(), each.cm->token.size());
+    }
   }
   out.path = std::move(verbs.receiver);
   return out;

@@ -390,7 +390,8 @@ class LinkReceiver final : public ChannelReceiver {
     if (ready.error().empty()) {
       if (path_ != nullptr) {
         why_stream_.clear();
-        report(path_->description());
+        const std::string description = path_->description();
+        if (std::exchange(planned_from_, {}) != description) report(description);
       }
       return ok();
     }
@@ -406,23 +407,27 @@ class LinkReceiver final : public ChannelReceiver {
                                                      record.generation(), generation_)};
     }
     fence_reason_ = "the peer reports: " + wire_text(record.reason(), kReasonBytesMax);
-    return fence(record.lanes(), {});
+    return fence(record.lanes(), {}, record.planned());
   }
 
   /// Ends lanes and tells what has arrived. reason: set when we noticed ourselves.
-  Result<void> fence(LaneMask lanes, const std::string& reason) {
+  Result<void> fence(LaneMask lanes, const std::string& reason, bool planned = false) {
     if (path_ != nullptr && (path_->lanes() & lanes) != 0) {
       const std::string before = path_->description();
-      ++counters_.failovers;
+      if (!planned) ++counters_.failovers;
       arrivals_.clear();
       Result<void> fenced = path_->fence(lanes, n_delivered_, arrivals_);
       if (!fenced.ok()) return fail(std::move(fenced).error().within(peer()));
       RECUA_RETURN_IF_ERROR(take_arrivals());
       if (path_->lanes() == 0) drop_path();
       const std::string why = reason.empty() ? fence_reason_ : reason;
-      if (path_ == nullptr) why_stream_ = why;
-      report(fmt::format("{} failed: {}; going on over {}", before, why,
-                         path_ != nullptr ? path_->description() : "tcp"));
+      if (path_ == nullptr && !planned) why_stream_ = why;
+      if (planned) {
+        planned_from_ = before;
+      } else {
+        report(fmt::format("{} failed: {}; going on over {}", before, why,
+                           path_ != nullptr ? path_->description() : "tcp"));
+      }
     }
     wire::LinkFenced record;
     record.set_generation(generation_);
@@ -508,6 +513,7 @@ class LinkReceiver final : public ChannelReceiver {
   std::uint64_t uncut_bytes_ = 0;
   std::string why_stream_;
   std::string fence_reason_;
+  std::string planned_from_;  // What the sender gave up although it worked.
 
   ChannelCounters counters_;
   mutable ChannelCounters shown_;

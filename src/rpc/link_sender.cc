@@ -1,8 +1,10 @@
-// A sender in one of four states: it has not begun, it has offered and waits for the answer, it
-// uses a fast path, or it writes to the connection. Messages wait in entries_, a ring with one
-// entry per credit, until they are complete: their bytes may have to be sent again.
+// A sender in one of five states: it has not begun, it has offered and waits for the answer, its
+// lanes are being connected, it uses a fast path, or it writes to the connection. Messages wait in
+// entries_, a ring with one entry per credit, until they are complete: their bytes may have to be
+// sent again.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <utility>
 #include <vector>
@@ -115,6 +117,9 @@ class LinkSender final : public ChannelSender {
     }
     if (path_ != nullptr) {
       moved = path_->poll() || moved;
+      if (state_ == State::kConnecting) watch_connecting();
+    }
+    if (path_ != nullptr && state_ == State::kFast) {
       RECUA_RETURN_IF_ERROR(take_released(path_->n_released(), "wrote"));
       fence_failed_lanes();
     }
@@ -140,7 +145,7 @@ class LinkSender final : public ChannelSender {
   }
 
  private:
-  enum class State { kStart, kOffered, kFast, kStream };
+  enum class State { kStart, kOffered, kConnecting, kFast, kStream };
   enum class Carrier : std::uint8_t { kNone, kFast, kStream };
 
   /// A message that is not complete.
@@ -361,6 +366,7 @@ class LinkSender final : public ChannelSender {
     proposal_.reset();
     deadline_.reset();
     state_ = State::kStream;
+    planned_from_.clear();
     if (why_stream_ != why) {
       why_stream_ = why;
       report(fmt::format("tcp, because {}", why));
@@ -385,9 +391,15 @@ class LinkSender final : public ChannelSender {
     if (state_ == State::kStream) {
       offer();
     } else if (state_ == State::kFast) {
-      // Fewer lanes than there were: end the rest as well, then offer all again.
-      fence(path_->lanes(), "to bring all ports back");
-      offer_when_fenced_ = true;
+      // Fewer lanes than there were. If a port is back, end the rest as well, then offer all again.
+      NoLanes none;
+      const auto ports = usable_ports(*context_.policy, connection_->local_address(), none);
+      if (ports.size() <= static_cast<std::size_t>(std::popcount(path_->lanes()))) {
+        plan_retry(true);
+        return;
+      }
+      planned_from_ = path_->description();
+      fence(path_->lanes(), {}, true);
     }
   }
 
@@ -404,11 +416,8 @@ class LinkSender final : public ChannelSender {
       settle_on_stream(outcome.why, outcome.temporary);
       return ok();
     }
-    wire::LinkReady ready;
-    ready.set_generation(generation_);
-    ready.set_error(wire_text(outcome.error, kReasonBytesMax));
-    writer_.push_record(encode_record(RecordKind::kReady, ready));
     if (outcome.path == nullptr) {
+      say_ready(outcome.error);
       if (outcome.was_shared_memory) {
         shared_memory_failed_ = true;
         report("not shared memory, because this end " + outcome.error);
@@ -419,11 +428,45 @@ class LinkSender final : public ChannelSender {
       return ok();
     }
     path_ = std::move(outcome.path);
+    if (path_->ready()) {
+      use_path();
+    } else {
+      state_ = State::kConnecting;
+      deadline_ = now() + context_.policy->settle_timeout;
+    }
+    return ok();
+  }
+
+  void say_ready(const std::string& error) {
+    wire::LinkReady ready;
+    ready.set_generation(generation_);
+    ready.set_error(wire_text(error, kReasonBytesMax));
+    writer_.push_record(encode_record(RecordKind::kReady, ready));
+  }
+
+  void use_path() {
+    say_ready({});
+    deadline_.reset();
     path_since_ = now();
     state_ = State::kFast;
     why_stream_.clear();
-    report(path_->description());
-    return ok();
+    const std::string description = path_->description();
+    if (std::exchange(planned_from_, {}) != description) report(description);
+  }
+
+  void give_up_connecting(const std::string& why) {
+    drop_path();
+    say_ready(why);
+    settle_on_stream("this end " + why, true);
+  }
+
+  /// Lanes that rdma_cm connects are not there at once.
+  void watch_connecting() {
+    if (path_->failed_lanes() == path_->lanes()) {
+      give_up_connecting("cannot use RDMA: " + path_->failure());
+    } else if (path_->ready()) {
+      use_path();
+    }
   }
 
   // ---- When lanes fail --------------------------------------------------------------------------
@@ -433,11 +476,12 @@ class LinkSender final : public ChannelSender {
     if (failed != 0) fence(failed, path_->failure());
   }
 
-  void fence(LaneMask lanes, const std::string& reason) {
+  void fence(LaneMask lanes, const std::string& reason, bool planned = false) {
     wire::LinkFence record;
     record.set_generation(generation_);
     record.set_lanes(lanes);
     record.set_reason(wire_text(reason, kReasonBytesMax));
+    record.set_planned(planned);
     writer_.push_record(encode_record(RecordKind::kFence, record));
     fencing_ |= lanes;
     fence_reason_ = reason;
@@ -450,13 +494,15 @@ class LinkSender final : public ChannelSender {
     if (state_ == State::kOffered) {
       // Whatever it may have made ready for us is to go away; its answer is ignored.
       gave_up_waiting_ = true;
-      wire::LinkReady ready;
-      ready.set_generation(generation_);
-      ready.set_error("waited too long for the answer");
-      writer_.push_record(encode_record(RecordKind::kReady, ready));
+      say_ready("waited too long for the answer");
       settle_on_stream(fmt::format("the peer did not answer the offer within {}",
                                    net::to_string(context_.policy->settle_timeout)),
                        true);
+      return ok();
+    }
+    if (state_ == State::kConnecting) {
+      give_up_connecting(fmt::format("cannot use RDMA: rdma_cm did not connect within {}",
+                                     net::to_string(context_.policy->settle_timeout)));
       return ok();
     }
     return fail(Error{ErrorCode::kTimeout,
@@ -483,7 +529,7 @@ class LinkSender final : public ChannelSender {
         !fence_reason_.empty() ? std::exchange(fence_reason_, {})
                                : "the peer reports: " + wire_text(fenced.reason(), kReasonBytesMax);
     const std::string before = path_->description();
-    ++counters_.failovers;
+    if (planned_from_.empty()) ++counters_.failovers;
     path_->drop_lanes(lanes);
     fencing_ &= ~lanes;
     if (fencing_ == 0) deadline_.reset();
@@ -495,7 +541,7 @@ class LinkSender final : public ChannelSender {
     }
     drop_path();
     state_ = State::kStream;
-    if (std::exchange(offer_when_fenced_, false)) {
+    if (!planned_from_.empty()) {
       offer();
       return ok();
     }
@@ -557,7 +603,7 @@ class LinkSender final : public ChannelSender {
   std::unique_ptr<FastSender> path_;
   LaneMask fencing_ = 0;  // Lanes whose end the receiver has not confirmed yet.
   std::string fence_reason_;
-  bool offer_when_fenced_ = false;
+  std::string planned_from_;  // What is being replaced though it works, for ports that are back.
   bool shared_memory_failed_ = false;
   bool gave_up_waiting_ = false;
   std::optional<net::TimePoint> deadline_;  // Of the answer, or of the confirmation.

@@ -68,10 +68,18 @@ class VerbsOffer {
   [[nodiscard]] std::vector<net::verbs::LaneAddress> lanes() const;
   [[nodiscard]] const NoLanes& none() const;
   [[nodiscard]] std::uint64_t uncut_bytes() const;
+  /// Whether rdma_cm is to connect them: asked for, or the only way (iWARP).
+  [[nodiscard]] bool by_cm() const;
 
+  /// Where the receiver's rdma_cm waits, and what to show there.
+  struct Cm {
+    net::Endpoint listener;
+    net::verbs::CmToken token{};
+  };
   struct Accepted {
     std::size_t offered = 0;  // Index into lanes().
     net::verbs::LaneAddress lane;
+    std::optional<Cm> cm = {};  // Set: connect through it.
   };
   /// kProtocol: an index twice or out of range, an address that no honest peer sends, a window
   /// that is no ring of ours.
@@ -93,7 +101,7 @@ struct VerbsAnswer {
 /// kProtocol: an offered address that no honest peer sends.
 Result<VerbsAnswer> accept_lanes(const LinkPolicy& policy, RingShape ring,
                                  std::span<std::byte> memory, const std::string& local_address,
-                                 std::span<const net::verbs::LaneAddress> offered,
+                                 std::span<const net::verbs::LaneAddress> offered, bool by_cm,
                                  const net::Env& env);
 
 /// What both sides do first: our usable ports, or why there are none.

@@ -145,7 +145,7 @@ class VerbsReceiver final : public FastReceiver {
     const std::array<std::span<const std::byte>, 1> parts{
         std::span<const std::byte>(credit_.data(), sizeof(n_released_))};
     for (const auto& lane : lanes_) {
-      if (lane == nullptr || lane->failure()) continue;
+      if (lane == nullptr || lane->failure() || !lane->is_connected()) continue;
       const Result<bool> written =
           lane->write({.offset = 0,
                        .parts = parts,
@@ -168,11 +168,24 @@ class VerbsReceiver final : public FastReceiver {
   bool events_due_ = false;
 };
 
+/// Waits for the sender at rdma_cm; cm: where, and with what.
+Result<void> listen(Lane& lane, const LaneAddress& remote, const net::Env& env,
+                    std::optional<VerbsOffer::Cm>& cm) {
+  VerbsOffer::Cm out;
+  const std::array<std::uint64_t, 2> words{env.random(), env.random()};
+  static_assert(sizeof(words) == sizeof(out.token));
+  std::memcpy(out.token.data(), words.data(), sizeof(words));
+  RECUA_ASSIGN_OR_RETURN(out.listener, lane.listen(remote, out.token));
+  cm = std::move(out);
+  return ok();
+}
+
 }  // namespace
 
 Result<VerbsAnswer> accept_lanes(const LinkPolicy& policy, RingShape ring,
                                  std::span<std::byte> memory, const std::string& local_address,
-                                 std::span<const LaneAddress> offered, const net::Env& env) {
+                                 std::span<const LaneAddress> offered, bool by_cm,
+                                 const net::Env& env) {
   VerbsAnswer answer;
   const auto ports = usable_ports(policy, local_address, answer.none);
   if (ports.empty()) return answer;
@@ -199,8 +212,10 @@ Result<VerbsAnswer> accept_lanes(const LinkPolicy& policy, RingShape ring,
     Result<std::unique_ptr<Lane>> lane =
         Lane::create(*policy.provider, ports[pair.local],
                      memory.first(ring.n_slots * ring.slot_bytes), sources, env.random(), options);
+    std::optional<VerbsOffer::Cm> cm;
     if (lane.ok()) {
-      const Result<void> connected = (*lane)->connect(offered[pair.remote]);
+      const Result<void> connected = by_cm ? listen(**lane, offered[pair.remote], env, cm)
+                                           : (*lane)->connect(offered[pair.remote]);
       if (!connected.ok() && connected.error().code == ErrorCode::kProtocol) {
         return Error(connected.error());
       }
@@ -210,7 +225,8 @@ Result<VerbsAnswer> accept_lanes(const LinkPolicy& policy, RingShape ring,
       answer.none = {.reason = "cannot use RDMA: " + lane.error().message, .temporary = true};
       continue;
     }
-    answer.accepted.push_back({.offered = pair.remote, .lane = (*lane)->local()});
+    answer.accepted.push_back(
+        {.offered = pair.remote, .lane = (*lane)->local(), .cm = std::move(cm)});
     lanes.push_back(std::move(*lane));
   }
   if (!lanes.empty()) {

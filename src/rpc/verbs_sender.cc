@@ -65,6 +65,12 @@ class VerbsSender final : public FastSender {
     return describe_lanes(alive);
   }
 
+  [[nodiscard]] bool ready() const override {
+    return std::all_of(lanes_.begin(), lanes_.end(), [](const auto& lane) {
+      return lane == nullptr || lane->is_connected() || lane->failure();
+    });
+  }
+
   Result<bool> post(const SlotWrite& message) override {
     Record& record = records_[message.sequence % ring_.n_slots];
     std::array<std::size_t, kPiecesMax> live;
@@ -231,7 +237,7 @@ class VerbsSender final : public FastSender {
     to.signals += from.signals;
   }
   [[nodiscard]] bool usable(std::size_t lane) const {
-    return lanes_[lane] != nullptr && !lanes_[lane]->failure();
+    return lanes_[lane] != nullptr && lanes_[lane]->is_connected() && !lanes_[lane]->failure();
   }
 
   /// Header and descriptor into the slot's staging memory; rows too if they lie nowhere registered.
@@ -340,6 +346,7 @@ struct VerbsOffer::State {
   std::vector<std::unique_ptr<Lane>> lanes;
   NoLanes none;
   std::uint64_t uncut_bytes = UINT64_MAX;
+  bool by_cm = false;
 };
 
 VerbsOffer::VerbsOffer(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -353,6 +360,10 @@ std::unique_ptr<VerbsOffer> VerbsOffer::prepare(const LinkPolicy& policy, RingSh
   state->ring = ring;
   state->stripe_bytes_min = policy.stripe_bytes_min;
   const auto ports = usable_ports(policy, local_address, state->none);
+  state->by_cm = policy.use_rdma_cm ||
+                 std::any_of(ports.begin(), ports.end(), [](const net::verbs::PortChoice& port) {
+                   return port.transport == net::verbs::Transport::kIwarp;
+                 });
   if (!ports.empty()) {
     Result<SendMemory> memory = allocate_memory(ring, std::move(sources), n_released);
     if (memory.ok()) {
@@ -389,6 +400,7 @@ std::vector<LaneAddress> VerbsOffer::lanes() const {
 }
 const NoLanes& VerbsOffer::none() const { return state_->none; }
 std::uint64_t VerbsOffer::uncut_bytes() const { return state_->uncut_bytes; }
+bool VerbsOffer::by_cm() const { return state_->by_cm; }
 
 Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOffer> offer,
                                                         std::span<const Accepted> accepted) {
@@ -405,7 +417,9 @@ Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOff
                    fmt::format("the answer's window has {} bytes, the ring {}",
                                each.lane.window_bytes, state.ring.n_slots * state.ring.slot_bytes)};
     }
-    RECUA_RETURN_IF_ERROR(state.lanes[each.offered]->connect(each.lane));
+    Lane& lane = *state.lanes[each.offered];
+    RECUA_RETURN_IF_ERROR(each.cm ? lane.connect_by_cm(each.lane, each.cm->listener, each.cm->token)
+                                  : lane.connect(each.lane));
     lanes.push_back(std::move(state.lanes[each.offered]));
   }
   return std::unique_ptr<FastSender>(std::make_unique<VerbsSender>(

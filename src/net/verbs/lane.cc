@@ -21,8 +21,8 @@ constexpr std::uint64_t kPieceBytesMax = std::uint64_t{1} << 30;  // Segments ha
 constexpr std::uint64_t kPieceBytesUnknown = std::uint64_t{1} << 20;
 
 // fence() waits until a card has given back all that was posted, which takes it microseconds. This
-// ends the wait for a card that keeps some (rxe with its link down): about a tenth of a second without
-// any completion. Nothing is lost by it: what was not noticed counts as not arrived.
+// ends the wait for a card that keeps some (rxe with its link down): about a tenth of a second
+// without any completion. Nothing is lost by it: what was not noticed counts as not arrived.
 constexpr int kFencePollsYielding = 1000;
 constexpr int kFencePollsMax = 2000;
 constexpr auto kFencePause = std::chrono::microseconds(100);
@@ -169,17 +169,22 @@ std::uint64_t Lane::n_completed() const { return state_->writes_done; }
 const std::optional<Error>& Lane::failure() const { return state_->failure; }
 const LaneCounters& Lane::counters() const { return state_->counters; }
 
+Result<void> Lane::State::set_remote(const LaneAddress& address) {
+  RECUA_CHECK(!is_connected);
+  if (auto checked = check_address(local.port, address); !checked.ok())
+    return std::move(checked).error().within(name);
+  remote = address;
+  name = fmt::format("{} -> {}", name,
+                     remote.port.link_layer == LinkLayer::kInfiniBand
+                         ? fmt::format("lid {}", remote.port.lid)
+                         : to_string(remote.port.gid));
+  mtu_bytes = std::min(port.port.mtu_bytes, remote.port.mtu_bytes);
+  return ok();
+}
+
 Result<void> Lane::connect(const LaneAddress& remote) {
   State& state = *state_;
-  RECUA_CHECK(!state.is_connected);
-  if (auto checked = check_address(state.local.port, remote); !checked.ok())
-    return std::move(checked).error().within(state.name);
-  state.remote = remote;
-  state.name = fmt::format("{} -> {}", state.name,
-                           remote.port.link_layer == LinkLayer::kInfiniBand
-                               ? fmt::format("lid {}", remote.port.lid)
-                               : to_string(remote.port.gid));
-  state.mtu_bytes = std::min(state.port.port.mtu_bytes, remote.port.mtu_bytes);
+  RECUA_RETURN_IF_ERROR(state.set_remote(remote));
   RECUA_RETURN_IF_ERROR(state.pair->connect({.address = make_address(state.port, remote.port),
                                              .remote_qp_number = remote.qp_number,
                                              .remote_psn = remote.psn,
@@ -192,6 +197,8 @@ Result<void> Lane::connect(const LaneAddress& remote) {
 void Lane::fence(std::vector<Announcement>& announcements) {
   State& state = *state_;
   if (std::exchange(state.is_fenced, true)) return;
+  state.cm_listener.reset();
+  state.cm.reset();  // Tells the peer.
   const bool is_in_error = state.pair->set_error().ok();
   // Unsignaled requests that succeeded before never complete, so there is no counting: a last one
   // is flushed after all others. Receives are counted, since rxe looks at receives that are posted

@@ -20,6 +20,7 @@
 
 #include "base/result.h"
 #include "net/verbs/address.h"
+#include "net/verbs/cm.h"
 #include "net/verbs/verbs.h"
 
 namespace recua::net::verbs {
@@ -74,6 +75,13 @@ class Lane {
   [[nodiscard]] std::uint32_t mtu_bytes() const;  // After connect(): the smaller of both ends.
   /// kProtocol: values that no honest peer sends. kIo: the device refused.
   Result<void> connect(const LaneAddress& remote);
+  /// The other way, through rdma_cm: one end listens on its port's own address and tells where, the
+  /// other connects with the token; poll() carries both on. A failure ends the lane.
+  Result<Endpoint> listen(const LaneAddress& remote, const CmToken& token);
+  Result<void> connect_by_cm(const LaneAddress& remote, const Endpoint& listener,
+                             const CmToken& token);
+  /// Whether write() may be called.
+  [[nodiscard]] bool is_connected() const;
 
   struct Write {
     std::uint64_t offset = 0;                           // Into the peer's window.

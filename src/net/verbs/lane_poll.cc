@@ -100,6 +100,8 @@ std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
 bool Lane::poll(std::vector<Announcement>& announcements) {
   State& state = *state_;
   const bool had_failed = state.failure.has_value();
+  const bool had_connected = state.is_connected;
+  if (!had_connected && !had_failed) state.advance_cm();
   // A peer that announces without pause must not keep the caller here.
   const std::size_t n_max = state.options.send_depth + state.options.receive_depth;
   std::size_t n_taken = 0;
@@ -108,7 +110,8 @@ bool Lane::poll(std::vector<Announcement>& announcements) {
     n_taken += n;
     if (n < kBatch) break;
   }
-  return n_taken > 0 || state.failure.has_value() != had_failed;
+  return n_taken > 0 || state.failure.has_value() != had_failed ||
+         state.is_connected != had_connected;
 }
 
 void Lane::State::take_event(const DeviceEvent& event) {
@@ -150,11 +153,16 @@ void Lane::State::take_events() {
   while (const std::optional<DeviceEvent> event = device->poll_event()) take_event(*event);
 }
 
-void Lane::poll_events() { state_->take_events(); }
+void Lane::poll_events() {
+  state_->take_events();
+  if (state_->cm != nullptr) state_->advance_cm();
+}
 
 void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready) {
   state_->queue->arm(executor, ready);
   state_->device->arm_events(executor, ready);
+  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, ready);
+  if (state_->cm != nullptr) state_->cm->arm(executor, ready);
 }
 
 }  // namespace recua::net::verbs

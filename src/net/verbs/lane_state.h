@@ -44,6 +44,9 @@ struct Lane::State {
   std::vector<std::unique_ptr<Region>> source_regions;
   std::unique_ptr<CompletionQueue> queue;
   std::unique_ptr<QueuePair> pair;
+  std::unique_ptr<CmListener> cm_listener;  // Of lanes that rdma_cm connects.
+  std::unique_ptr<CmConnection> cm;
+  CmToken cm_token{};
 
   PortChoice port;
   LaneOptions options;
@@ -84,6 +87,8 @@ struct Lane::State {
   Result<void> open(Provider& provider, std::span<std::byte> window_memory,
                     std::span<const std::span<std::byte>> source_memory);
   Result<void> check_port(PortInfo& now);
+  Result<void> set_remote(const LaneAddress& remote);
+  void advance_cm();
   Result<void> post_receives(std::span<const ReceiveRequest> receives);
   [[nodiscard]] ReceiveRequest receive(std::uint64_t cell) const;
 
