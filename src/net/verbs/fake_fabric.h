@@ -57,9 +57,11 @@ class FakeFabric {
   /// The next n work requests posted on the device complete with this status, and so fail the
   /// queue pair: theirs complete as kFlushed afterwards.
   void fail_sends(const std::string& device, Status status, int n = 1);
-  /// The receiver's side of the next arrival at the device fails with this status.
+  /// The receive that the next n announcements or SENDs to the device take fails with this status,
+  /// and with it the receiver's queue pair; the sender gets kRemoteOperation.
   void fail_receives(const std::string& device, Status status, int n = 1);
-  /// Down: port event, and every post to or from it ends in kRetryExceeded.
+  /// Down: port event, and every post to or from it ends in kRetryExceeded. (rxe says
+  /// kLocalQpOperation on the side whose link it is.)
   void set_port_up(const std::string& device, bool up);
   /// Packets vanish, nobody gets an event; posts end in kRetryExceeded.
   void set_silent(const std::string& device, bool silent);
@@ -71,7 +73,8 @@ class FakeFabric {
   /// open() fails as a busy device does.
   void set_busy(const std::string& device, bool busy);
   void set_limits(const std::string& device, const FakeLimits& limits);
-  /// Keeps deliveries (and their completions) back; release() lets n of them happen, -1: all.
+  /// Keeps deliveries (and their completions) back; release() lets n of them happen, -1: all, and
+  /// says how many it were. hold(false) releases all.
   void hold(bool on);
   std::size_t release(int n = -1);
 

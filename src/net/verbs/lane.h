@@ -4,7 +4,7 @@
 /// immediates). It owns its device context, domain, regions, queue and queue pair.
 ///
 /// Life: create() -> local() goes to the peer -> connect(what the peer said) -> write() and poll()
-/// -> fence(). Any failed completion or fatal event ends the lane: poll() says so once as `failed`,
+/// -> fence(). Any failed completion or fatal event ends the lane: failure() says why from then on,
 /// what arrived before is still delivered. Nothing is ever retried here.
 /// Memory: the window and the sources are registered once and outlive the lane. A write's parts
 /// stay untouched until n_completed() has passed it.
@@ -26,7 +26,7 @@
 namespace recua::net::verbs {
 
 struct LaneOptions {
-  std::uint32_t send_depth = 64;     // Requests under way, pieces of large writes included.
+  std::uint32_t send_depth = 64;     // Requests under way, pieces of large writes included; >= 16.
   std::uint32_t receive_depth = 16;  // Announcements that the peer may send before we poll.
   std::uint32_t inline_bytes = 256;  // Wished for.
   std::uint32_t signal_every = 1;    // One completion for so many writes.
@@ -91,7 +91,8 @@ class Lane {
   };
   /// One post. False when the queue has no room (poll() first). The whole write is inline when it
   /// fits and was_inline is then set: its parts are free at once. kInvalidArgument: a part that
-  /// lies in no source, or a range outside of the window.
+  /// lies in no source and is too long to go inline, a range outside of the window, or more pieces
+  /// than half of the queue's depth. kUnavailable, kProtocol: the lane has failed.
   Result<bool> write(const Write& write, bool* was_inline = nullptr);
   /// Writes handed over so far, and those whose parts are free again.
   [[nodiscard]] std::uint64_t n_written() const;
@@ -110,6 +111,8 @@ class Lane {
   /// arrived has been appended. n_completed() keeps its last value; no source is read any more.
   void fence(std::vector<Announcement>& announcements);
 
+  /// Calls `ready` from the executor's loop after the next completion, and after the next event: so
+  /// up to twice. poll() once more after arming.
   void arm(const asio::any_io_executor& executor, const ReadyCallback& ready);
   [[nodiscard]] const LaneCounters& counters() const;
 
