@@ -23,6 +23,9 @@ void complete(FakePairState& pair, const Completion& completion, std::uint64_t s
   queue.wakeup.fire();
 }
 
+/// Gives back what the error state ends.
+bool flushes(const FakePairState& pair) { return pair.device().limits.flushes; }
+
 void complete_receive(FakePairState& pair, const ReceiveRequest& receive, Completion completion) {
   completion.wr_id = receive.wr_id;
   complete(pair, completion, 0, true);
@@ -179,7 +182,7 @@ void fake_complete_send(FakePairState& pair, const SendRequest& request, std::ui
 }
 
 void fake_flush_receives(FakePairState& pair) {
-  while (!pair.receives.empty())
+  while (!pair.receives.empty() && flushes(pair))
     complete_receive(pair, pair.receives.pop(), {.status = Status::kFlushed});
 }
 
@@ -187,7 +190,7 @@ void fake_enter_error(FabricState& fabric, FakePairState& pair) {
   if (pair.phase == FakePairState::Phase::kError) return;
   pair.phase = FakePairState::Phase::kError;
   for (const FakeFlight& flight : fabric.flights)
-    if (flight.pair == &pair)
+    if (flight.pair == &pair && flushes(pair))
       fake_complete_send(pair, flight.request, flight.slot, Status::kFlushed);
   std::erase_if(fabric.flights, [&](const FakeFlight& flight) { return flight.pair == &pair; });
   fake_flush_receives(pair);
@@ -196,7 +199,7 @@ void fake_enter_error(FabricState& fabric, FakePairState& pair) {
 void fake_execute(FabricState& fabric, FakePairState& pair, const SendRequest& request,
                   std::uint64_t slot) {
   if (pair.phase == FakePairState::Phase::kError) {
-    fake_complete_send(pair, request, slot, Status::kFlushed);
+    if (flushes(pair)) fake_complete_send(pair, request, slot, Status::kFlushed);
     return;
   }
   const Status status = deliver(fabric, pair, request);

@@ -26,6 +26,7 @@ struct FakeLimits {
   std::uint64_t locked_bytes_max = UINT64_MAX;  // Registration beyond it: kResourceExhausted.
   std::uint32_t sge_max = 30;
   bool immediates = true;
+  bool flushes = true;  // False: the error state gives nothing back, as rxe with its link down.
   Transport transport = Transport::kInfiniBand;  // RoCE says so too.
 };
 

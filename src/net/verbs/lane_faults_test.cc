@@ -469,6 +469,25 @@ TEST_F(LaneTest, FenceEndsTheReadingOfSources) {
   }
 }
 
+TEST_F(LaneTest, FenceEndsTheQueuePairOfACardThatGivesNothingBack) {
+  FakeLimits limits;
+  limits.flushes = false;
+  fabric_.set_limits("fb", limits);
+  connect();
+  ASSERT_TRUE(a_.writes(0, 500, 1));
+  fabric_.hold(true);
+  ASSERT_TRUE(a_.writes(5000, 500, 2));
+  ASSERT_TRUE(b_.writes(0, 500, 3));
+  std::fill(a_.source.begin(), a_.source.end(), std::byte{7});
+  EXPECT_EQ(b_.fence(), Values{1});
+  EXPECT_EQ(fabric_.counts().queue_pairs, 1U);
+  fabric_.hold(false);
+  EXPECT_EQ(b_.window[5000], std::byte{0});
+  EXPECT_EQ(a_.poll(), Values{});
+  EXPECT_EQ(b_.poll(), Values{});
+  EXPECT_FALSE(b_.write(0, 8, 1).ok());
+}
+
 TEST_F(LaneTest, FencesALaneThatHasFailed) {
   connect();
   ASSERT_TRUE(a_.writes(0, 500, 1));
