@@ -1,7 +1,9 @@
 // Ping-pong between two processes of this host: messages by the shared-memory path (rpc/shm_path.h)
-// against the least that could do it, a flag in shared memory that both spin on and one memcpy. The
-// two take turns within one run, so that whatever else the machine does hits both; each turn gives
-// a median, and the ratio is the median of the ratios of neighbouring turns.
+// against the least that could do it, a flag in shared memory that both spin on and one memcpy:
+// "bare" with as many buffers in turn as the path's ring has slots, "bare1" with the same single
+// buffer each time, which stays in the nearest cache as no ring of messages does. The three take
+// turns within one run, so that whatever else the machine does hits all; each turn gives a median,
+// and a ratio is the median of the ratios of neighbouring turns.
 //
 //   shm_bench [turns [rounds]]      default: 41 turns of 500 round trips for each size
 //
@@ -12,9 +14,12 @@
 #include <atomic>
 #include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -45,26 +50,32 @@ void pause_briefly() {
 constexpr std::uint32_t kSlots = 4;
 constexpr std::size_t kFlagBytes = 4096;
 
-/// The yardstick: one buffer and one counter per direction.
+/// The yardstick: a counter and n_buffers buffers per direction.
 struct RawEnd {
-  RawEnd(const SharedMemory& send_memory, const SharedMemory& receive_memory)
-      : to(send_memory.bytes().data()), from(receive_memory.bytes().data()) {}
+  RawEnd(const SharedMemory& send_memory, const SharedMemory& receive_memory, std::uint64_t buffers,
+         std::uint64_t bytes_each)
+      : to(send_memory.bytes().data()),
+        from(receive_memory.bytes().data()),
+        n_buffers(buffers),
+        buffer_bytes(bytes_each) {}
 
   static std::atomic_ref<std::uint64_t> flag(std::byte* memory) {
     return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory));
   }
   void send(std::span<const std::byte> message) {
-    std::memcpy(to + kFlagBytes, message.data(), message.size());
+    std::memcpy(to + kFlagBytes + n_sent % n_buffers * buffer_bytes, message.data(),
+                message.size());
     flag(to).store(++n_sent, std::memory_order_release);
   }
   std::byte* receive() {
-    ++n_received;
-    while (flag(from).load(std::memory_order_acquire) != n_received) pause_briefly();
-    return from + kFlagBytes;
+    while (flag(from).load(std::memory_order_acquire) != n_received + 1) pause_briefly();
+    return from + kFlagBytes + n_received++ % n_buffers * buffer_bytes;
   }
 
   std::byte* to;
   std::byte* from;
+  std::uint64_t n_buffers;
+  std::uint64_t buffer_bytes;
   std::uint64_t n_sent = 0;
   std::uint64_t n_received = 0;
 };
@@ -121,12 +132,9 @@ struct World {
   World(std::size_t message_bytes, std::size_t n_rounds)
       : bytes(message_bytes),
         rounds(n_rounds),
-        ring{.n_slots = kSlots, .slot_bytes = (message_bytes + 63) / 64 * 64},
-        raw_there(*SharedMemory::create(kFlagBytes + message_bytes)),
-        raw_back(*SharedMemory::create(kFlagBytes + message_bytes)),
-        ring_there(*SharedMemory::create(kSlots * ring.slot_bytes)),
-        ring_back(*SharedMemory::create(kSlots * ring.slot_bytes)),
-        addresses(*SharedMemory::create(sizeof(Mail))) {}
+        ring{.n_slots = kSlots, .slot_bytes = (message_bytes + 63) / 64 * 64} {}
+
+  static SharedMemory memory(std::size_t n) { return *SharedMemory::create(n); }
 
   // How the two processes meet: a connection does this for a link.
   struct Mail {
@@ -134,15 +142,20 @@ struct World {
     rpc::ShmAddress address[2];
   };
 
+  RawEnd raw_end(int self, std::size_t which) const {
+    const auto& pair = which == 0 ? raw : raw1;
+    return {pair[static_cast<std::size_t>(self)], pair[static_cast<std::size_t>(1 - self)],
+            which == 0 ? kSlots : 1U, ring.slot_bytes};
+  }
   PathEnd path_end(int self) {
+    const SharedMemory& own = rings[static_cast<std::size_t>(self)];
     Mail& mail = *reinterpret_cast<Mail*>(addresses.bytes().data());
     PathEnd end{.ring = ring,
-                .ring_memory = (self == 0 ? ring_back : ring_there).bytes().data(),
+                .ring_memory = own.bytes().data(),
                 .sender = nullptr,
                 .receiver = nullptr,
                 .arrivals = {}};
-    end.receiver = *rpc::make_shm_receiver(ring, (self == 0 ? ring_back : ring_there).fd(),
-                                           mail.address[self]);
+    end.receiver = *rpc::make_shm_receiver(ring, own.fd(), mail.address[self]);
     const std::atomic_ref<std::uint32_t> ready(mail.n_ready);
     ready.fetch_add(1);
     while (ready.load() < 2) pause_briefly();
@@ -155,24 +168,45 @@ struct World {
   std::size_t bytes;
   std::size_t rounds;
   rpc::RingShape ring;
-  SharedMemory raw_there;
-  SharedMemory raw_back;
-  SharedMemory ring_there;
-  SharedMemory ring_back;
-  SharedMemory addresses;
+  std::array<SharedMemory, 2> raw{memory(kFlagBytes + kSlots * ring.slot_bytes),
+                                  memory(kFlagBytes + kSlots * ring.slot_bytes)};
+  std::array<SharedMemory, 2> raw1{memory(kFlagBytes + ring.slot_bytes),
+                                   memory(kFlagBytes + ring.slot_bytes)};
+  std::array<SharedMemory, 2> rings{memory(kSlots * ring.slot_bytes),
+                                    memory(kSlots* ring.slot_bytes)};
+  SharedMemory addresses = memory(sizeof(Mail));
 };
 
 void echo(World& world, std::size_t n_turns) {
-  RawEnd raw(world.raw_back, world.raw_there);
+  RawEnd raw = world.raw_end(1, 0);
+  RawEnd raw1 = world.raw_end(1, 1);
   PathEnd path = world.path_end(1);
   for (std::size_t turn = 0; turn < n_turns; ++turn) {
-    for (std::size_t i = 0; i < world.rounds; ++i) raw.send({raw.receive(), world.bytes});
+    for (RawEnd* end : {&raw, &raw1}) {
+      for (std::size_t i = 0; i < world.rounds; ++i) end->send({end->receive(), world.bytes});
+    }
     for (std::size_t i = 0; i < world.rounds; ++i) {
       path.send({path.receive(), world.bytes});
       path.release();
     }
   }
 }
+
+/// What one way of sending took, turn by turn.
+struct Series {
+  std::vector<double> medians_ns;
+  [[nodiscard]] double median_ns() const { return median(medians_ns); }
+  [[nodiscard]] double min_ns() const {
+    return *std::min_element(medians_ns.begin(), medians_ns.end());
+  }
+  [[nodiscard]] double ratio_to(const Series& other) const {
+    std::vector<double> ratios;
+    for (std::size_t i = 0; i < medians_ns.size(); ++i) {
+      ratios.push_back(medians_ns[i] / other.medians_ns[i]);
+    }
+    return median(ratios);
+  }
+};
 
 void run(std::size_t bytes, std::size_t n_turns, std::size_t n_rounds) {
   World world(bytes, n_rounds);
@@ -183,33 +217,37 @@ void run(std::size_t bytes, std::size_t n_turns, std::size_t n_rounds) {
     echo(world, n_turns);
     ::_exit(0);
   }
-  RawEnd raw(world.raw_there, world.raw_back);
+  RawEnd raw = world.raw_end(0, 0);
+  RawEnd raw1 = world.raw_end(0, 1);
   PathEnd path = world.path_end(0);
-  std::vector<double> raw_ns;
-  std::vector<double> path_ns;
-  std::vector<double> ratios;
+  Series bare;
+  Series bare1;
+  Series ours;
   std::vector<std::byte> message(bytes, std::byte{1});
   for (std::size_t turn = 0; turn < n_turns; ++turn) {
     std::byte* last = message.data();
-    raw_ns.push_back(median_one_way_ns(
-        n_rounds, [&] { raw.send({last, bytes}); }, [&] { last = raw.receive(); }));
+    const auto time_raw = [&](RawEnd& end) {
+      last = message.data();
+      return median_one_way_ns(
+          n_rounds, [&] { end.send({last, bytes}); }, [&] { last = end.receive(); });
+    };
+    bare.medians_ns.push_back(time_raw(raw));
+    bare1.medians_ns.push_back(time_raw(raw1));
     last = message.data();
-    path_ns.push_back(median_one_way_ns(
+    ours.medians_ns.push_back(median_one_way_ns(
         n_rounds, [&] { path.send({last, bytes}); },
         [&] {
           // The slot is given back one message later: until then the next one is copied from it.
           path.release();
           last = path.receive();
         }));
-    ratios.push_back(path_ns.back() / raw_ns.back());
   }
   int status = -1;
   RECUA_CHECK(::waitpid(child, &status, 0) == child && status == 0);
-  const double raw_min = *std::min_element(raw_ns.begin(), raw_ns.end());
-  const double path_min = *std::min_element(path_ns.begin(), path_ns.end());
-  fmt::print("{:>9} {:>12.0f} {:>12.0f} {:>8.2f} {:>12.0f} {:>12.0f} {:>8.2f}\n", bytes,
-             median(raw_ns), median(path_ns), median(ratios), raw_min, path_min,
-             path_min / raw_min);
+  fmt::print(
+      "{:>9} {:>10.0f} {:>10.0f} {:>10.0f} {:>8.2f} {:>8.2f} {:>10.0f} {:>10.0f} {:>10.0f}\n",
+      bytes, bare.median_ns(), bare1.median_ns(), ours.median_ns(), ours.ratio_to(bare),
+      ours.ratio_to(bare1), bare.min_ns(), bare1.min_ns(), ours.min_ns());
   std::fflush(stdout);
 }
 
@@ -228,8 +266,8 @@ int main(int argc, char** argv) {
   const std::size_t n_rounds = number(argc > 2 ? argv[2] : "", 500);
   fmt::print("one way, ns; medians of {} turns of {} round trips, then the quietest turn\n",
              n_turns, n_rounds);
-  fmt::print("{:>9} {:>12} {:>12} {:>8} {:>12} {:>12} {:>8}\n", "bytes", "bare", "path", "ratio",
-             "bare min", "path min", "ratio");
+  fmt::print("{:>9} {:>10} {:>10} {:>10} {:>8} {:>8} {:>10} {:>10} {:>10}\n", "bytes", "bare",
+             "bare1", "path", "to bare", "to bare1", "bare", "bare1", "path");
   for (const std::size_t bytes :
        {std::size_t{64}, std::size_t{512}, std::size_t{4} << 10U, std::size_t{8} << 10U,
         std::size_t{16} << 10U, std::size_t{64} << 10U, std::size_t{256} << 10U,
