@@ -14,7 +14,8 @@
 /// harm by it: it may only write slots that it holds, and messages are sent again by another
 /// transport only by the same thread, which has ended its copy then.
 ///
-/// Threads: one at a time per object; arm() starts a helper thread.
+/// Threads: one at a time per object; arm() starts a helper thread. A loop that one was armed for
+/// outlives it.
 
 #include <cstdint>
 #include <memory>

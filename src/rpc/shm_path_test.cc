@@ -74,6 +74,7 @@ struct Pair {
     shared(control->n_published).store(n_published);
   }
 
+  net::asio::io_context loop{1};  // First, as armed paths must not outlive it.
   RingShape ring;
   SharedMemory memory;
   ShmAddress address;
@@ -210,55 +211,51 @@ TEST(ShmPath, FenceReportsAPeerThatCheated) {
 
 TEST(ShmPath, WakesAReceiverThatSleeps) {
   Pair pair;
-  net::asio::io_context loop{1};
   int n_calls = 0;
-  pair.receiver->arm(loop.get_executor(), [&] { ++n_calls; });
+  pair.receiver->arm(pair.loop.get_executor(), [&] { ++n_calls; });
   EXPECT_EQ(pair.arrived(0), "");  // Looking once more does not disarm it.
   EXPECT_TRUE(pair.post(0));
-  loop.run();
+  pair.loop.run();
   EXPECT_EQ(n_calls, 1);
   EXPECT_EQ(pair.arrived(0), "0 ");
 }
 
 TEST(ShmPath, WakesASenderThatSleepsByCreditsOrTheEnd) {
   Pair pair;
-  net::asio::io_context loop{1};
   int n_calls = 0;
-  pair.sender->arm(loop.get_executor(), [&] { ++n_calls; });
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
   EXPECT_FALSE(pair.sender->poll());
   pair.receiver->tell_released(1, true);
-  loop.run();
+  pair.loop.run();
   EXPECT_EQ(n_calls, 1);
   EXPECT_TRUE(pair.sender->poll());
-  loop.restart();
-  pair.sender->arm(loop.get_executor(), [&] { ++n_calls; });
+  pair.loop.restart();
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
   std::vector<Arrival> arrivals;
   ASSERT_TRUE(pair.receiver->fence(1, 1, arrivals).ok());
-  loop.run();
+  pair.loop.run();
   EXPECT_EQ(n_calls, 2);
   EXPECT_TRUE(pair.sender->poll());
 }
 
 TEST(ShmPath, DoesNotSleepOverWhatIsThereAlready) {
   Pair pair;
-  net::asio::io_context loop{1};
   int n_calls = 0;
   EXPECT_TRUE(pair.post(0));
   pair.receiver->tell_released(1, false);
-  pair.receiver->arm(loop.get_executor(), [&] { ++n_calls; });
-  pair.sender->arm(loop.get_executor(), [&] { ++n_calls; });
-  loop.run();
+  pair.receiver->arm(pair.loop.get_executor(), [&] { ++n_calls; });
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
+  pair.loop.run();
   EXPECT_EQ(n_calls, 2);
 }
 
 TEST(ShmPath, CountsWhatItDoes) {
   Pair pair;
-  net::asio::io_context loop{1};
   EXPECT_TRUE(pair.post(0));
   EXPECT_TRUE(pair.post(1));
   EXPECT_EQ(pair.arrived(0), "0 1 ");
   EXPECT_EQ(pair.arrived(2), "");
-  pair.receiver->arm(loop.get_executor(), [] {});
+  pair.receiver->arm(pair.loop.get_executor(), [] {});
   pair.receiver->tell_released(1, false);
   EXPECT_TRUE(pair.sender->poll());
   ChannelCounters sent;

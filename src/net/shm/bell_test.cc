@@ -1,9 +1,11 @@
 #include "net/shm/bell.h"
 
 #include <atomic>
+#include <optional>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
+#include <vector>
 
 #include <boost/asio/io_context.hpp>
 #include <gtest/gtest.h>
@@ -101,6 +103,48 @@ TEST(Bell, EndsAlthoughAPeerScribblesOnItsWords) {
     loop.poll();
     loop.restart();
   }
+}
+
+// The race itself, without loop and helper: one side changes the word and rings while the other
+// announces and looks, as near to each other in time as a shared starting signal gets them. With a
+// change that is not sequentially consistent, both come away with nothing once in some ten thousand
+// rounds: 2 of 3 runs of 30000 saw it.
+TEST(Bell, EitherTheSleeperSeesTheChangeOrTheRingerTheSleeper) {
+  constexpr std::uint32_t kRounds = 30000;
+  struct Shared {
+    BellWords words{};
+    alignas(64) std::uint32_t published = 0;
+    alignas(64) std::atomic<std::uint32_t> n_at_start{0};
+    alignas(64) std::atomic<std::uint32_t> n_done{0};
+  } shared;
+  // Both sides are through round i when the counter is at 2 * i.
+  const auto meet = [](std::atomic<std::uint32_t>& counter, std::uint32_t round) {
+    counter.fetch_add(1);
+    for (std::uint32_t spins = 0; counter.load(std::memory_order_acquire) < 2 * round; ++spins) {
+      if (spins % 4096 == 4095) std::this_thread::yield();
+    }
+  };
+  std::vector<std::uint8_t> rang(kRounds + 1);
+  std::jthread ringer([&] {
+    for (std::uint32_t i = 1; i <= kRounds; ++i) {
+      meet(shared.n_at_start, i);
+      Word(shared.published).store(i, std::memory_order_seq_cst);
+      rang[i] = ring(shared.words) ? 1 : 0;
+      meet(shared.n_done, i);
+    }
+  });
+  Bell bell(shared.words);
+  std::uint32_t n_lost = 0;
+  for (std::uint32_t i = 1; i <= kRounds; ++i) {
+    meet(shared.n_at_start, i);
+    const std::uint32_t seen = bell.announce();
+    const bool saw = Word(shared.published).load(std::memory_order_seq_cst) == i;
+    meet(shared.n_done, i);
+    const bool woken = rang[i] != 0 && Word(shared.words.count).load() != seen;
+    n_lost += saw || woken ? 0U : 1U;
+    Word(shared.words.sleeps).store(0);
+  }
+  EXPECT_EQ(n_lost, 0U);
 }
 
 /// A consumer on a loop that sleeps as soon as there is nothing, and a producer at all paces: one
