@@ -182,6 +182,9 @@ std::string link_text(const LinkReport& report) {
     }
   }
   if (!out.ends_with("\n\n")) out += "\n";
+  if (report.chosen_description.empty()) {
+    return out + fmt::format("A link that may use everything failed: {}\n", report.chosen_reason);
+  }
   out += fmt::format("recua uses {}, because {}.\n", without_reason(report.chosen_description),
                      report.chosen_reason);
   if (const auto note = slower_note(report)) out += fmt::format("Note: {}.\n", *note);
@@ -197,8 +200,10 @@ std::string link_json(const LinkReport& report) {
   for (const TransportReport& entry : report.transports) {
     out["transports"].push_back(transport_json(entry));
   }
-  out["chosen"]["transport"] = short_name(report.chosen);
-  out["chosen"]["description"] = without_reason(report.chosen_description);
+  const bool chosen = !report.chosen_description.empty();
+  out["chosen"]["transport"] = chosen ? ordered_json(short_name(report.chosen)) : nullptr;
+  out["chosen"]["description"] =
+      chosen ? ordered_json(without_reason(report.chosen_description)) : nullptr;
   out["chosen"]["reason"] = report.chosen_reason;
   const auto note = slower_note(report);
   out["note"] = note ? ordered_json(*note) : ordered_json(nullptr);

@@ -97,6 +97,16 @@ TEST(NetReport, NotesThatAnotherTransportWasFaster) {
   EXPECT_TRUE(contains(link_text(report), "Note: tcp was faster"));
 }
 
+TEST(NetReport, SaysHowTheLinkOfEverythingFailed) {
+  LinkReport report = example();
+  report.chosen_description.clear();
+  report.chosen_reason = "the peer broke the rules";
+  EXPECT_TRUE(contains(link_text(report), "failed: the peer broke the rules\n"));
+  const nlohmann::json json = nlohmann::json::parse(link_json(report));
+  EXPECT_TRUE(json["chosen"]["transport"].is_null());
+  EXPECT_EQ(json["chosen"]["reason"], "the peer broke the rules");
+}
+
 TEST(NetReport, HasAStableJsonForm) {
   const nlohmann::json json = nlohmann::json::parse(link_json(example()));
   EXPECT_EQ(json["worker"]["address"], "10.0.0.5:7500");

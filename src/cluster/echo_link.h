@@ -39,7 +39,7 @@ class EchoPeer {
   [[nodiscard]] const rpc::PeerInfo& info() const { return info_; }
   [[nodiscard]] std::string name() const { return "worker " + endpoint_.to_string(); }
   /// Why the worker was lost, if it was.
-  [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
+  [[nodiscard]] std::optional<Error> failure() const;
 
  private:
   friend class EchoLink;
@@ -88,6 +88,8 @@ class EchoLink {
   /// What carries messages there and back, for people (rpc::ChannelSender::transport()).
   [[nodiscard]] std::string transport_there() const { return out_->transport(); }
   [[nodiscard]] std::string transport_back() const { return in_->transport(); }
+  /// What this end's channels have said of that so far, line by line.
+  [[nodiscard]] const std::vector<std::string>& reports() const { return *reports_; }
 
   /// Times of whole round trips of messages of so many bytes, one after the other, until time is
   /// up or there are enough; a few at least.
@@ -123,6 +125,7 @@ class EchoLink {
   std::unique_ptr<rpc::ChannelSender> out_;
   std::unique_ptr<rpc::ChannelReceiver> in_;
   std::uint64_t n_steps_ = 0;
+  std::shared_ptr<std::vector<std::string>> reports_ = std::make_shared<std::vector<std::string>>();
 };
 
 }  // namespace recua::cluster

@@ -42,8 +42,10 @@ class Probe {
  private:
   /// Links of the session may use these, as far as both ends allow.
   [[nodiscard]] EchoLink::Options link_options(std::span<const LinkTransport> transports) const;
-  /// Why this end cannot use a transport, whatever the worker can.
-  [[nodiscard]] std::optional<std::string> not_here(LinkTransport transport) const;
+  /// Why a transport cannot be used, as far as that is known without a link.
+  [[nodiscard]] std::optional<std::string> why_not(LinkTransport transport) const;
+  /// Why a link that may use nothing else did not come up on it.
+  [[nodiscard]] static std::string why_not(const EchoLink& link, LinkTransport transport);
   /// Errors of the worker come back as errors, those of the transport in the report.
   asio::awaitable<Result<void>> measure(TransportReport& report);
   asio::awaitable<Result<void>> measure_on(EchoLink& link, TransportReport& report);
@@ -81,12 +83,33 @@ EchoLink::Options Probe::link_options(std::span<const LinkTransport> transports)
   return out;
 }
 
-std::optional<std::string> Probe::not_here(LinkTransport transport) const {
-  if (transport == LinkTransport::kRdma && !policy_.allow_rdma) return policy_.no_rdma_reason;
-  if (transport == LinkTransport::kSharedMemory && !policy_.allow_shared_memory) {
-    return "shared memory is switched off here";
+std::optional<std::string> Probe::why_not(LinkTransport transport) const {
+  if (transport == LinkTransport::kRdma && !policy_.allow_rdma) {
+    return "this end " + policy_.no_rdma_reason;
+  }
+  if (transport == LinkTransport::kSharedMemory) {
+    const std::string& theirs = peer_->info().shared_memory_host;
+    if (!policy_.allow_shared_memory) return "this end does not share memory";
+    if (theirs.empty()) return "the peer does not share memory";
+    if (theirs != options_.shared_memory_host) {
+      return "the peer is not on this host, or runs as another user or in another container";
+    }
   }
   return std::nullopt;
+}
+
+std::string Probe::why_not(const EchoLink& link, LinkTransport transport) {
+  if (transport == LinkTransport::kSharedMemory) {
+    // What carries the link then tells of RDMA only.
+    for (const std::string& line : link.reports()) {
+      if (line.find("not shared memory") != std::string::npos) return std::string(reason_of(line));
+    }
+    return "the peer does not use it";
+  }
+  const std::string there = link.transport_there();
+  const std::string back = link.transport_back();
+  const std::string_view why = reason_of(transport_of(there) == transport ? back : there);
+  return why.empty() ? "the peer does not use it" : std::string(why);
 }
 
 asio::awaitable<Result<void>> Probe::measure_on(EchoLink& link, TransportReport& report) {
@@ -95,8 +118,7 @@ asio::awaitable<Result<void>> Probe::measure_on(EchoLink& link, TransportReport&
   for (const bool there : {true, false}) {
     const std::string runs_on = there ? link.transport_there() : link.transport_back();
     if (transport_of(runs_on) == report.transport) continue;
-    const std::string_view why = reason_of(runs_on);
-    report.reason = why.empty() ? fmt::format("the worker does not use {}", name) : why;
+    report.reason = why_not(link, report.transport);
     co_return ok();
   }
   report.description = link.transport_there();
@@ -134,7 +156,7 @@ asio::awaitable<Result<void>> Probe::measure_on(EchoLink& link, TransportReport&
 
 asio::awaitable<Result<void>> Probe::measure(TransportReport& report) {
   const std::size_t n_after = n_done_ + options_.sizes.size() + 1;
-  if (auto reason = not_here(report.transport)) {
+  if (auto reason = why_not(report.transport)) {
     report.reason = std::move(*reason);
     n_done_ = n_after;
     co_return ok();
@@ -162,14 +184,22 @@ asio::awaitable<Result<void>> Probe::measure(TransportReport& report) {
 
 asio::awaitable<Result<void>> Probe::choose(LinkReport& report) {
   const EchoLink::Options everything = link_options(kAllLinkTransports);
-  RECUA_CO_ASSIGN_OR_RETURN(const std::unique_ptr<EchoLink> link,
-                            co_await EchoLink::open(peer_, everything));
-  const Result<void> settled = co_await link->settle();
-  if (settled.ok()) report.chosen_description = link->transport_there();
-  co_await link->close();
-  if (!settled.ok()) co_return settled;
-  report.chosen = transport_of(report.chosen_description);
-  explain_choice(report);
+  Result<std::unique_ptr<EchoLink>> link = co_await EchoLink::open(peer_, everything);
+  Result<void> settled = ok();
+  if (link.ok()) {
+    settled = co_await (*link)->settle();
+    if (settled.ok()) report.chosen_description = (*link)->transport_there();
+    co_await (*link)->close();
+  } else {
+    settled = link.error();
+  }
+  if (peer_->failure()) co_return Error(*peer_->failure());
+  if (settled.ok()) {
+    report.chosen = transport_of(report.chosen_description);
+    explain_choice(report);
+  } else {
+    report.chosen_reason = settled.error().message;
+  }
   co_return ok();
 }
 
@@ -185,7 +215,7 @@ void Probe::explain_choice(LinkReport& report) const {
     report.chosen_reason = "RDMA comes before TCP";
   } else {
     report.chosen_reason =
-        not_here(LinkTransport::kRdma).value_or("nothing else works between the two");
+        why_not(LinkTransport::kRdma).value_or("nothing else works between the two");
   }
 }
 

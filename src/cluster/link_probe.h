@@ -84,7 +84,7 @@ struct LinkReport {
   std::string software_version;
   std::vector<TransportReport> transports;  // As asked for.
   LinkTransport chosen = LinkTransport::kTcp;
-  std::string chosen_description;
+  std::string chosen_description;  // Empty when that link failed; the reason says how.
   std::string chosen_reason;
 };
 
