@@ -73,16 +73,17 @@ std::vector<rpc::RdmaPortInfo> port_infos(const std::vector<net::verbs::DeviceIn
   return out;
 }
 
-/// Why not, where RDMA cannot be used; an error where the user named what is not there.
+/// Why not, as LinkPolicy wants it, where RDMA cannot be used; an error where the user named what
+/// is not there.
 Result<std::optional<std::string>> look_for_rdma(LinkSetup& setup, const LinkFlags& flags) {
   const bool named = !flags.rdma_devices.empty() || flags.rdma_gid.has_value();
   const char* flag = flags.rdma_devices.empty() ? "--rdma-gid" : "--rdma-device";
   const auto devices = setup.provider->devices();
   std::string reason;
   if (!devices.ok()) {
-    reason = devices.error().message;
+    reason = "cannot use RDMA: " + devices.error().message;
   } else if (devices->empty()) {
-    reason = "this machine has no RDMA device";
+    reason = "has no RDMA device";
   } else {
     const auto ports = net::verbs::choose_ports(*devices, setup.policy.ports, "");
     if (!ports.ok() && ports.error().code == ErrorCode::kInvalidArgument) {
@@ -93,7 +94,7 @@ Result<std::optional<std::string>> look_for_rdma(LinkSetup& setup, const LinkFla
     setup.rdma_ports = port_infos(*devices);
     return std::optional<std::string>();
   }
-  if (named) return invalid(fmt::format("{}: {}", flag, reason));
+  if (named) return invalid(fmt::format("{}: this machine {}", flag, reason));
   return std::optional<std::string>(std::move(reason));
 }
 
@@ -162,7 +163,7 @@ Result<std::unique_ptr<LinkSetup>> make_link_setup(const LinkFlags& flags,
     if (policy.allow_rdma) policy.provider = setup->provider.get();
     if (why_not.has_value()) {
       if (transports.rdma_alone) {
-        log_warning("--transport rdma: {}; links run over TCP", *why_not);
+        log_warning("--transport rdma: this machine {}; links run over TCP", *why_not);
       }
       policy.no_rdma_reason = std::move(*why_not);
     }
@@ -170,7 +171,8 @@ Result<std::unique_ptr<LinkSetup>> make_link_setup(const LinkFlags& flags,
   if (transports.shared_memory) {
     policy.allow_shared_memory = host_identity.ok();
     if (host_identity.ok()) {
-      setup->shared_memory_host = std::string(as_text(*host_identity));
+      policy.host_identity = std::string(as_text(*host_identity));
+      setup->shared_memory_host = policy.host_identity;
     } else if (transports.shared_memory_alone) {
       log_warning("--transport shm: {}; links run over TCP", host_identity.error().message);
     } else {

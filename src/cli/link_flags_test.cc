@@ -59,6 +59,7 @@ TEST(LinkFlags, UseWhatThereIsByDefault) {
   EXPECT_EQ((*setup)->policy.provider, (*setup)->provider.get());
   EXPECT_TRUE((*setup)->policy.allow_shared_memory);
   EXPECT_EQ((*setup)->shared_memory_host.size(), sizeof(Digest));
+  EXPECT_EQ((*setup)->policy.host_identity, (*setup)->shared_memory_host);
   EXPECT_TRUE((*setup)->policy.use_immediate);
   EXPECT_FALSE((*setup)->policy.use_rdma_cm);
   ASSERT_EQ((*setup)->rdma_ports.size(), 1u);
@@ -73,10 +74,11 @@ TEST(LinkFlags, GoOnWithoutRdmaAndSayWhy) {
     ASSERT_TRUE(none.ok()) << none.error().message;
     EXPECT_FALSE((*none)->policy.allow_rdma);
     EXPECT_EQ((*none)->policy.provider, nullptr);
-    EXPECT_EQ((*none)->policy.no_rdma_reason, "this machine has no RDMA device");
+    EXPECT_EQ((*none)->policy.no_rdma_reason, "has no RDMA device");
     const auto unsupported = make_link_setup(flags, no_rdma(), kHost);
     ASSERT_TRUE(unsupported.ok());
-    EXPECT_EQ((*unsupported)->policy.no_rdma_reason, "this build has no libibverbs");
+    EXPECT_EQ((*unsupported)->policy.no_rdma_reason,
+              "cannot use RDMA: this build has no libibverbs");
   }
 }
 
