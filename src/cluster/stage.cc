@@ -199,7 +199,15 @@ Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
 boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   wake_ = std::make_shared<net::Event>(env.executor);
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
-  std::function<void()> arm_fn = [this] {
+  stats_.resize(2);
+  stats_[0].sends = false;
+  // A link that broke does not know any more what carried its messages: asked before each sleep.
+  const auto note_transports = [this] {
+    stats_[0].transport = parts_.in->transport();
+    stats_[1].transport = parts_.out->transport();
+  };
+  std::function<void()> arm_fn = [this, note_transports] {
+    note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm([wake = wake_] { wake->notify_all(); });
     parts_.out->arm([wake = wake_] { wake->notify_all(); });
@@ -207,9 +215,9 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
   Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
-  stats_ = {
-      {.transport = parts_.in->transport(), .sends = false, .counters = parts_.in->counters()},
-      {.transport = parts_.out->transport(), .counters = parts_.out->counters()}};
+  if (ended.ok() || stats_[0].transport.empty()) note_transports();
+  stats_[0].counters = parts_.in->counters();
+  stats_[1].counters = parts_.out->counters();
   // Here, on their own loop, where a handler of theirs may still be due.
   parts_.in.reset();
   parts_.out.reset();
