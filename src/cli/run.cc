@@ -107,6 +107,7 @@ Json links_json(const std::vector<rpc::LinkStats>& links) {
     Json& entry = out.emplace_back();
     entry["from"] = link.from;
     entry["to"] = link.to;
+    entry["carries"] = link.carries;
     entry["end"] = link.sends ? "sender" : "receiver";
     entry["transport"] = link.transport;
     for (const rpc::CounterField& field : rpc::counter_fields())

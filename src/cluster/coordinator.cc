@@ -10,10 +10,12 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "cluster/chunk_server.h"
 #include "cluster/link_book.h"
 #include "cluster/ring_buffer.h"
 #include "cluster/run_all.h"
 #include "cluster/stage.h"
+#include "cluster/weights_channel.h"
 #include "cluster/wire.h"
 #include "model/hyperparams.h"
 #include "rpc/handshake.h"
@@ -41,7 +43,8 @@ struct Peer {
   std::string name;  // "b:7500"
   rpc::PeerInfo info;
   std::unique_ptr<rpc::ControlConnection> control;
-  std::vector<std::uint32_t> tensors;  // Of its slice, as indices into all tensors.
+  std::unique_ptr<ChunkServer> chunks;  // From the time when it loads.
+  bool weights_asked = false;           // For a channel, once.
   std::uint64_t bytes_done = 0;
   std::uint64_t bytes_total = 0;
 };
@@ -66,6 +69,9 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
     secret_ = rpc::make_secret(env_);
     self_.name = "coordinator";
     self_.software_version = RECUA_VERSION;
+    if (!options_.push_chunks) {
+      std::erase(self_.features, static_cast<std::uint32_t>(rpc::Feature::kPushChunks));
+    }
     self_.shared_memory_host = options_.shared_memory_host;
     self_.rdma_ports = options_.rdma_ports;
   }
@@ -73,6 +79,7 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   asio::awaitable<Result<void>> open();
   void disconnect() {
     for (Peer& peer : peers_) {
+      if (peer.chunks != nullptr) peer.chunks->close();
       if (peer.control != nullptr) peer.control->close();
     }
   }
@@ -96,7 +103,10 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
                                                      net::Duration timeout);
   asio::awaitable<Result<OpenedChannel>> channel_to(std::size_t index, rpc::ChannelRequest request);
   rpc::LinkContext link_context(std::uint32_t number, bool sends);
-  Result<wire::ControlMessage> answer(std::size_t index, const wire::ControlMessage& request) const;
+  asio::awaitable<Result<wire::ControlMessage>> answer(std::size_t index,
+                                                       wire::ControlMessage request);
+  asio::awaitable<Result<wire::ControlMessage>> open_weights(std::size_t index,
+                                                             wire::OpenWeights request);
   /// The link itself gives up a transport in its own time; this only catches one that does not.
   [[nodiscard]] net::Duration settle_timeout() const {
     const rpc::LinkPolicy policy;
@@ -197,7 +207,8 @@ asio::awaitable<Result<void>> ClusterImpl::connect(std::size_t index) {
       [weak, index](wire::ControlMessage request) -> asio::awaitable<Result<wire::ControlMessage>> {
     const auto alive = weak.lock();
     if (alive == nullptr) co_return Error{ErrorCode::kCancelled, "the coordinator is leaving"};
-    co_return alive->answer(index, request);
+    Result<wire::ControlMessage> reply = co_await alive->answer(index, std::move(request));
+    co_return reply;
   };
   handlers.on_notice = [weak, index](const wire::ControlMessage& notice) {
     if (const auto alive = weak.lock()) alive->take_notice(index, notice);
@@ -219,6 +230,11 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
   for (const Peer& peer : peers_) {
     offers_.push_back({.name = peer.name, .memory_bytes = peer.info.memory_free_bytes});
   }
+  std::vector<LinkBook::Worker> workers;
+  for (const Peer& peer : peers_) {
+    workers.push_back({.name = peer.name, .reports = peer.info.has(rpc::Feature::kLinks)});
+  }
+  links_.set_workers(std::move(workers));
   RECUA_CO_ASSIGN_OR_RETURN(plan_, plan_layers(cost, offers_, options_.split));
   log_debug("{}", describe(plan_, offers_));
   co_return ok();
@@ -255,9 +271,10 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   load.set_model(rpc::wire_text(std::filesystem::path(file_->name()).filename().string(), 255));
   const std::vector<std::byte> metadata = model::hyperparams_gguf(*file_, hyperparams_.vocab_size);
   load.set_hyperparams_gguf(std::string(as_text(metadata)));
+  peer.chunks = std::make_unique<ChunkServer>(file_, tensors_, id_.session);
   for (std::uint32_t i = 0; i < tensors_.size(); ++i) {
     if (!model::slice_needs(slice, tied, tensors_[i].name)) continue;
-    peer.tensors.push_back(i);
+    peer.chunks->announce(i);
     peer.bytes_total += tensors_[i].bytes;
     to_wire(tensors_[i], *load.add_tensors());
   }
@@ -266,6 +283,7 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   load.set_fetch_allowed(options_.fetch_allowed);
   load.set_verify(options_.verify);
   const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kLoadTimeout);
+  peer.chunks->close();
   if (!reply.ok()) {
     // The others need not go on: their calls end, and the first error is the one that is told.
     if (!failure_.has_value()) failure_ = reply.error();
@@ -350,11 +368,6 @@ rpc::LinkContext ClusterImpl::link_context(std::uint32_t number, bool sends) {
 asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   const auto self = shared_from_this();
   using Task = asio::awaitable<Result<void>>;
-  std::vector<LinkBook::Worker> workers;
-  for (const Peer& peer : peers_) {
-    workers.push_back({.name = peer.name, .reports = peer.info.has(rpc::Feature::kLinks)});
-  }
-  links_.set_workers(std::move(workers));
   std::vector<Task> links;
   for (std::size_t i = 0; i + 1 < peers_.size(); ++i) links.push_back(link(i));
   Result<void> result = co_await run_all(env_.executor, std::move(links));
@@ -407,28 +420,60 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   co_return result;
 }
 
-Result<wire::ControlMessage> ClusterImpl::answer(std::size_t index,
-                                                 const wire::ControlMessage& request) const {
-  if (!request.has_fetch_chunk()) {
-    return Error{ErrorCode::kUnsupported, "a coordinator only answers requests for chunks"};
+asio::awaitable<Result<wire::ControlMessage>> ClusterImpl::answer(std::size_t index,
+                                                                  wire::ControlMessage request) {
+  const auto self = shared_from_this();
+  ChunkServer* chunks = peers_[index].chunks.get();
+  if (!request.has_fetch_chunk() && !request.has_open_weights()) {
+    co_return Error{ErrorCode::kUnsupported, "a coordinator only answers requests for weights"};
   }
-  const wire::FetchChunk& fetch = request.fetch_chunk();
-  const Peer& peer = peers_[index];
-  if (!options_.fetch_allowed || fetch.session() != id_.session ||
-      fetch.tensor() >= peer.tensors.size()) {
-    return Error{ErrorCode::kNotFound, "no such session or tensor, or fetching is not allowed"};
+  if (!options_.fetch_allowed || chunks == nullptr) {
+    co_return Error{ErrorCode::kNotFound, "nothing is to be fetched, or fetching is not allowed"};
   }
-  const TensorSpec& spec = tensors_[peer.tensors[fetch.tensor()]];
-  if (fetch.chunk() >= spec.chunks.size() ||
-      fetch.sha256() != as_text(spec.chunks[fetch.chunk()])) {
-    return Error{ErrorCode::kNotFound, fmt::format("tensor {} has no such chunk", spec.name)};
+  if (request.has_open_weights()) {
+    Result<wire::ControlMessage> opened = co_await open_weights(index, request.open_weights());
+    co_return opened;
   }
-  const gguf::TensorInfo* tensor = file_->find(spec.name);
-  const std::span<const std::byte> bytes =
-      tensor->data.subspan(fetch.chunk() * kChunkBytes, chunk_size(tensor->n_bytes, fetch.chunk()));
+  Result<wire::ControlMessage> reply = co_await chunks->answer(request.fetch_chunk());
+  co_return reply;
+}
+
+asio::awaitable<Result<wire::ControlMessage>> ClusterImpl::open_weights(std::size_t index,
+                                                                        wire::OpenWeights request) {
+  const auto self = shared_from_this();
+  Peer& peer = peers_[index];
+  if (request.session() != id_.session || request.epoch() != id_.epoch ||
+      !peer.info.has(rpc::Feature::kPushChunks) || peer.weights_asked) {
+    co_return Error{ErrorCode::kProtocol,
+                    "a channel for weights is opened once per session, by whoever knows them"};
+  }
+  peer.weights_asked = true;
+  rpc::ChannelRequest channel;
+  channel.id = id_;
+  channel.number = kWeightsChannel;
+  channel.direction = rpc::Direction::kConnectorSends;
+  channel.secret = secret_;
+  RECUA_CO_ASSIGN_OR_RETURN(OpenedChannel opened, co_await channel_to(index, channel));
+  if (failure_.has_value()) co_return *failure_;
+  WeightsPusher::Parts parts;
+  parts.context.env = env_;
+  parts.context.policy = options_.link_policy;
+  parts.context.self = self_.name;
+  parts.context.other = peer.name;
+  parts.context.report = [weak = weak_from_this(), index](const std::string& text) {
+    if (const auto alive = weak.lock()) alive->links_.weights_report(index, text);
+  };
+  parts.id = id_;
+  parts.connection = std::move(opened.connection);
+  parts.ring = opened.agreed.ring;
+  parts.features = std::move(opened.agreed.peer.features);
+  parts.ended = [weak = weak_from_this(), index](const rpc::LinkStats& stats) {
+    if (const auto alive = weak.lock()) alive->links_.add_weights(index, stats);
+  };
+  RECUA_CO_RETURN_IF_ERROR(peer.chunks->push_on(offload_, std::move(parts)));
   wire::ControlMessage reply;
-  reply.mutable_chunk()->set_data(bytes.data(), bytes.size());
-  return reply;
+  reply.mutable_done();
+  co_return reply;
 }
 
 void ClusterImpl::take_notice(std::size_t index, const wire::ControlMessage& notice) {

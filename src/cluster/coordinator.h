@@ -34,6 +34,7 @@ struct ClusterOptions {
   std::vector<double> split;           // Relative lengths of their ranges; empty: by memory.
   std::uint32_t n_batch = 2048;        // Most rows of a step.
   bool fetch_allowed = true;           // Workers may ask us for chunks they do not have.
+  bool push_chunks = true;             // On channels of their own, where workers know that.
   bool verify = false;                 // Hash everything again.
   std::filesystem::path cache_dir;     // Remembered hashes.
   std::size_t n_threads = 1;           // For hashing.

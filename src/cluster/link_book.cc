@@ -1,11 +1,13 @@
 #include "cluster/link_book.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "cluster/weights_channel.h"
 #include "rpc/wire_error.h"
 
 namespace recua::cluster {
@@ -33,13 +35,19 @@ void log_line_of(const std::string& from, const std::string& to, std::string_vie
 
 }  // namespace
 
-LinkBook::Names LinkBook::names(std::uint32_t number) const {
+LinkBook::Names LinkBook::names(std::uint32_t number, std::size_t worker) const {
+  if (number == kWeightsChannel) return {.from = kCoordinator, .to = workers_[worker].name};
   return {.from = number == 0 ? kCoordinator : workers_[number - 1].name,
           .to = number == workers_.size() ? kCoordinator : workers_[number].name};
 }
 
 bool LinkBook::has_end(std::size_t worker, std::uint32_t number, bool sends) const {
+  if (number == kWeightsChannel) return !sends;
   return sends ? number == worker + 1 : number == worker;
+}
+
+void LinkBook::weights_report(std::size_t worker, std::string_view text) const {
+  log_info("link {}->{} for weights: {}", kCoordinator, workers_[worker].name, without_names(text));
 }
 
 void LinkBook::own_report(std::uint32_t number, bool sends, std::string_view text) const {
@@ -49,7 +57,10 @@ void LinkBook::own_report(std::uint32_t number, bool sends, std::string_view tex
 }
 
 void LinkBook::report(std::size_t worker, const wire::LinkReport& report) const {
-  if (!has_end(worker, report.number(), report.sends())) return;
+  // Of weights we are the sender ourselves.
+  if (report.number() == kWeightsChannel || !has_end(worker, report.number(), report.sends())) {
+    return;
+  }
   const Names link = names(report.number());
   const std::string text = rpc::wire_text(report.text(), kTextBytesMax);
   // Of the first channel we are the sender ourselves.
@@ -60,31 +71,51 @@ void LinkBook::report(std::size_t worker, const wire::LinkReport& report) const 
 void LinkBook::add_own(std::uint32_t number, bool sends, std::string transport,
                        const rpc::ChannelCounters& counters) {
   const Names link = names(number);
-  links_.push_back({.number = number,
-                    .stats = {.from = link.from,
-                              .to = link.to,
-                              .transport = std::move(transport),
-                              .sends = sends,
-                              .counters = counters}});
+  Entry& entry = entries_.emplace_back();
+  entry.link.number = number;
+  entry.link.stats.from = link.from;
+  entry.link.stats.to = link.to;
+  entry.link.stats.transport = std::move(transport);
+  entry.link.stats.sends = sends;
+  entry.link.stats.counters = counters;
+}
+
+void LinkBook::add_weights(std::size_t worker, const rpc::LinkStats& stats) {
+  const Names link = names(kWeightsChannel, worker);
+  Entry& entry = entries_.emplace_back();
+  entry.worker = worker;
+  entry.link.number = kWeightsChannel;
+  entry.link.stats = stats;
+  entry.link.stats.from = link.from;
+  entry.link.stats.to = link.to;
+  entry.link.stats.carries = "weights";
 }
 
 void LinkBook::add(std::size_t worker, const wire::SessionClosed& closed) {
   for (SessionLink& link : from_wire(closed, kLinksPerWorkerMax)) {
     if (!has_end(worker, link.number, link.stats.sends)) continue;
-    const Names known = names(link.number);
-    link.stats.from = known.from;
-    link.stats.to = known.to;
-    links_.push_back(std::move(link));
+    const Names known = names(link.number, worker);
+    Entry& entry = entries_.emplace_back();
+    entry.link = std::move(link);
+    entry.link.stats.from = known.from;
+    entry.link.stats.to = known.to;
+    if (entry.link.number == kWeightsChannel) {
+      entry.link.stats.carries = "weights";
+      entry.worker = worker;
+    }
   }
 }
 
 std::vector<rpc::LinkStats> LinkBook::stats() const {
-  std::vector<SessionLink> sorted = links_;
-  std::stable_sort(sorted.begin(), sorted.end(), [](const SessionLink& a, const SessionLink& b) {
-    return std::pair(a.number, !a.stats.sends) < std::pair(b.number, !b.stats.sends);
-  });
+  std::vector<Entry> sorted = entries_;
+  const auto key = [](const Entry& entry) {
+    return std::tuple(entry.link.number, entry.worker, !entry.link.stats.sends);
+  };
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [key](const Entry& a, const Entry& b) { return key(a) < key(b); });
   std::vector<rpc::LinkStats> out;
-  for (SessionLink& link : sorted) out.push_back(std::move(link.stats));
+  out.reserve(sorted.size());
+  for (Entry& entry : sorted) out.push_back(std::move(entry.link.stats));
   return out;
 }
 

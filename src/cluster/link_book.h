@@ -2,6 +2,7 @@
 /// What a coordinator knows of the links of its plan: their names, what they run on, and in the
 /// end what they did. Channel 0 leads from the coordinator to the first worker, channel i from
 /// worker i - 1 to worker i, the last one back to the coordinator.
+/// Channels for weights lead from the coordinator to each worker that lacks some.
 ///
 /// Both ends of a link report and count. The sender's line is shown, the receiver's is for
 /// debugging, unless the sender is too old to report.
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cluster/link_wire.h"
@@ -28,12 +30,16 @@ class LinkBook {
 
   /// Logs what the coordinator's own end of a channel says.
   void own_report(std::uint32_t number, bool sends, std::string_view text) const;
+  /// Logs what carries the weights that the coordinator pushes to a worker.
+  void weights_report(std::size_t worker, std::string_view text) const;
   /// Logs what a worker says of its end. Channels that it has no end of are ignored.
   void report(std::size_t worker, const wire::LinkReport& report) const;
 
   /// Counters of the coordinator's own end.
   void add_own(std::uint32_t number, bool sends, std::string transport,
                const rpc::ChannelCounters& counters);
+  /// Counters of the coordinator's end of a worker's channel for weights.
+  void add_weights(std::size_t worker, const rpc::LinkStats& stats);
   /// Counters of a worker's ends; those of channels that it has no end of are ignored.
   void add(std::size_t worker, const wire::SessionClosed& closed);
 
@@ -45,11 +51,16 @@ class LinkBook {
     std::string from;
     std::string to;
   };
-  [[nodiscard]] Names names(std::uint32_t number) const;
+  struct Entry {
+    SessionLink link;
+    std::size_t worker = 0;  // Of weights: whose.
+  };
+  /// worker: of a channel for weights.
+  [[nodiscard]] Names names(std::uint32_t number, std::size_t worker = 0) const;
   [[nodiscard]] bool has_end(std::size_t worker, std::uint32_t number, bool sends) const;
 
   std::vector<Worker> workers_;
-  std::vector<SessionLink> links_;
+  std::vector<Entry> entries_;
 };
 
 }  // namespace recua::cluster

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "cluster/plan.h"
+#include "cluster/weights_channel.h"
 #include "cluster/wire.h"
 #include "gguf/gguf_file.h"
 #include "rpc/wire_error.h"
@@ -19,9 +20,6 @@ namespace recua::cluster {
 namespace {
 
 namespace asio = boost::asio;
-
-/// Chunks asked for before the first has come: 16 MiB under way keep a fast link busy.
-constexpr int kFetchesAtOnce = 4;
 
 /// a * b, or the largest number: these come from a peer, and too much is too much.
 std::uint64_t saturated_mul(std::uint64_t a, std::uint64_t b) {
@@ -93,12 +91,15 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
   return request;
 }
 
-Session::Session(SessionEnv env, Request request)
-    : env_(std::move(env)), request_(std::move(request)), ended_(env_.env.executor) {}
+Session::Session(SessionEnv env, Request request, SessionEvents events)
+    : env_(std::move(env)),
+      request_(std::move(request)),
+      events_(std::move(events)),
+      ended_(env_.env.executor) {}
 
 Session::~Session() = default;
 
-asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
+asio::awaitable<Result<void>> Session::load(ChunkSource source) {
   const auto self = shared_from_this();
   std::uint64_t total = 0;
   for (const TensorSpec& tensor : request_.tensors) total += tensor.bytes;
@@ -120,10 +121,10 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   // Disk and hashing go elsewhere; progress comes back to this loop.
   Result<std::unique_ptr<SliceWeights>> weights =
       Error{ErrorCode::kCancelled, "loading did not start"};
-  const HashProgress hash_progress = [self, progress, total, home = env_.env.executor](
-                                         std::uint64_t done, std::uint64_t) {
-    asio::post(home, [self, progress, done, total] {
-      if (!self->closed_) progress(std::min(done, total), total, 0);
+  const HashProgress hash_progress = [self, total, home = env_.env.executor](std::uint64_t done,
+                                                                             std::uint64_t) {
+    asio::post(home, [self, done, total] {
+      if (!self->closed_) self->events_.progress(std::min(done, total), total, 0);
     });
   };
   std::function<void()> look = [&] {
@@ -135,12 +136,13 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   if (!weights.ok()) co_return Error(weights.error());
   if (closed_) co_return given_up();
 
-  if (!(*weights)->missing().empty()) {
-    const Result<void> fetched = co_await fetch_missing(**weights, fetch, progress, total);
+  const std::shared_ptr<SliceWeights> found = std::move(*weights);
+  if (!found->missing().empty()) {
+    const Result<void> fetched = co_await fetch_missing(found, std::move(source), total);
     if (!fetched.ok()) co_return Error(fetched.error());
   }
-  counts_ = (*weights)->counts();
-  weights_ = std::move(**weights).finish();
+  counts_ = found->counts();
+  weights_ = std::move(*found).finish();
   if (closed_) co_return given_up();
 
   Result<void> built = ok();
@@ -148,79 +150,52 @@ asio::awaitable<Result<void>> Session::load(Fetch fetch, Progress progress) {
   co_await env_.offload->run(make);
   if (!built.ok()) co_return built;
   if (closed_) co_return given_up();
-  progress(total, total, counts_.fetched);
+  events_.progress(total, total, counts_.fetched);
   loaded_ = true;
   co_return ok();
 }
 
-asio::awaitable<Result<void>> Session::fetch_missing(SliceWeights& weights, Fetch fetch,
-                                                     const Progress& progress,
+asio::awaitable<Result<void>> Session::fetch_missing(std::shared_ptr<SliceWeights> weights,
+                                                     ChunkSource source,
                                                      std::uint64_t total_bytes) {
-  const std::span<const ChunkRef> missing = weights.missing();
+  const auto self = shared_from_this();
   if (!request_.fetch_allowed) {
-    const ChunkRef& first = missing.front();
+    const std::span<const ChunkRef> missing = weights->missing();
+    const TensorSpec& first = weights->spec(missing.front());
     co_return Error{
         ErrorCode::kNotFound,
         fmt::format(
-            "{} of {} chunks of this slice are not here (first: tensor {} of {}), "
-            "and the coordinator does not send weights: copy the file to {} or "
-            "allow fetching",
-            missing.size(), missing.size(), weights.spec(first).name, weights.spec(first).file,
+            "{} chunks of this slice are not here (first: tensor {} of {}), and the "
+            "coordinator does not send weights: copy the file to {} or allow fetching",
+            missing.size(), first.name, first.file,
             env_.models_dir.empty() ? "the folder given with --models" : env_.models_dir.string())};
   }
-  struct Shared {
-    explicit Shared(const asio::any_io_executor& executor) : event(executor) {}
-    net::Event event;
-    std::mutex mutex;  // supply() runs on other threads.
-    std::size_t next = 0;
-    int running = 0;
-    Result<void> result;
+  WeightsFetcher::Parts parts;
+  parts.env = env_.env;
+  parts.offload = env_.offload;
+  parts.policy = env_.link_policy;
+  parts.name = env_.name;
+  parts.id = request_.id;
+  parts.weights = std::move(weights);
+  parts.source = std::move(source);
+  parts.progress = events_.progress;
+  parts.total_bytes = total_bytes;
+  parts.reported = [reported = events_.reported](const rpc::LinkStats& link,
+                                                 const std::string& text) {
+    reported(link, kWeightsChannel, text);
   };
-  const auto shared = std::make_shared<Shared>(env_.env.executor);
-  std::uint64_t missing_bytes = 0;
-  for (const ChunkRef& ref : missing) {
-    missing_bytes += chunk_size(weights.spec(ref).bytes, ref.chunk);
+  fetcher_ = std::make_shared<WeightsFetcher>(std::move(parts));
+  Result<void> fetched = co_await fetcher_->run();
+  if (fetcher_->link().has_value()) {
+    SessionLink& link = links_.emplace_back();
+    link.number = kWeightsChannel;
+    link.stats = *fetcher_->link();
+    link.stats.to = env_.name;
+    link.stats.carries = "weights";
   }
-  const std::uint64_t here = total_bytes - missing_bytes;
-
-  const auto fetcher = [](std::shared_ptr<Session> self, std::shared_ptr<Shared> state,
-                          SliceWeights& target, Fetch ask, Progress tell, std::uint64_t local,
-                          std::uint64_t total) -> asio::awaitable<void> {
-    // However it ends, whoever waits for all fetchers must hear of it.
-    const std::shared_ptr<void> at_end(nullptr, [state](void*) {
-      --state->running;
-      state->event.notify_all();
-    });
-    while (state->result.ok() && state->next < target.missing().size() && !self->closed_) {
-      const ChunkRef ref = target.missing()[state->next++];
-      const Digest digest = target.spec(ref).chunks[ref.chunk];
-      Result<std::string> bytes = co_await ask(ref, digest);
-      Result<void> supplied = bytes.ok() ? ok() : Result<void>(Error(bytes.error()));
-      if (supplied.ok()) {
-        std::function<void()> check = [&] {
-          const std::scoped_lock lock(state->mutex);
-          supplied = target.supply(ref, as_bytes(*bytes));
-        };
-        co_await self->env_.offload->run(check);
-      }
-      if (!supplied.ok() && state->result.ok()) state->result = std::move(supplied);
-      std::uint64_t fetched = 0;
-      {
-        const std::scoped_lock lock(state->mutex);
-        fetched = target.counts().fetched;
-      }
-      tell(std::min(local + fetched, total), total, fetched);
-    }
-  };
-  shared->running = kFetchesAtOnce;
-  for (int i = 0; i < kFetchesAtOnce; ++i) {
-    asio::co_spawn(env_.env.executor,
-                   fetcher(shared_from_this(), shared, weights, fetch, progress, here, total_bytes),
-                   asio::detached);
-  }
-  while (shared->running > 0) co_await shared->event.wait();
-  if (shared->result.ok() && closed_) co_return given_up();
-  co_return shared->result;
+  fetcher_.reset();
+  if (fetched.ok() && closed_) co_return given_up();
+  co_return fetched;
 }
 
 Result<void> Session::build(const model::WeightSource& weights) {
@@ -233,6 +208,7 @@ Result<void> Session::build(const model::WeightSource& weights) {
 }
 
 Result<rpc::RingShape> Session::ring(const rpc::ChannelRequest& request) const {
+  if (request.number == kWeightsChannel && fetcher_ != nullptr) return fetcher_->ring();
   if (!loaded_) {
     return Error{ErrorCode::kNotFound,
                  fmt::format("session {:016x} is not loaded yet", request.id.session)};
@@ -242,6 +218,12 @@ Result<rpc::RingShape> Session::ring(const rpc::ChannelRequest& request) const {
 
 Result<void> Session::attach(std::unique_ptr<net::Connection> connection,
                              const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) {
+  if (request.number == kWeightsChannel) {
+    if (fetcher_ == nullptr || request.direction != rpc::Direction::kConnectorSends) {
+      return Error{ErrorCode::kProtocol, "this session does not wait for a channel for weights"};
+    }
+    return fetcher_->attach(std::move(connection), peer);
+  }
   End end{.connection = std::move(connection),
           .number = request.number,
           .name = peer.name,
@@ -263,7 +245,7 @@ Result<void> Session::attach_out(End end) {
   return ok();
 }
 
-rpc::LinkContext Session::link_context(const End& end, bool sends, const SessionEvents& events) {
+rpc::LinkContext Session::link_context(const End& end, bool sends) {
   rpc::LinkContext context;
   context.env = env_.env;
   context.env.executor = loop_->executor();
@@ -275,14 +257,14 @@ rpc::LinkContext Session::link_context(const End& end, bool sends, const Session
                             .transport = {},
                             .sends = sends,
                             .counters = {}};
-  context.report = [home = env_.env.executor, reported = events.reported, link,
+  context.report = [home = env_.env.executor, reported = events_.reported, link,
                     number = end.number](const std::string& text) {
     asio::post(home, [reported, link, number, text] { reported(link, number, text); });
   };
   return context;
 }
 
-Result<void> Session::start(SessionEvents events) {
+Result<void> Session::start() {
   if (in_.connection == nullptr || out_.connection == nullptr) {
     return Error{ErrorCode::kProtocol,
                  "start_session came before both channels of the slice were open"};
@@ -302,12 +284,12 @@ Result<void> Session::start(SessionEvents events) {
                      .ring = ring_->buffer(),
                      .buffers = &buffers_,
                      .compute_mutex = env_.compute_mutex};
-  RECUA_ASSIGN_OR_RETURN(parts.in,
-                         rpc::make_link_receiver(link_context(in_, false, events), std::move(in),
-                                                 request_.id, ring_shape_, ring_->memory()));
+  RECUA_ASSIGN_OR_RETURN(
+      parts.in, rpc::make_link_receiver(link_context(in_, false), std::move(in), request_.id,
+                                        ring_shape_, ring_->memory()));
   std::vector<std::span<std::byte>> sources;
   if (!buffers_.memory().empty()) sources.push_back(buffers_.memory());
-  parts.out = rpc::make_link_sender(link_context(out_, true, events), std::move(out), out_.ring,
+  parts.out = rpc::make_link_sender(link_context(out_, true), std::move(out), out_.ring,
                                     std::move(sources), out_.features);
   stage_ = std::make_shared<Stage>(std::move(parts));
 
@@ -317,33 +299,34 @@ Result<void> Session::start(SessionEvents events) {
   asio::any_io_executor home =
       asio::prefer(env_.env.executor, asio::execution::outstanding_work.tracked);
   asio::co_spawn(loop_->executor(), stage_->drive(stage_env),
-                 [self = shared_from_this(), home = std::move(home), events = std::move(events)](
-                     std::exception_ptr thrown, Result<void> ended) mutable {
+                 [self = shared_from_this(), home = std::move(home)](std::exception_ptr thrown,
+                                                                     Result<void> ended) mutable {
                    if (thrown != nullptr) {
                      ended = Error{ErrorCode::kResourceExhausted, "the stage ran out of memory"};
                    }
                    // Back to the control loop, which alone touches the session.
-                   asio::post(home,
-                              [self = std::move(self), events = std::move(events),
-                               ended = std::move(ended)] { self->stage_ended(ended, events); });
+                   asio::post(home, [self = std::move(self), ended = std::move(ended)] {
+                     self->stage_ended(ended);
+                   });
                  });
   return ok();
 }
 
-void Session::stage_ended(const Result<void>& ended, const SessionEvents& events) {
+void Session::stage_ended(const Result<void>& ended) {
   for (const rpc::LinkStats& stats : stage_->link_stats()) {
     const End& end = stats.sends ? out_ : in_;
     SessionLink& link = links_.emplace_back(SessionLink{.number = end.number, .stats = stats});
     link.stats.from = stats.sends ? env_.name : end.name;
     link.stats.to = stats.sends ? end.name : env_.name;
   }
-  if (!ended.ok() && !closed_) events.failed(ended.error());
+  if (!ended.ok() && !closed_) events_.failed(ended.error());
   stage_.reset();
   ended_.notify_all();
 }
 
 void Session::close() {
   if (closed_.exchange(true)) return;
+  if (fetcher_ != nullptr) fetcher_->stop();
   in_.connection.reset();
   out_.connection.reset();
   if (stage_ != nullptr) {

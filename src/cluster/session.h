@@ -23,6 +23,7 @@
 #include "cluster/ring_buffer.h"
 #include "cluster/slice_weights.h"
 #include "cluster/stage.h"
+#include "cluster/weights_fetch.h"
 #include "model/communicator.h"
 #include "model/hyperparams.h"
 #include "model/slice_runner.h"
@@ -53,6 +54,7 @@ struct SessionEnv {
 
 /// What a session tells its worker. Called on the control loop.
 struct SessionEvents {
+  LoadProgress progress;
   std::function<void(const Error&)> failed;  // The stage ended by itself.
   /// What a link runs on, and why; sends: we are its sender.
   std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>
@@ -75,12 +77,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   /// Checks a LoadSlice message. kProtocol, kUnsupported, kCorrupt: names the field.
   static Result<Request> parse(const wire::LoadSlice& message);
 
-  /// Asks the coordinator for a chunk.
-  using Fetch = std::function<boost::asio::awaitable<Result<std::string>>(ChunkRef, Digest)>;
-  using Progress =
-      std::function<void(std::uint64_t done, std::uint64_t total, std::uint64_t fetched)>;
-
-  Session(SessionEnv env, Request request);
+  Session(SessionEnv env, Request request, SessionEvents events);
   ~Session() override;
 
   [[nodiscard]] rpc::ChannelId id() const override { return request_.id; }
@@ -94,7 +91,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   [[nodiscard]] bool loaded() const { return loaded_; }
 
   /// Loads weights and allocates caches. kNotFound: chunks are missing and may not be fetched.
-  boost::asio::awaitable<Result<void>> load(Fetch fetch, Progress progress);
+  boost::asio::awaitable<Result<void>> load(ChunkSource source);
 
   /// A channel of the stage, before it runs.
   struct End {
@@ -108,7 +105,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   Result<void> attach_out(End end);
 
   /// Starts the stage.
-  Result<void> start(SessionEvents events);
+  Result<void> start();
   /// Ends whatever runs. Idempotent.
   void close();
   /// Returns when what close() ended has ended, or time is up.
@@ -117,16 +114,16 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   [[nodiscard]] const std::vector<SessionLink>& links() const { return links_; }
 
  private:
-  boost::asio::awaitable<Result<void>> fetch_missing(SliceWeights& weights, Fetch fetch,
-                                                     const Progress& progress,
-                                                     std::uint64_t total_bytes);
+  boost::asio::awaitable<Result<void>> fetch_missing(std::shared_ptr<SliceWeights> weights,
+                                                     ChunkSource source, std::uint64_t total_bytes);
   Result<void> build(const model::WeightSource& weights);
-  [[nodiscard]] rpc::LinkContext link_context(const End& end, bool sends,
-                                              const SessionEvents& events);
-  void stage_ended(const Result<void>& ended, const SessionEvents& events);
+  [[nodiscard]] rpc::LinkContext link_context(const End& end, bool sends);
+  void stage_ended(const Result<void>& ended);
 
   SessionEnv env_;
   Request request_;
+  SessionEvents events_;
+  std::shared_ptr<WeightsFetcher> fetcher_;  // While it works.
   SourceCounts counts_;
   std::uint64_t memory_bytes_ = 0;
 

@@ -162,15 +162,19 @@ Result<void> SliceWeights::place(std::uint32_t index, const std::shared_ptr<cons
 Result<void> SliceWeights::supply(const ChunkRef& ref, std::span<const std::byte> bytes) {
   Tensor& tensor = tensors_[ref.tensor];
   const std::uint64_t size = chunk_size(tensor.spec.bytes, ref.chunk);
-  if (bytes.size() != size || sha256(bytes) != tensor.spec.chunks[ref.chunk]) {
+  // The copy is checked, not the original: a sender may still write into a slot that it gave us.
+  const std::span<std::byte> stored =
+      tensor.writable.subspan(ref.chunk * kChunkBytes, static_cast<std::size_t>(size));
+  const bool fits = bytes.size() == size;
+  if (fits) std::memcpy(stored.data(), bytes.data(), size);
+  if (!fits || sha256(stored) != tensor.spec.chunks[ref.chunk]) {
     return Error{ErrorCode::kCorrupt,
                  fmt::format("chunk {} of tensor {} does not have the announced hash; did the "
                              "coordinator's file change while it was in use?",
                              ref.chunk, tensor.spec.name)};
   }
-  std::memcpy(tensor.writable.data() + ref.chunk * kChunkBytes, bytes.data(), size);
   counts_.fetched += size;
-  if (const auto saved = store_.save(tensor.spec.chunks[ref.chunk], bytes); !saved.ok()) {
+  if (const auto saved = store_.save(tensor.spec.chunks[ref.chunk], stored); !saved.ok()) {
     log_warning("a fetched chunk was not cached: {}", saved.error().message);
   }
   return ok();

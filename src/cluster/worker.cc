@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "cluster/chunk_requests.h"
 #include "cluster/echo_session.h"
 #include "cluster/link_wire.h"
 #include "cluster/plan.h"
@@ -25,7 +26,6 @@ namespace {
 
 namespace asio = boost::asio;
 
-constexpr net::Duration kFetchTimeout = std::chrono::minutes(2);
 constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
 /// A stage that computes ends after its micro-batch; who closes a session waits for 2 s.
 constexpr net::Duration kStageEndTimeout = std::chrono::seconds(1);
@@ -145,6 +145,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                                                      const wire::LoadSlice& message);
   asio::awaitable<Result<wire::ControlMessage>> open_channel(std::shared_ptr<Client> client,
                                                              const wire::OpenChannel& message);
+  SessionEvents session_events(const std::shared_ptr<Client>& client, rpc::ChannelId id) const;
   Result<wire::ControlMessage> start(const std::shared_ptr<Client>& client,
                                      const wire::StartSession& message);
   Result<wire::ControlMessage> open_echo(Client& client, const wire::OpenEcho& message);
@@ -347,49 +348,26 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
   const std::uint64_t id = request.id.session;
   const std::string description = fmt::format(
       "{}, layers {}-{}", request.model, request.slice.layer_begin, request.slice.layer_end - 1);
-  const auto session = std::make_shared<Session>(session_env, std::move(request));
+  const rpc::ChannelId channel_id = request.id;
+  const auto session = std::make_shared<Session>(session_env, std::move(request),
+                                                 session_events(client, channel_id));
   client->sessions[id] = session;
   holding_memory.push_back(session);
 
-  const std::weak_ptr<Client> weak = client;
-  Session::Fetch fetch = [self, weak, id](ChunkRef ref,
-                                          Digest digest) -> asio::awaitable<Result<std::string>> {
+  const CallCoordinator call =
+      [weak = std::weak_ptr<Client>(client)](
+          wire::ControlMessage ask,
+          net::Duration timeout) -> asio::awaitable<Result<wire::ControlMessage>> {
     const std::shared_ptr<Client> alive = weak.lock();
     if (alive == nullptr || alive->lost) {
       co_return Error{ErrorCode::kCancelled, "the coordinator left while its weights were fetched"};
     }
-    wire::ControlMessage ask;
-    ask.mutable_fetch_chunk()->set_session(id);
-    ask.mutable_fetch_chunk()->set_sha256(std::string(as_text(digest)));
-    ask.mutable_fetch_chunk()->set_tensor(ref.tensor);
-    ask.mutable_fetch_chunk()->set_chunk(ref.chunk);
-    Result<wire::ControlMessage> reply =
-        co_await alive->control->call(std::move(ask), kFetchTimeout);
-    if (!reply.ok()) co_return Error(std::move(reply).error());
-    if (!reply->has_chunk()) {
-      co_return Error{ErrorCode::kProtocol,
-                      alive->control->peer() + ": answered a chunk request with something else"};
-    }
-    co_return std::move(*reply->mutable_chunk()->mutable_data());
+    Result<wire::ControlMessage> reply = co_await alive->control->call(std::move(ask), timeout);
+    co_return reply;
   };
-  const auto told = std::make_shared<net::TimePoint>();  // The function is copied.
-  Session::Progress progress = [self, weak, id, told](std::uint64_t done, std::uint64_t total,
-                                                      std::uint64_t fetched) {
-    const std::shared_ptr<Client> alive = weak.lock();
-    const net::TimePoint now = self->env.clock->now();
-    if (alive == nullptr || alive->lost || (done != total && now - *told < kProgressInterval))
-      return;
-    *told = now;
-    wire::ControlMessage notice;
-    notice.mutable_load_progress()->set_session(id);
-    notice.mutable_load_progress()->set_bytes_done(done);
-    notice.mutable_load_progress()->set_bytes_total(total);
-    notice.mutable_load_progress()->set_bytes_fetched(fetched);
-    if (const auto sent = alive->control->notify(std::move(notice)); !sent.ok()) {
-      log_debug("progress was not told: {}", sent.error().message);
-    }
-  };
-  const Result<void> loaded = co_await session->load(fetch, progress);
+  ChunkSource source =
+      make_chunk_source(channel_id, call, client->peer.has(rpc::Feature::kPushChunks));
+  const Result<void> loaded = co_await session->load(std::move(source));
   if (!loaded.ok()) {
     session->close();
     const auto found = client->sessions.find(id);
@@ -453,13 +431,22 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::open_channel(
   co_return reply;
 }
 
-Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>& client,
-                                                  const wire::StartSession& message) {
-  RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
-                         own_session(*client, message.session(), message.epoch()));
-  const rpc::ChannelId id = session->id();
+SessionEvents Worker::State::session_events(const std::shared_ptr<Client>& client,
+                                            rpc::ChannelId id) const {
   const std::weak_ptr<Client> weak = client;
   SessionEvents events;
+  events.progress = [weak, id, clock = env.clock, told = net::TimePoint{}](
+                        std::uint64_t n_done, std::uint64_t total, std::uint64_t fetched) mutable {
+    const net::TimePoint now = clock->now();
+    if (n_done != total && now - told < kProgressInterval) return;
+    told = now;
+    wire::ControlMessage notice;
+    notice.mutable_load_progress()->set_session(id.session);
+    notice.mutable_load_progress()->set_bytes_done(n_done);
+    notice.mutable_load_progress()->set_bytes_total(total);
+    notice.mutable_load_progress()->set_bytes_fetched(fetched);
+    if (const auto alive = weak.lock()) alive->tell(std::move(notice));
+  };
   events.failed = [weak, id](const Error& error) {
     // The coordinator is told and decides; when it closes a session itself, a neighbour's end of
     // the channel may come first.
@@ -473,7 +460,14 @@ Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>&
     *notice.mutable_link_report() = link_report_to_wire(id, link, number, text);
     if (const auto alive = weak.lock()) alive->tell(std::move(notice));
   };
-  RECUA_RETURN_IF_ERROR(session->start(std::move(events)));
+  return events;
+}
+
+Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>& client,
+                                                  const wire::StartSession& message) {
+  RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
+                         own_session(*client, message.session(), message.epoch()));
+  RECUA_RETURN_IF_ERROR(session->start());
   return done();
 }
 

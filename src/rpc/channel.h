@@ -27,6 +27,7 @@ enum class MessageKind : std::uint16_t {
   kStep = 1,    // A micro-batch on its way through the stages: rows are activations.
   kResult = 2,  // Outputs of the last stage: rows are logits (or none), the rest in the descriptor.
   kFailure = 3,  // The stage could not do this micro-batch: the descriptor says why.
+  kChunk = 4,    // A chunk of weights: one row, its bytes; the step is its request's number.
 };
 
 /// Encoded field by field into 64 bytes, little endian; docs/protocol.md, "Tensor messages".

@@ -56,11 +56,13 @@ std::string prometheus_text(std::span<const LinkStats> links) {
                    "# HELP recua_link_{0}_total {1}\n# TYPE recua_link_{0}_total counter\n",
                    field.name, field.help);
     for (const LinkStats& link : links) {
-      fmt::format_to(std::back_inserter(out),
-                     "recua_link_{}_total{{link=\"{}->{}\",end=\"{}\",transport=\"{}\"}} {}\n",
-                     field.name, escaped(link.from), escaped(link.to),
-                     link.sends ? "sender" : "receiver", escaped(transport_kind(link.transport)),
-                     link.counters.*field.value);
+      fmt::format_to(
+          std::back_inserter(out),
+          "recua_link_{}_total{{link=\"{}->{}\",carries=\"{}\",end=\"{}\",transport=\"{}\"}} "
+          "{}\n",
+          field.name, escaped(link.from), escaped(link.to), escaped(link.carries),
+          link.sends ? "sender" : "receiver", escaped(transport_kind(link.transport)),
+          link.counters.*field.value);
     }
   }
   return out;

@@ -18,7 +18,8 @@ struct LinkStats {
   std::string from = {};  // Who sends: "coordinator", "box1:7500".
   std::string to = {};
   std::string transport = {};  // As ChannelSender::transport() says it: "rdma mlx5_0/1 gid 3 ...".
-  bool sends = true;           // Whether these are the sender's counters, or the receiver's.
+  std::string carries = "steps";  // Or "weights".
+  bool sends = true;              // Whether these are the sender's counters, or the receiver's.
   ChannelCounters counters = {};
 };
 
@@ -33,8 +34,8 @@ std::span<const CounterField> counter_fields();
 /// The kind of transport alone: "rdma", "shared memory", "tcp".
 std::string transport_kind(std::string_view transport);
 
-/// recua_link_<counter>_total{link="a->b",end="sender",transport="rdma"} lines, each counter with
-/// its HELP and TYPE once. Label values are escaped.
+/// recua_link_<counter>_total{link="a->b",carries="steps",end="sender",transport="rdma"} lines,
+/// each counter with its HELP and TYPE once. Label values are escaped.
 std::string prometheus_text(std::span<const LinkStats> links);
 
 }  // namespace recua::rpc

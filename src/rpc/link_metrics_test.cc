@@ -24,13 +24,15 @@ TEST(LinkMetrics, GivesOneLinePerLinkEndAndCounterWithHelpAndTypeOnce) {
   const std::string text = prometheus_text(links);
   EXPECT_NE(text.find("# HELP recua_link_bytes_total Bytes of tensor messages, headers included.\n"
                       "# TYPE recua_link_bytes_total counter\n"
-                      "recua_link_bytes_total{link=\"a:1->b:2\",end=\"sender\",transport=\"rdma\"} "
+                      "recua_link_bytes_total{link=\"a:1->b:2\",carries=\"steps\",end=\"sender\","
+                      "transport=\"rdma\"} "
                       "123\n"
-                      "recua_link_bytes_total{link=\"a:1->b:2\",end=\"receiver\",transport=\"tcp\"}"
+                      "recua_link_bytes_total{link=\"a:1->b:2\",carries=\"steps\",end=\"receiver\","
+                      "transport=\"tcp\"}"
                       " 0\n"),
             std::string::npos)
       << text;
-  EXPECT_NE(text.find("recua_link_resent_total{link=\"a:1->b:2\",end=\"sender\","
+  EXPECT_NE(text.find("recua_link_resent_total{link=\"a:1->b:2\",carries=\"steps\",end=\"sender\","
                       "transport=\"rdma\"} 2\n"),
             std::string::npos);
   EXPECT_EQ(n_lines_with(text, "# HELP "), 12u);
@@ -42,7 +44,7 @@ TEST(LinkMetrics, SaysNothingWithoutLinks) { EXPECT_EQ(prometheus_text({}), "");
 
 TEST(LinkMetrics, EscapesLabelValues) {
   const std::vector<LinkStats> links = {{.from = "a\"\\\n", .to = "b", .transport = "tcp"}};
-  EXPECT_NE(prometheus_text(links).find("{link=\"a\\\"\\\\\\n->b\",end="), std::string::npos);
+  EXPECT_NE(prometheus_text(links).find("{link=\"a\\\"\\\\\\n->b\",carries="), std::string::npos);
 }
 
 TEST(LinkMetrics, KnowsTheKindOfEachTransport) {

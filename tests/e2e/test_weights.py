@@ -32,6 +32,17 @@ class Weights(TestCase):
         for path, changed_ns in kept.items():
             self.assertEqual(path.stat().st_mtime_ns, changed_ns, f"{path} was fetched again")
 
+    def test_missing_chunks_are_pushed_on_a_channel(self):
+        worker = self.worker(models=None)
+        answer = self.succeed("run", "--json", "-m", STORIES, "-p", "a", "-n", 1, "--workers",
+                              worker.address).json()
+        weights = [link for link in answer["links"] if link["carries"] == "weights"]
+        self.assertEqual([link["end"] for link in weights], ["sender", "receiver"])
+        for link in weights:
+            self.assertGreater(link["bytes"], STORIES.stat().st_size // 2)
+            if link["end"] == "sender" or not link["transport"].startswith("tcp"):
+                self.assertEqual(link["payload_copies"], 0, str(link))
+
     def test_each_worker_fetches_its_own_slice_only(self):
         workers = self.workers(2, models=None)
         self.check_stories("--workers", addresses(workers), "--split", "1,4")

@@ -94,16 +94,135 @@ TEST(ClusterSim, GivesBitIdenticalLogitsToOneMachine) {
 
 TEST(ClusterSim, SendsWeightsToWorkersThatLackThemAndOnlyOnce) {
   const Expected expected = expected_case(1);
-  SimCluster cluster({.seed = 5, .n_workers = 2, .workers_have_file = false, .model = kStories});
+  for (const bool push_chunks : {true, false}) {
+    SCOPED_TRACE(push_chunks);
+    SimCluster cluster({.seed = 5,
+                        .n_workers = 2,
+                        .workers_have_file = false,
+                        .push_chunks = push_chunks,
+                        .model = kStories});
+    const auto opened = cluster.open();
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    EXPECT_GT(cluster.cluster().sources().fetched, 1'000'000u);
+    const auto tokens = cluster.generate(expected.prompt, 20);
+    ASSERT_TRUE(tokens.ok());
+    EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+    cluster.close();
+    std::uint64_t pushed_bytes[2] = {0, 0};  // As the receivers and the senders count them.
+    for (const rpc::LinkStats& link : cluster.links()) {
+      if (link.carries != "weights") continue;
+      EXPECT_EQ(link.from, "coordinator");
+      // A TCP receiver may copy the start of a message that is shorter than the one before.
+      if (link.sends) {
+        EXPECT_EQ(link.counters.payload_copies, 0u);
+      }
+      pushed_bytes[link.sends ? 1 : 0] += link.counters.bytes;
+    }
+    EXPECT_EQ(pushed_bytes[0], pushed_bytes[1]);
+    EXPECT_EQ(pushed_bytes[0] > 1'000'000, push_chunks);
+    ASSERT_TRUE(cluster.open().ok());
+    EXPECT_EQ(cluster.cluster().sources().fetched, 0u);
+    EXPECT_GT(cluster.cluster().sources().from_cache, 1'000'000u);
+  }
+}
+
+/// Breaks connections to a host after so many bytes were read from them; the first ones stay whole.
+class BreakingNetwork final : public net::Network {
+ public:
+  BreakingNetwork(net::Network& inner, std::size_t n_whole, std::size_t bytes_max)
+      : inner_(inner), n_whole_(n_whole), bytes_max_(bytes_max) {}
+  net::asio::awaitable<Result<std::unique_ptr<net::Connection>>> connect(
+      net::Endpoint endpoint, net::Duration timeout) override {
+    auto connection = co_await inner_.connect(endpoint, timeout);
+    if (!connection.ok() || n_whole_-- > 0) co_return connection;
+    n_whole_ = std::size_t{1} << 30;
+    n_broken_ += 1;
+    co_return std::unique_ptr<net::Connection>(
+        std::make_unique<Breaking>(std::move(*connection), bytes_max_));
+  }
+  Result<std::unique_ptr<net::Listener>> listen(const net::Endpoint& endpoint) override {
+    return inner_.listen(endpoint);
+  }
+  [[nodiscard]] int n_broken() const { return n_broken_; }
+
+ private:
+  class Breaking final : public net::Connection {
+   public:
+    Breaking(std::unique_ptr<net::Connection> inner, std::size_t bytes_max)
+        : inner_(std::move(inner)), left_(bytes_max) {}
+    [[nodiscard]] const std::string& peer() const override { return inner_->peer(); }
+    [[nodiscard]] std::string local_address() const override { return inner_->local_address(); }
+    net::asio::awaitable<Result<void>> read(std::span<std::byte> out) override {
+      return inner_->read(out);
+    }
+    net::asio::awaitable<Result<void>> write(std::span<const std::byte> bytes) override {
+      return inner_->write(bytes);
+    }
+    Result<std::size_t> try_read(std::span<std::byte> out) override {
+      return inner_->try_read(out);
+    }
+    Result<std::size_t> try_write(std::span<const std::span<const std::byte>> parts) override {
+      RECUA_ASSIGN_OR_RETURN(const std::size_t n, inner_->try_write(parts));
+      if (n >= left_) inner_->close();
+      left_ -= std::min(n, left_);
+      return n;
+    }
+    void arm_read(net::ReadyCallback ready) override { inner_->arm_read(std::move(ready)); }
+    void arm_write(net::ReadyCallback ready) override { inner_->arm_write(std::move(ready)); }
+    Result<std::unique_ptr<net::Connection>> move_to(net::asio::any_io_executor executor) override {
+      RECUA_ASSIGN_OR_RETURN(auto moved, inner_->move_to(std::move(executor)));
+      return std::unique_ptr<net::Connection>(std::make_unique<Breaking>(std::move(moved), left_));
+    }
+    void close() override { inner_->close(); }
+
+   private:
+    std::unique_ptr<net::Connection> inner_;
+    std::size_t left_;
+  };
+
+  net::Network& inner_;
+  std::size_t n_whole_;
+  std::size_t bytes_max_;
+  int n_broken_ = 0;
+};
+
+TEST(ClusterSim, LoadsToTheEndWhenTheChannelForWeightsBreaks) {
+  const Expected expected = expected_case(1);
+  for (const std::size_t bytes : {1U, 100'000U, 600'000U}) {
+    SCOPED_TRACE(bytes);
+    SimCluster cluster({.seed = 8, .n_workers = 1, .workers_have_file = false, .model = kStories});
+    // The control connection stays; the second one is the channel for weights.
+    BreakingNetwork network(cluster.network().host("home"), 1, bytes);
+    const auto opened = cluster.open(&network);
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    EXPECT_EQ(network.n_broken(), 1);
+    EXPECT_GT(cluster.cluster().sources().fetched, 1'000'000u);
+    const auto tokens = cluster.generate(expected.prompt, 5);
+    ASSERT_TRUE(tokens.ok());
+    EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+    cluster.close();
+  }
+}
+
+TEST(ClusterSim, TellsWhatBothEndsOfAllLinksDid) {
+  SimCluster cluster({.seed = 2, .n_workers = 2, .n_ubatch = 4, .model = kStories});
   ASSERT_TRUE(cluster.open().ok());
-  EXPECT_GT(cluster.cluster().sources().fetched, 1'000'000u);
-  const auto tokens = cluster.generate(expected.prompt, 20);
-  ASSERT_TRUE(tokens.ok());
-  EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), expected.greedy.begin()));
+  ASSERT_TRUE(cluster.logits({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}).ok());  // Three micro-batches.
   cluster.close();
-  ASSERT_TRUE(cluster.open().ok());
-  EXPECT_EQ(cluster.cluster().sources().fetched, 0u);
-  EXPECT_GT(cluster.cluster().sources().from_cache, 1'000'000u);
+  const std::vector<std::string> names = {"coordinator", "box0:7500", "box1:7500", "coordinator"};
+  ASSERT_EQ(cluster.links().size(), 6u);
+  for (std::size_t i = 0; i < 6; ++i) {
+    SCOPED_TRACE(i);
+    const rpc::LinkStats& link = cluster.links()[i];
+    EXPECT_EQ(link.from, names[i / 2]);
+    EXPECT_EQ(link.to, names[i / 2 + 1]);
+    EXPECT_EQ(link.sends, i % 2 == 0);
+    EXPECT_EQ(link.carries, "steps");
+    EXPECT_EQ(link.counters.messages, 3u);
+    EXPECT_EQ(link.counters.payload_copies, 0u);
+    EXPECT_TRUE(link.transport.starts_with("tcp")) << link.transport;
+  }
+  EXPECT_EQ(cluster.links()[2].counters.bytes, cluster.links()[3].counters.bytes);
 }
 
 TEST(ClusterSim, GivesTheSameRunForTheSameSeed) {

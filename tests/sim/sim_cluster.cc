@@ -25,6 +25,16 @@ fs::path make_scratch() {
 
 }  // namespace
 
+std::unique_ptr<SimCluster::Links> SimCluster::make_links(const std::string& host, int number) {
+  auto links = std::make_unique<Links>();
+  if (!options_.rdma) return links;
+  fabric_.add_device(host, "card_" + host, {"10.0.0." + std::to_string(number)});
+  links->provider = fabric_.provider(host);
+  links->policy.allow_rdma = true;
+  links->policy.provider = links->provider.get();
+  return links;
+}
+
 SimCluster::SimCluster(const SimClusterOptions& options)
     : options_(options),
       scratch_(make_scratch()),
@@ -33,8 +43,10 @@ SimCluster::SimCluster(const SimClusterOptions& options)
   auto opened = gguf::GgufFile::open(options.model);
   RECUA_CHECK(opened.ok());
   file_ = std::make_shared<const gguf::GgufFile>(std::move(*opened));
+  home_links_ = make_links("home", 1);
   for (int i = 0; i < options.n_workers; ++i) {
     auto box = std::make_unique<Box>();
+    box_links_.push_back(make_links(worker_name(static_cast<std::size_t>(i)), i + 2));
     net::Env env = network_.env(worker_name(static_cast<std::size_t>(i)));
     env.spin = net::Duration::zero();
     const net::Endpoint endpoint{.host = worker_name(static_cast<std::size_t>(i)), .port = kPort};
@@ -46,6 +58,7 @@ SimCluster::SimCluster(const SimClusterOptions& options)
     if (options.workers_have_file) worker_options.models_dir = options.model.parent_path();
     worker_options.cache_dir = scratch_ / worker_options.name;
     worker_options.memory_bytes = options.worker_memory_bytes;
+    if (options.rdma) worker_options.link_policy = &box_links_.back()->policy;
     box->worker = std::make_unique<cluster::Worker>(
         env, offload_, [] { return compute::make_cpu_device({.n_threads = 1}); }, worker_options);
     asio::co_spawn(loop_.executor(), box->worker->serve(*box->listener), asio::detached);
@@ -72,6 +85,8 @@ Result<void> SimCluster::open(net::Network* network) {
     options.workers.push_back({.host = worker_name(static_cast<std::size_t>(i)), .port = kPort});
   }
   options.cache_dir = scratch_ / "home";
+  options.push_chunks = options_.push_chunks;
+  if (options_.rdma) options.link_policy = &home_links_->policy;
   const model::SliceOptions slice_options{.n_ctx = 512,
                                           .n_pages = 16,
                                           .page_tokens = 32,
@@ -105,11 +120,13 @@ model::StepBatch prompt_step(const std::vector<model::TokenId>& tokens, std::uin
 }
 
 Result<std::vector<model::TokenId>> SimCluster::generate(const std::vector<model::TokenId>& prompt,
-                                                         int n) {
+                                                         int n,
+                                                         const std::function<void(int)>& before) {
   std::vector<model::TokenId> out;
   std::vector<model::TokenId> next = prompt;
   std::uint32_t position = 0;
   for (int i = 0; i < n; ++i) {
+    if (before) before(i);
     model::StepBatch batch = prompt_step(next, position, cluster_->executor().info().page_tokens,
                                          model::OutputRequest::Kind::kSample);
     position += static_cast<std::uint32_t>(next.size());
@@ -133,6 +150,7 @@ void SimCluster::close() {
     co_return true;
   };
   RECUA_CHECK(loop_.run(close_it(*cluster_)));
+  links_ = cluster_->links();
   cluster_.reset();
 }
 
