@@ -3,7 +3,7 @@
 import pathlib
 import unittest
 
-from harness import (F32_CACHE, MODELS, STORIES, TestCase, addresses, ids_flag, random_model,
+from harness import (EXIT_USAGE, F32_CACHE, MODELS, STORIES, TestCase, addresses, ids_flag, random_model,
                      stories, stories_long, stories_perplexity)
 
 
@@ -118,6 +118,32 @@ class LocalWorkers(TestCase):
         self.assertEqual(done.code, 0, str(done))
         self.assertEqual(done.json()["ids"], case["greedy_ids"])
         self.assertEqual(session_members(run.pid), [])
+
+    def test_tell_both_ends_of_every_link(self):
+        case = stories()["cases"][0]
+        answer = self.succeed("run", "--json", "-m", STORIES, "--prompt-ids",
+                              ids_flag(case["prompt_ids"]), "-n", 10, "--temp", 0, "--ignore-eos",
+                              *F32_CACHE, "--local-workers", 2, "--transport", "tcp").json()
+        self.assertEqual(answer["ids"], case["greedy_ids"][:10])
+        links = answer["links"]
+        self.assertEqual([link["end"] for link in links], ["sender", "receiver"] * 3)
+        self.assertEqual({link["messages"] for link in links}, {10}, str(links))  # One per step.
+        self.assertEqual({link["payload_copies"] for link in links}, {0}, str(links))
+        self.assertEqual({link["carries"] for link in links}, {"steps"})
+        self.assertEqual((links[0]["from"], links[5]["to"]), ("coordinator", "coordinator"))
+        self.assertEqual(links[1]["to"], links[2]["from"])
+        for link in links:
+            self.assertTrue(link["transport"].startswith("tcp"), link["transport"])
+
+    def test_take_flags_for_links(self):
+        for flags, words in ((("--transport", "udp"), ["--transport", "udp"]),
+                             (("--rdma-connect", "tcp"), ["handshake or cm"]),
+                             (("--rdma-device", "no_such_card"), ["--rdma-device"]),
+                             (("--transport", "tcp", "--rdma-gid", "1"), ["--rdma-gid"])):
+            with self.subTest(flags=flags):
+                self.fail_with(EXIT_USAGE, words, "run", "-m", STORIES, "-p", "a", "-n", 1,
+                               "--local-workers", 1, *flags)
+                self.fail_with(EXIT_USAGE, words, "worker", "--listen", "127.0.0.1:0", *flags)
 
     def test_are_benchmarked(self):
         rows = self.succeed("bench", "-m", STORIES, "-p", 32, "-n", 8, "-r", 2, "-o", "json",
