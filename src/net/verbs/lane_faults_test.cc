@@ -437,6 +437,7 @@ TEST_F(LaneTest, FenceDeliversWhatArrivedAndRefusesTheRest) {
   ASSERT_TRUE(a_.writes(5000, 500, 3));  // Under way.
   EXPECT_EQ(b_.fence(), (Values{1, 2}));
   EXPECT_EQ(b_.fence(), Values{});
+  EXPECT_EQ(fabric_.counts().queue_pairs, 2U);  // All came back, so it could stay.
   fabric_.hold(false);
   EXPECT_EQ(b_.window[5000], std::byte{0});
   EXPECT_EQ(b_.poll(), Values{});

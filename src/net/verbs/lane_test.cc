@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <thread>
 
 #include <boost/asio/io_context.hpp>
@@ -274,6 +275,7 @@ TEST_F(LaneTest, KeepsOrderOverAWindowOfManyWrites) {
   std::uint32_t n_received = 0;
   std::vector<Announcement> got;
   while (n_received < 5000) {
+    ASSERT_EQ(a_.failure(), "");
     while (n_sent - n_received < 40 && rng.below(8) != 0)
       if (a_.writes(rng.below(1000), 1 + rng.below(500), n_sent)) ++n_sent;
     got.clear();
@@ -281,7 +283,6 @@ TEST_F(LaneTest, KeepsOrderOverAWindowOfManyWrites) {
     for (const Announcement& announcement : got) ASSERT_EQ(announcement.value, n_received++);
     if (rng.below(4) == 0) a_.poll();
   }
-  EXPECT_EQ(a_.failure(), "");
 }
 
 TEST_F(LaneTest, SignalsOneInKAndWhenAsked) {
@@ -370,25 +371,27 @@ TEST_F(LaneTest, WakesForAnAnnouncementAndForAnEvent) {
 TEST_F(LaneTest, ServesTwoThreadsWithALaneEach) {
   connect({.receive_depth = 8});
   constexpr std::uint32_t kRounds = 2000;
-  const auto play = [](LanePeer& peer, std::uint32_t first) {
+  std::atomic<bool> is_over = false;  // So that neither waits for one who gave up.
+  const auto play = [&](LanePeer& peer, std::uint32_t first) {
     std::vector<Announcement> got;
     std::uint64_t sum = 0;
     for (std::uint32_t i = first; i < kRounds; i += 2) {
       if (i > 0) {
         got.clear();
-        while (got.empty() && !peer.lane->failure()) {
+        while (got.empty() && !is_over && !peer.lane->failure()) {
           peer.lane->poll(got);
           std::this_thread::yield();
         }
-        if (got.size() != 1 || got[0].value != i - 1) return std::uint64_t{0};
+        if (got.size() != 1 || got[0].value != i - 1) break;
         sum += std::to_integer<std::uint64_t>(peer.window[i % 100]);
       }
       peer.source[(i + 1) % 100] = std::byte{1};
       const std::array<Part, 1> parts = {Part(peer.source).first(400)};
       const auto written =
           peer.lane->write({.offset = 0, .parts = parts, .announce = i, .signal = false});
-      if (!written.ok() || !*written) return std::uint64_t{0};
+      if (!written.ok() || !*written) break;
     }
+    if (sum < kRounds / 2 - 1) is_over = true;
     return sum;
   };
   std::uint64_t sum_b = 0;
