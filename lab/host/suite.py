@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 
@@ -40,9 +41,10 @@ class Scenario:
         about, *lines = path.read_text().splitlines()
         scenario = Scenario(path.name, about.removeprefix("# "))
         for line in lines:
-            key, colon, value = line.removeprefix("# ").partition(": ")
-            if not line.startswith("# ") or not colon:
+            setting = re.match(r"# ([a-z]+): (.*)", line)
+            if setting is None:
                 break
+            key, value = setting.groups()
             if not hasattr(scenario, key):
                 raise MachineError(f"{path}: unknown key '{key}'")
             setattr(scenario, key, type(getattr(scenario, key))(value))
