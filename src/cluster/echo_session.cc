@@ -105,7 +105,10 @@ Result<std::shared_ptr<EchoSession>> EchoSession::create(net::Env env, Offload& 
       new EchoSession(std::move(env), offload, std::move(name), request));
   if (policy != nullptr) session->policy_ = *policy;
   rpc::LinkPolicy& own = session->policy_;
-  own.allow_rdma = own.allow_rdma && request.rdma;
+  if (own.allow_rdma && !request.rdma) {
+    own.allow_rdma = false;
+    own.no_rdma_reason = kNoRdmaAsked;
+  }
   own.allow_shared_memory = own.allow_shared_memory && request.shared_memory;
   RECUA_ASSIGN_OR_RETURN(session->ring_, RingBuffer::create(nullptr, request.ring, &own));
   return session;

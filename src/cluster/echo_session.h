@@ -37,6 +37,9 @@ inline constexpr std::uint32_t kEchoSlotsMax = 64;
 /// Of one worker, open at once.
 inline constexpr std::size_t kEchoSessionsMax = 8;
 
+/// LinkPolicy::no_rdma_reason of links that may use RDMA, but not in this measurement.
+inline constexpr const char* kNoRdmaAsked = "is asked to use no RDMA in this measurement";
+
 /// TensorHeader::micro_batch of a message to an echo session.
 inline constexpr std::uint32_t kEchoRows = 0;
 inline constexpr std::uint32_t kEchoAcknowledge = 1;

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "cluster/echo_link.h"
+#include "cluster/echo_session.h"
 
 namespace recua::cluster {
 namespace {
@@ -72,7 +73,10 @@ EchoLink::Options Probe::link_options(std::span<const LinkTransport> transports)
   };
   EchoLink::Options out;
   out.policy = policy_;
-  out.policy.allow_rdma = policy_.allow_rdma && may_use(LinkTransport::kRdma);
+  if (policy_.allow_rdma && !may_use(LinkTransport::kRdma)) {
+    out.policy.allow_rdma = false;
+    out.policy.no_rdma_reason = kNoRdmaAsked;
+  }
   out.policy.allow_shared_memory =
       policy_.allow_shared_memory && may_use(LinkTransport::kSharedMemory);
   for (const LinkTransport transport : transports) out.transports.push_back(to_wire(transport));
