@@ -49,8 +49,8 @@ struct RdmaPortInfo {
 struct PeerInfo {
   std::string name;              // Of the process, for people: "worker box1:7500".
   std::string software_version;  // "0.1.0"
-  std::uint32_t protocol_version = kProtocolVersion;  // Agreed, in what a handshake returns.
-  std::vector<std::uint32_t> features = {1, 2, 3, 4};    // Common ones, in what a handshake returns.
+  std::uint32_t protocol_version = kProtocolVersion;   // Agreed, in what a handshake returns.
+  std::vector<std::uint32_t> features = {1, 2, 3, 4};  // Common ones, in what a handshake returns.
   std::uint64_t memory_free_bytes = 0;
   std::uint64_t memory_total_bytes = 0;
   std::uint32_t n_threads = 0;

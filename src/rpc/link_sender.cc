@@ -16,6 +16,7 @@
 #include "net/deadline.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"
+#include "rpc/link_inbox.h"
 #include "rpc/link_negotiation.h"
 #include "rpc/stream_writer.h"
 #include "rpc/tensor_header.h"
@@ -288,48 +289,18 @@ class LinkSender final : public ChannelSender {
   Result<bool> read_stream() {
     bool moved = false;
     while (true) {
-      std::array<std::byte, 512> bytes;
-      ++counters_.system_calls;
-      Result<std::size_t> n = connection_->try_read(bytes);
-      if (!n.ok()) return fail(std::move(n).error());
-      if (*n == 0) return moved;
-      input_.insert(input_.end(), bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(*n));
-      RECUA_ASSIGN_OR_RETURN(const bool taken, take_input());
-      moved = moved || taken;
-      if (*n < bytes.size()) return moved;
-    }
-  }
-
-  Result<bool> take_input() {
-    std::size_t at = 0;
-    static_assert(kCreditBytes == kRecordHeaderBytes);
-    while (input_.size() - at >= kCreditBytes) {
-      const auto head = std::span<const std::byte>(input_).subspan(at).first<kCreditBytes>();
-      if (!is_record(head)) {
-        const Result<std::uint64_t> n_released = decode_credit(head);
-        if (!n_released.ok()) return fail(Error(n_released.error()).within(peer()));
-        if (*n_released < n_released_by_stream_) {
-          return fail(Error{ErrorCode::kProtocol,
-                            fmt::format("{} says that it released {} slots; it had said {}", peer(),
-                                        *n_released, n_released_by_stream_)});
-        }
-        n_released_by_stream_ = *n_released;
-        RECUA_RETURN_IF_ERROR(take_released(*n_released, "says"));
-        at += kCreditBytes;
+      Result<LinkInbox::Item> item = inbox_.next(*connection_, counters_);
+      if (!item.ok()) return fail(std::move(item).error());
+      if (*item == LinkInbox::Item::kNothing) return moved;
+      moved = true;
+      if (*item == LinkInbox::Item::kCredit) {
+        RECUA_RETURN_IF_ERROR(take_released(inbox_.n_released(), "says"));
         continue;
       }
-      const Result<RecordHeader> record = decode_record_header(head);
-      if (!record.ok()) return fail(Error(record.error()).within(peer()));
-      if (input_.size() - at < kRecordHeaderBytes + record->payload_bytes) break;
-      const auto payload = std::span<const std::byte>(input_).subspan(at + kRecordHeaderBytes,
-                                                                      record->payload_bytes);
-      Result<void> taken = take_record(record->kind, payload);
+      Result<void> taken = take_record(inbox_.record(), inbox_.payload());
       if (failure_) return *failure_;
       if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
-      at += kRecordHeaderBytes + record->payload_bytes;
     }
-    input_.erase(input_.begin(), input_.begin() + static_cast<std::ptrdiff_t>(at));
-    return at > 0;
   }
 
   Result<void> take_record(RecordKind kind, std::span<const std::byte> payload) {
@@ -590,11 +561,10 @@ class LinkSender final : public ChannelSender {
   std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.
   std::uint64_t n_completed_ = 0;
   std::uint64_t n_released_ = 0;
-  std::uint64_t n_released_by_stream_ = 0;
   std::size_t n_reopened_ = 0;
 
   StreamWriter writer_;
-  std::vector<std::byte> input_;  // Of the connection, not parsed yet.
+  LinkInbox inbox_;
   std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
   std::uint32_t n_polls_ = 0;
 
