@@ -1,8 +1,8 @@
 // Ping-pong of tensor messages over TCP on loopback between two threads that spin, as two workers
-// would on two machines: net/round_trip/tcp/bytes:N, half of it is one hop. Beside it the same
-// bytes by plain blocking send and recv, as the yardstick of the same run.
+// would on two machines. In turns with it the same bytes by plain send and polled recv, as the
+// yardstick of the same run.
 //
-//   net_bench [rounds]
+//   net_bench [rounds per turn]
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -66,14 +66,18 @@ struct End {
   std::unique_ptr<rpc::ChannelReceiver> receiver;
 };
 
-void print(std::string_view name, std::size_t bytes, std::vector<Nanoseconds>& times) {
-  std::sort(times.begin(), times.end());
-  const auto us = [&](std::size_t i) { return static_cast<double>(times[i].count()) / 1000.0; };
-  fmt::print("{}/bytes:{:<7} p50 {:8.2f} us   p99 {:8.2f} us\n", name, bytes, us(times.size() / 2),
-             us(times.size() * 99 / 100));
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
-void channel_ping_pong(std::size_t bytes, int n_rounds) {
+/// Half of the median round trip: one way, in microseconds.
+double one_way(std::vector<Nanoseconds>& times) {
+  std::sort(times.begin(), times.end());
+  return static_cast<double>(times[times.size() / 2].count()) / 2000.0;
+}
+
+double channel_ping_pong(std::size_t bytes, int n_rounds) {
   net::asio::io_context io{1};
   net::TcpNetwork network(io.get_executor());
   ConnectionPtr there[2];  // a sends on there, b on back.
@@ -105,13 +109,13 @@ void channel_ping_pong(std::size_t bytes, int n_rounds) {
     a.receive();
     times.push_back(SteadyClock::now() - start);
   }
-  print("net/round_trip/tcp", bytes, times);
   const auto& sent = a.sender->counters();
   const auto& received = a.receiver->counters();
   RECUA_CHECK(sent.payload_copies == 0 && received.payload_copies == 0);
+  return one_way(times);
 }
 
-void plain_ping_pong(std::size_t bytes, int n_rounds) {
+double plain_ping_pong(std::size_t bytes, int n_rounds) {
   net::asio::io_context io{1};
   using tcp = net::asio::ip::tcp;
   tcp::acceptor acceptor(io, tcp::endpoint(tcp::v4(), 0));
@@ -147,17 +151,27 @@ void plain_ping_pong(std::size_t bytes, int n_rounds) {
     receive_all(a, buffer);
     times.push_back(SteadyClock::now() - start);
   }
-  print("net/round_trip/plain", bytes, times);
+  return one_way(times);
 }
 
 }  // namespace
 }  // namespace recua
 
 int main(int argc, char** argv) {
-  int n_rounds = 20'000;
+  int n_rounds = 1000;
   if (argc > 1) std::from_chars(argv[1], argv[1] + std::strlen(argv[1]), n_rounds);
-  for (const std::size_t bytes : {256u, 8192u, 65536u}) {
-    recua::channel_ping_pong(bytes, n_rounds);
-    recua::plain_ping_pong(bytes, n_rounds);
+  constexpr int kTurns = 21;
+  fmt::print("one way, medians of {} turns of {} round trips each\n", kTurns, n_rounds);
+  for (const std::size_t bytes : {64u, 1024u, 8192u, 65536u}) {
+    std::vector<double> channel;
+    std::vector<double> plain;
+    std::vector<double> ratios;
+    for (int turn = 0; turn < kTurns; ++turn) {
+      plain.push_back(recua::plain_ping_pong(bytes, n_rounds));
+      channel.push_back(recua::channel_ping_pong(bytes, n_rounds));
+      ratios.push_back(channel.back() / plain.back());
+    }
+    fmt::print("net/one_way/bytes:{:<6} tcp {:7.2f} us   plain sockets {:7.2f} us   ratio {:.2f}\n",
+               bytes, recua::median(channel), recua::median(plain), recua::median(ratios));
   }
 }

@@ -23,9 +23,8 @@ void expect_survives(LinkWorld& world, std::uint32_t size, const std::function<v
   ASSERT_TRUE(world.settle_link()) << world.what_failed();
   ASSERT_TRUE(world.run(10, size)) << world.what_failed();
   // With some under way.
-  world.hold_back = world.options.ring.n_slots;
-  for (int i = 0; i < 2; ++i) ASSERT_TRUE(*world.send(size));
-  world.hold_back = 0;
+  for (int i = 0; i < 20 && world.sender->credits() < 2; ++i) ASSERT_TRUE(world.step());
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(*world.send(size)) << world.what_failed();
   fault();
   ASSERT_TRUE(world.run(60, size)) << world.what_failed();
   EXPECT_EQ(world.sender->n_sent(), world.n_taken);
@@ -184,6 +183,40 @@ TEST(LinkFailure, EndsTheChannelWhenTheConnectionEnds) {
   EXPECT_EQ(world.fabric.counts(), net::verbs::FakeCounts{});
 }
 
+// The receiver's lane is connected before the sender's: until the sender has said that it is ready,
+// nothing may be written back, or the write finds nobody.
+TEST(LinkFailure, TellsNoCreditsBeforeTheSenderIsConnected) {
+  LinkWorld world;
+  world.fabric.set_port_up("a0", false);
+  ASSERT_TRUE(world.settle_link());  // On the connection.
+  world.hold_back = 3;
+  ASSERT_TRUE(world.run(10, 2000)) << world.what_failed();
+  world.fabric.set_port_up("a0", true);
+  world.loop.run_for(std::chrono::minutes(1));
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(world.sender->poll().ok());
+  world.settle();  // The offer is there.
+  world.hold_back = 0;
+  ASSERT_TRUE(world.run(50, 2000)) << world.what_failed();
+  EXPECT_EQ(world.sender->transport().find("tcp"), std::string::npos) << world.sender->transport();
+  EXPECT_EQ(world.receiver->counters().failovers, 0u);
+}
+
+// A device that cannot be opened now is a reason for TCP, and worth another try later.
+TEST(LinkFailure, WaitsForABusyDevice) {
+  LinkWorld world;
+  world.fabric.set_busy("b0", true);
+  ASSERT_TRUE(world.settle_link());
+  EXPECT_NE(world.sender->transport().find("tcp, because the peer cannot use RDMA"),
+            std::string::npos)
+      << world.sender->transport();
+  ASSERT_TRUE(world.run(10, 2000)) << world.what_failed();
+  world.fabric.set_busy("b0", false);
+  world.loop.run_for(std::chrono::minutes(1));
+  ASSERT_TRUE(world.run(50, 2000)) << world.what_failed();
+  ASSERT_TRUE(world.settle_link());
+  EXPECT_EQ(world.sender->transport().find("tcp"), std::string::npos) << world.sender->transport();
+}
+
 TEST(LinkFailure, GivesUpWaitingForAnAnswer) {
   LinkWorld world;
   ASSERT_TRUE(world.sender->poll().ok());
@@ -243,6 +276,9 @@ struct HostileSender : TestWorld {
     address = *from_wire(answer.lanes(0).lane());
     address.window_bytes *= window_factor;
     EXPECT_TRUE(lane->connect(address).ok());
+    wire::LinkReady ready;
+    ready.set_generation(1);
+    say(RecordKind::kReady, ready);
   }
   void say(RecordKind kind, const google::protobuf::MessageLite& message) {
     const auto bytes = encode_record(kind, message);

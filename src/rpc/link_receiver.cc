@@ -72,6 +72,7 @@ class LinkReceiver final : public ChannelReceiver {
         RECUA_RETURN_IF_ERROR(return_credits());
       }
     }
+    RECUA_RETURN_IF_ERROR(return_credits());
     return std::optional<Incoming>();
   }
 
@@ -84,7 +85,10 @@ class LinkReceiver final : public ChannelReceiver {
     }
     ++n_released_;
     pass_dropped();
-    return return_credits();
+    // Telling costs as much as sending an answer, which is due now: unless the sender waits for it,
+    // it is done by the next poll() that finds nothing.
+    const bool waits = n_spent_ - n_told_ >= ring_.n_slots || (starving_ && path_ != nullptr);
+    return waits ? return_credits() : ok();
   }
 
   void arm(net::ReadyCallback ready) override {
@@ -124,8 +128,8 @@ class LinkReceiver final : public ChannelReceiver {
     return message >= n_delivered_ && message < n_told_ + ring_.n_slots;
   }
   [[nodiscard]] bool stream_is_due() {
-    return path_ == nullptr || reader_.in_item() || std::exchange(*readable_, false) ||
-           ++n_polls_ % kPollsPerStreamRead == 0;
+    return path_ == nullptr || !path_ready_ || reader_.in_item() ||
+           std::exchange(*readable_, false) || ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
@@ -374,6 +378,7 @@ class LinkReceiver final : public ChannelReceiver {
     RECUA_ASSIGN_OR_RETURN(LinkChoice choice, choose_path(context_, ring_, memory_,
                                                           connection_->local_address(), offer));
     path_ = std::move(choice.path);
+    path_ready_ = false;
     writer_.push_record(encode_record(RecordKind::kAnswer, choice.answer));
     if (path_ == nullptr && why_stream_ != choice.why) {
       why_stream_ = choice.why;
@@ -389,11 +394,13 @@ class LinkReceiver final : public ChannelReceiver {
     }
     if (ready.error().empty()) {
       if (path_ != nullptr) {
+        path_ready_ = true;
+        starving_ = true;  // What was released meanwhile is told now.
         why_stream_.clear();
         const std::string description = path_->description();
         if (std::exchange(planned_from_, {}) != description) report(description);
       }
-      return ok();
+      return return_credits();
     }
     drop_path();
     why_stream_ = "the peer " + wire_text(ready.error(), kReasonBytesMax);
@@ -464,6 +471,7 @@ class LinkReceiver final : public ChannelReceiver {
   /// so it is always told.)
   Result<void> return_credits() {
     if (n_released_ == n_told_) return ok();
+    if (path_ != nullptr && !path_ready_) return ok();  // The sender's end is not connected yet.
     const bool starving = starving_ && path_ != nullptr;
     const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
     if (!starving && 2 * n_spent < ring_.n_slots) return ok();
@@ -509,6 +517,7 @@ class LinkReceiver final : public ChannelReceiver {
 
   std::uint32_t generation_ = 0;
   std::unique_ptr<FastReceiver> path_;
+  bool path_ready_ = false;  // The sender said so: it may be written to.
   std::vector<Arrival> arrivals_;
   std::uint64_t uncut_bytes_ = 0;
   std::string why_stream_;
