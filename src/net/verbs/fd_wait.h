@@ -4,6 +4,7 @@
 /// Asio is asked to wait only; it neither reads nor closes the descriptor. The executor may be
 /// another one at each call, as when an object moves to another thread: the wait on the old one is
 /// given up. Destroying the FdWait drops the callback uncalled; do so before the descriptor closes.
+/// The loop of the last arm() outlives the FdWait, as with everything of Asio.
 /// Threads: one at a time; a handler of a wait that was given up may still run in its old loop.
 
 #include <memory>

@@ -115,6 +115,7 @@ class IbvPair : public testing::Test {
                       b->memory.begin() + static_cast<std::ptrdiff_t>(offset));
   }
 
+  asio::io_context other{1};  // A second loop, which outlives what waits in it.
   std::unique_ptr<TestEnd> a;
   std::unique_ptr<TestEnd> b;
 };
@@ -254,7 +255,6 @@ TEST_F(IbvPair, RefusesAKeyOfAnotherDomain) {
 
 TEST_F(IbvPair, MayBeDestroyedWhileACallbackIsArmed) {
   connect();
-  asio::io_context other{1};
   bool called = false;
   a->queue->arm(a->loop.get_executor(), [&] { called = true; });
   a->queue->arm(other.get_executor(), [&] { called = true; });  // To another loop.
@@ -273,7 +273,6 @@ TEST_F(IbvPair, MayBeDestroyedWhileACallbackIsArmed) {
 TEST_F(IbvPair, WakesTheLoopOfTheLastArm) {
   connect();
   b->receive(1);
-  asio::io_context other{1};
   bool in_first = false;
   bool in_second = false;
   b->queue->arm(b->loop.get_executor(), [&] { in_first = true; });
@@ -338,8 +337,7 @@ TEST(IbvDomain, SaysHowToRaiseTheLimitOfLockedMemory) {
 }
 
 /// Waits for an event of that kind, past others.
-bool sees_event(Device& device, EventKind kind) {
-  asio::io_context loop{1};
+bool sees_event(Device& device, asio::io_context& loop, EventKind kind) {
   const auto deadline = std::chrono::steady_clock::now() + kTestLimit;
   while (std::chrono::steady_clock::now() < deadline) {
     while (const auto event = device.poll_event()) {
@@ -365,12 +363,13 @@ TEST(IbvDevice, ReportsLinkAndAddressChanges) {
   if (!is_lab("RDMA_LAB_NETDEV_A") && !is_lab("RDMA_LAB_NETDEV_B"))
     GTEST_SKIP() << "skipped: not in the lab";
   const std::string link = "ip link set " + interface;
+  asio::io_context loop{1};
   auto device = make_ibv_provider()->open(found.device.name);
   ASSERT_TRUE(device.ok()) << device.error().message;
   EXPECT_FALSE((*device)->poll_event().has_value());
 
   ASSERT_EQ(std::system((link + " down").c_str()), 0);
-  EXPECT_TRUE(sees_event(**device, EventKind::kPortError));
+  EXPECT_TRUE(sees_event(**device, loop, EventKind::kPortError));
   EXPECT_EQ((*device)->query_port(found.port.number)->state, PortState::kDown);
   ASSERT_EQ(std::system((link + " up").c_str()), 0);
   // Going down took the global IPv6 addresses away; put them back for whoever comes next.
@@ -382,14 +381,14 @@ TEST(IbvDevice, ReportsLinkAndAddressChanges) {
                               std::to_string(entry.prefix_length) + " nodad dev " + interface;
     EXPECT_EQ(std::system(again.c_str()), 0);
   }
-  EXPECT_TRUE(sees_event(**device, EventKind::kPortActive));
+  EXPECT_TRUE(sees_event(**device, loop, EventKind::kPortActive));
   EXPECT_EQ((*device)->query_port(found.port.number)->state, PortState::kActive);
 
   const std::string address = " 10.9.77.1/24 dev " + interface;
   ASSERT_EQ(std::system(("ip addr add" + address).c_str()), 0);
-  EXPECT_TRUE(sees_event(**device, EventKind::kGidChange));
+  EXPECT_TRUE(sees_event(**device, loop, EventKind::kGidChange));
   ASSERT_EQ(std::system(("ip addr del" + address).c_str()), 0);
-  EXPECT_TRUE(sees_event(**device, EventKind::kGidChange));
+  EXPECT_TRUE(sees_event(**device, loop, EventKind::kGidChange));
 }
 
 }  // namespace
