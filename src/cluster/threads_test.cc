@@ -17,6 +17,7 @@
 #include "compute/cpu/cpu_device.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
+#include "net/verbs/fake_fabric.h"
 
 namespace recua::cluster {
 namespace {
@@ -26,13 +27,23 @@ namespace fs = std::filesystem;
 
 const fs::path kModels = fs::path(RECUA_GOLDEN_DIR) / "models";
 
-class ClusterThreads : public testing::Test {
+/// What links may use besides their connections.
+enum class Links { kTcp, kSharedMemory, kRdma };
+
+class ClusterThreads : public testing::TestWithParam<Links> {
  protected:
   ClusterThreads() : network(loop.get_executor()), offload(2) {
     env.executor = loop.get_executor();
     env.clock = &clock;
     env.network = &network;
     env.random = [generator = std::make_shared<std::mt19937_64>(1)] { return (*generator)(); };
+    // All in one process: one fake card, which reaches itself.
+    fabric.add_device("here", "card", {"127.0.0.1"});
+    provider = fabric.provider("here");
+    policy.allow_rdma = GetParam() == Links::kRdma;
+    policy.provider = provider.get();
+    policy.allow_shared_memory = GetParam() == Links::kSharedMemory;
+    policy.host_identity = "here";
     auto opened = gguf::GgufFile::open(kModels / "stories260K.gguf");
     RECUA_CHECK(opened.ok());
     file = std::make_shared<const gguf::GgufFile>(std::move(*opened));
@@ -52,6 +63,7 @@ class ClusterThreads : public testing::Test {
       if (with_file) options.models_dir = kModels;
       options.cache_dir = scratch / options.name;
       options.n_threads = 2;
+      if (GetParam() != Links::kTcp) options.link_policy = &policy;
       const auto make_device = [] { return compute::make_cpu_device({.n_threads = 2}); };
       workers.push_back(std::make_unique<Worker>(env, offload, make_device, options));
       listeners.push_back(std::move(*listener));
@@ -80,6 +92,7 @@ class ClusterThreads : public testing::Test {
     ClusterOptions options;
     for (const auto& listener : listeners) options.workers.push_back(listener->endpoint());
     options.cache_dir = scratch / "home";
+    if (GetParam() != Links::kTcp) options.link_policy = &policy;
     const model::SliceOptions slice_options{.n_ctx = 512,
                                             .n_pages = 16,
                                             .page_tokens = 32,
@@ -125,6 +138,9 @@ class ClusterThreads : public testing::Test {
     co_return true;
   }
 
+  net::verbs::FakeFabric fabric;
+  std::unique_ptr<net::verbs::Provider> provider;
+  rpc::LinkPolicy policy;
   asio::io_context loop{1};
   net::RealClock clock;
   net::TcpNetwork network;
@@ -136,7 +152,7 @@ class ClusterThreads : public testing::Test {
   std::vector<std::unique_ptr<Worker>> workers;
 };
 
-TEST_F(ClusterThreads, GenerateTheExpectedTokensTwice) {
+TEST_P(ClusterThreads, GenerateTheExpectedTokensTwice) {
   const nlohmann::json expected = expected_case();
   auto greedy = expected["greedy_ids"].get<std::vector<model::TokenId>>();
   greedy.resize(20);
@@ -148,10 +164,16 @@ TEST_F(ClusterThreads, GenerateTheExpectedTokensTwice) {
     ASSERT_TRUE(tokens.ok()) << tokens.error().message;
     EXPECT_EQ(*tokens, greedy);
     EXPECT_TRUE(run(close(**cluster)));
+    for (const rpc::LinkStats& link : (*cluster)->links()) {
+      const std::string_view wished = GetParam() == Links::kTcp            ? "tcp"
+                                      : GetParam() == Links::kSharedMemory ? "shared memory"
+                                                                           : "rdma card/1";
+      EXPECT_TRUE(link.transport.starts_with(wished)) << link.transport;
+    }
   }
 }
 
-TEST_F(ClusterThreads, EndWhenTheCoordinatorLeavesWithoutAWord) {
+TEST_P(ClusterThreads, EndWhenTheCoordinatorLeavesWithoutAWord) {
   start_workers(3, true);
   auto cluster = open();
   ASSERT_TRUE(cluster.ok()) << cluster.error().message;
@@ -159,7 +181,7 @@ TEST_F(ClusterThreads, EndWhenTheCoordinatorLeavesWithoutAWord) {
   cluster->reset();  // Connections close; the stages end by themselves.
 }
 
-TEST_F(ClusterThreads, EndWhileAStepIsUnderWay) {
+TEST_P(ClusterThreads, EndWhileAStepIsUnderWay) {
   start_workers(2, true);
   auto cluster = open();
   ASSERT_TRUE(cluster.ok()) << cluster.error().message;
@@ -179,6 +201,14 @@ TEST_F(ClusterThreads, EndWhileAStepIsUnderWay) {
   const auto after = generate(**cluster, expected_case(), 1);
   EXPECT_FALSE(after.ok());
 }
+
+INSTANTIATE_TEST_SUITE_P(Over, ClusterThreads,
+                         testing::Values(Links::kTcp, Links::kSharedMemory, Links::kRdma),
+                         [](const testing::TestParamInfo<Links>& each) {
+                           return each.param == Links::kTcp            ? "Tcp"
+                                  : each.param == Links::kSharedMemory ? "SharedMemory"
+                                                                       : "Rdma";
+                         });
 
 }  // namespace
 }  // namespace recua::cluster
