@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
+#include "base/bytes.h"
 #include "net/verbs/lane.h"
 #include "rpc/link_record.h"
 #include "rpc/link_world.h"
@@ -413,6 +414,24 @@ TEST(HostileSender, IsDroppedForWritingOutsideOfTheRing) {
   world.write(HostileSender::header(0, 100), 5 * 4096, 164, announce(0));
   world.receiver->arm([] {});  // After waking up the device's events are looked at.
   EXPECT_NE(world.failure().find("b0/1"), std::string::npos);
+}
+
+TEST(HostileSender, IsDroppedForASecondHelloHoweverShort) {
+  HostileSender world;
+  constexpr std::string_view kHello("RCUA\x02\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x08\x01",
+                                    18);
+  const std::span<const std::byte> bytes = as_bytes(kHello);
+  EXPECT_TRUE(world.loop.run(world.client->write(bytes)).ok());
+  world.settle();
+  bool dropped = false;
+  for (int i = 0; i < 200 && !dropped; ++i) {
+    const auto polled = world.receiver->poll();
+    dropped = !polled.ok();
+    if (dropped) {
+      EXPECT_NE(polled.error().message.find("magic at byte 0 is 52435541"), std::string::npos);
+    }
+  }
+  EXPECT_TRUE(dropped);
 }
 
 TEST(HostileSender, IsDroppedForRecordsOutOfTurn) {

@@ -32,7 +32,9 @@ Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
   const std::size_t n_in_head = std::min(n, rest.size());
   n_head_ += n_in_head;
   early_ = guess.first(n - n_in_head);
-  if (n_head_ >= kRecordHeaderBytes && is_record(std::span(head_).first(n_head_))) {
+  const std::span<const std::byte> head = std::span(head_).first(n_head_);
+  if (n_head_ >= 4 && !is_record(head)) RECUA_RETURN_IF_ERROR(check_magic(head));
+  if (n_head_ >= kRecordHeaderBytes && is_record(head)) {
     RECUA_ASSIGN_OR_RETURN(record_,
                            decode_record_header(std::span(head_).first<kRecordHeaderBytes>()));
     // Whatever is behind its header comes first again.

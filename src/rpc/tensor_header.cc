@@ -63,11 +63,14 @@ std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
   return writer.bytes();  // The reserved 8 bytes stay 0.
 }
 
+Result<void> check_magic(std::span<const std::byte> bytes) {
+  if (std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) == 0) return ok();
+  return bad_header("magic", 0,
+                    fmt::format("is {}, must be 5243544d (RCTM)", hex(bytes.first(kMagic.size()))));
+}
+
 Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes) {
-  if (std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) != 0) {
-    return bad_header(
-        "magic", 0, fmt::format("is {}, must be 5243544d (RCTM)", hex(bytes.first(kMagic.size()))));
-  }
+  RECUA_RETURN_IF_ERROR(check_magic(bytes));
   ByteReader reader(bytes.subspan<4>());
   TensorHeader out;
   const std::uint16_t kind = *reader.read<std::uint16_t>();

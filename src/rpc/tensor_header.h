@@ -19,6 +19,10 @@ std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header);
 /// offset, the value and what would be right.
 Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes);
 
+/// The same of its first bytes, at least four, as far as they tell: whoever sends something else
+/// may never send the rest.
+Result<void> check_magic(std::span<const std::byte> bytes);
+
 /// Header, rows and descriptor. Cannot overflow: (2^32 - 1)^2 + 2^32 + 63 < 2^64.
 [[nodiscard]] constexpr std::uint64_t message_bytes(const TensorHeader& header) {
   return kTensorHeaderBytes + std::uint64_t{header.n_rows} * header.row_bytes +
