@@ -111,8 +111,8 @@ std::vector<rpc::LinkStats> LinkBook::stats() const {
   const auto key = [](const Entry& entry) {
     return std::tuple(entry.link.number, entry.worker, !entry.link.stats.sends);
   };
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [key](const Entry& a, const Entry& b) { return key(a) < key(b); });
+  std::sort(sorted.begin(), sorted.end(),
+            [key](const Entry& a, const Entry& b) { return key(a) < key(b); });
   std::vector<rpc::LinkStats> out;
   out.reserve(sorted.size());
   for (Entry& entry : sorted) out.push_back(std::move(entry.link.stats));
