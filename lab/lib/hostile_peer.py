@@ -26,7 +26,7 @@ from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr  # noqa: E402
 from pyverbs.wr import SGE, SendWR  # noqa: E402
 import wire  # noqa: E402
 
-KIND_PING = 7
+KIND_NOTICE, KIND_PING = 6, 7
 OFFER, ANSWER, READY, FENCED = 1, 2, 3, 5  # Link records.
 RECORD_HEADER = struct.Struct("<4sHHII")
 SESSION, EPOCH, SECRET = 0x1122334455667788, 1, bytes(range(16))
@@ -185,6 +185,11 @@ class Session:
         self.back.send_record(ANSWER, wire.number_field(1, offer[1]) + wire.bytes_field(2, accepted))
         self.back.read_record(READY)
 
+    def decline_lane(self):
+        """We receive: over TCP, please."""
+        offer = wire.fields(self.back.read_record(OFFER))
+        self.back.send_record(ANSWER, wire.number_field(1, offer[1]))
+
     def _hello(self, role, extra=b""):
         peer = wire.Peer(self, PATIENCE_SECONDS)
         peer.send(wire.frame(wire.KIND_HELLO, wire.hello(role=role, extra=FEATURES + extra)))
@@ -211,6 +216,16 @@ class Session:
                     raise SystemExit(f"the worker refuses: {payload}")
                 return
 
+    def why_failed(self):
+        """What the worker tells the session's owner, or nothing."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < ends:
+            kind, payload = self.control.read_frame()
+            failed = wire.fields(payload).get(21) if kind == KIND_NOTICE else None
+            if failed is not None:
+                return wire.fields(failed)[4].decode()
+        return ""
+
     def _ping(self):
         """Silence would be taken for loss."""
         number = 0
@@ -222,6 +237,7 @@ class Session:
 
 def deed_honest(session):
     """None: a good message is answered. So what is seen after the others is their own doing."""
+    session.decline_lane()
     status = session.lane.write(0, tensor_header(0) + bytes(64), announcement(0))
     data = session.back.peer.socket.recv(65536) if not session.back.data else session.back.data
     while b"RCTM" not in data:
@@ -240,7 +256,8 @@ def deed_forged_credits(session):
 
 
 def deed_second_hello(session):
-    session.there.peer.send(wire.frame(wire.KIND_HELLO, wire.hello()))
+    # Long enough for what the worker has to read before it knows what it is.
+    session.there.peer.send(wire.frame(wire.KIND_HELLO, wire.hello(extra=FEATURES * 10)))
     return 0, session.there.verdict()
 
 
@@ -272,9 +289,11 @@ def main():
     session = Session(host, int(port), Lane(device, own_address))
     session.offer_lane() if role == "send" else session.accept_lane()
     status, verdict = deed(session)
-    print(f"{name}: completion status {status}, channel {verdict}", flush=True)
+    reason = session.why_failed() if verdict == "closed" else ""
+    print(f"{name}: completion status {status}, channel {verdict}. {reason}", flush=True)
+    as_wanted = status == wanted_status and verdict in wanted_verdicts and bool(reason) == (verdict == "closed")
     # Objects of verbs and their threads are the kernel's to clean up.
-    os._exit(0 if status == wanted_status and verdict in wanted_verdicts else 1)
+    os._exit(0 if as_wanted else 1)
 
 
 if __name__ == "__main__":

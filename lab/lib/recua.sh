@@ -1,7 +1,7 @@
 # Starting recua's processes in a scenario, and ending them. Each has a NAME: its standard output is
-# $FOLDER/NAME.out, its log $FOLDER/NAME.err; both survive the machine, since the folder is the host's.
+# $FOLDER/NAME.out, its log $FOLDER/NAME.err.
 
-MODELS=/project/tests/golden/models
+MODELS=/opt/lab/models
 STORIES=$MODELS/stories260K.gguf
 . /ctl/golden.sh # PROMPTS GREEDY (8 cases each) LONG_PROMPT LONG_GREEDY NLL (by context size)
 
@@ -16,8 +16,6 @@ AS_USER=root
 declare -A PID=() ADDRESS=() BASELINE=()
 WORKERS='' # What --workers gets; start_worker appends.
 N_WORKERS=0
-
-if [[ -n "${LAB_OVER_TCP:-}" ]]; then TRANSPORT=() DEVICES=([a]='' [b]=''); fi
 
 prepare_scenario() {
   mkdir -p /tmp/scenario
@@ -169,20 +167,15 @@ wait_for_log() { # NAME REGEX [N]
   has_lines "$1" "$2" "${3:-1}" || fail "$1 ended before it logged \"$2\""
 }
 
-# Packets that have left LETTER's device (over TCP: the loopback interface).
-count_packets() {
-  if [[ -n "${LAB_OVER_TCP:-}" ]]; then read -r COUNTER </sys/class/net/lo/statistics/tx_packets; else read_counter "$1" sent_pkts; fi
-}
-
 # Waits until LETTER has sent N packets since `mark_traffic LETTER`, while NAME still runs: a way to
 # be in the middle of decoding.
 mark_traffic() {
-  count_packets "$1"
+  read_counter "$1" sent_pkts
   MARK=$COUNTER
 }
 wait_for_traffic() { # LETTER N NAME
   sent_or_ended() {
-    count_packets "$1"
+    read_counter "$1" sent_pkts
     ((COUNTER - MARK >= $2)) || ! is_running "$3"
   }
   wait_until "$2 packets from $1" sent_or_ended "$@"
