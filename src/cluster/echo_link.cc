@@ -204,9 +204,10 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
     const net::TimePoint time = now();
     return time >= turn_ends || time >= give_up;
   };
+  SpinBudget budget(env.spin);
   while (!finished()) {
     turn_ends = now() + kLoopTurn;
-    const Result<void> polled = co_await poll_until(env, *wake, poll, arm, done);
+    const Result<void> polled = co_await poll_until(env, *wake, poll, arm, done, &budget);
     if (peer_->failure_) co_return Error(*peer_->failure_);
     // The worker's own words say more than that its end of the channel is gone.
     if (peer_->session_failure_) co_return Error(*peer_->session_failure_);

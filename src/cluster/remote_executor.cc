@@ -59,7 +59,10 @@ struct OutMessage {
 
 struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::State> {
   explicit State(Parts parts_in)
-      : parts(std::move(parts_in)), wake(parts.env.executor), settled(parts.env.executor) {}
+      : parts(std::move(parts_in)),
+        wake(parts.env.executor),
+        settled(parts.env.executor),
+        budget(parts.env.spin) {}
 
   asio::awaitable<void> pump();
   Result<bool> poll();
@@ -68,7 +71,8 @@ struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::Stat
 
   Parts parts;
   net::Event wake;
-  net::Event settled;                                // The first channel is, or never will be.
+  net::Event settled;  // The first channel is, or never will be.
+  SpinBudget budget;
   std::deque<std::shared_ptr<PendingStep>> pending;  // In the order of their results.
   std::deque<OutMessage> queue;                      // Not handed to the channel yet.
   std::deque<OutMessage> sending;                    // Handed over; their bytes may still be read.
@@ -257,13 +261,13 @@ asio::awaitable<void> RemoteExecutor::State::pump() {
     // Without anything to wait for the channels are still listened to: a link mends itself, and a
     // lost one is not found out by the next request.
     const bool idle = pending.empty() && parts.first->settled();
-    net::Env env = parts.env;
-    if (idle) env.spin = net::Duration::zero();
+    SpinBudget no_spin(net::Duration::zero());
     std::function<bool()> turn_over = [this, idle] {
       return closed || finished_some || failure.has_value() ||
              idle != (pending.empty() && parts.first->settled());
     };
-    const Result<void> polled = co_await poll_until(env, wake, poll_fn, arm_fn, turn_over);
+    const Result<void> polled =
+        co_await poll_until(parts.env, wake, poll_fn, arm_fn, turn_over, idle ? &no_spin : &budget);
     if (!polled.ok()) fail(polled.error());
     if (parts.first->settled()) settled.notify_all();
     if (std::exchange(finished_some, false)) {

@@ -117,6 +117,12 @@ class Network {
   virtual Result<std::unique_ptr<Listener>> listen(const Endpoint& endpoint) = 0;
 };
 
+/// Longer than a small model takes for a token, since waking up costs as much as that. Zero where
+/// this process has one processor: polling would take it from whoever brings what is awaited, be it
+/// another process or the kernel's part of an emulated card (there a message then took until the
+/// scheduler's next tick, 4 ms instead of 0.4).
+Duration default_spin();
+
 /// What control logic runs in: a loop, time, a network and randomness (for session ids and
 /// secrets). The program builds one from the real things, tests/sim from simulated ones.
 struct Env {
@@ -124,9 +130,8 @@ struct Env {
   Clock* clock = nullptr;
   Network* network = nullptr;
   std::function<std::uint64_t()> random;
-  /// How long a data path polls before it sleeps: longer than a small model takes for a token,
-  /// since waking up costs as much as that. Zero in a simulation.
-  Duration spin = std::chrono::microseconds(200);
+  /// The longest that a data path polls before it sleeps. Zero in a simulation.
+  Duration spin = default_spin();
 };
 
 }  // namespace recua::net
