@@ -57,8 +57,9 @@ net::Env make_env(Backend& backend) {
   env.executor = backend.loop.get_executor();
   env.clock = &backend.clock;
   env.network = backend.network.get();
-  env.random = [device = std::make_shared<std::random_device>()] {
-    return (static_cast<std::uint64_t>((*device)()) << 32) | (*device)();
+  env.random = [] {
+    std::random_device device;  // One for each call: links call it from their own threads.
+    return (static_cast<std::uint64_t>(device()) << 32) | device();
   };
   return env;
 }

@@ -75,8 +75,9 @@ int measure(const MeasureFlags& flags) {
   env.executor = loop.get_executor();
   env.clock = &clock;
   env.network = &network;
-  env.random = [device = std::make_shared<std::random_device>()] {
-    return (std::uint64_t{(*device)()} << 32) | (*device)();
+  env.random = [] {
+    std::random_device device;  // One for each call: links call it from their own threads.
+    return (std::uint64_t{device()} << 32) | device();
   };
   ProgressBar bar("measuring", ProgressBar::Unit::kCount, std::chrono::milliseconds(300));
   const auto measured = run_on(

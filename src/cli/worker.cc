@@ -83,8 +83,9 @@ Result<void> run_worker(const WorkerFlags& flags) {
   env.executor = loop.get_executor();
   env.clock = &clock;
   env.network = &network;
-  env.random = [device = std::make_shared<std::random_device>()] {
-    return (std::uint64_t{(*device)()} << 32) | (*device)();
+  env.random = [] {
+    std::random_device device;  // One for each call: links call it from their own threads.
+    return (std::uint64_t{device()} << 32) | device();
   };
   RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<net::Listener> listener, network.listen(endpoint));
 

@@ -2,6 +2,7 @@
 // in one thread, run for the thread sanitizer.
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 #include <optional>
 #include <random>
 
@@ -37,7 +38,10 @@ class ClusterThreads : public testing::TestWithParam<Links> {
     env.executor = loop.get_executor();
     env.clock = &clock;
     env.network = &network;
-    env.random = [generator = std::make_shared<std::mt19937_64>(1)] { return (*generator)(); };
+    env.random = [this] {
+      const std::scoped_lock lock(random_mutex);
+      return generator();
+    };
     // All in one process: one fake card, which reaches itself.
     fabric.add_device("here", "card", {"127.0.0.1"});
     provider = fabric.provider("here");
@@ -139,6 +143,8 @@ class ClusterThreads : public testing::TestWithParam<Links> {
     co_return true;
   }
 
+  std::mutex random_mutex;
+  std::mt19937_64 generator{1};
   net::verbs::FakeFabric fabric;
   std::unique_ptr<net::verbs::Provider> provider;
   rpc::LinkPolicy policy;

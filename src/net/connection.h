@@ -129,7 +129,7 @@ struct Env {
   asio::any_io_executor executor;
   Clock* clock = nullptr;
   Network* network = nullptr;
-  std::function<std::uint64_t()> random;
+  std::function<std::uint64_t()> random;  // From any thread.
   /// The longest that a data path polls before it sleeps. Zero in a simulation.
   Duration spin = default_spin();
 };
