@@ -75,14 +75,4 @@ std::vector<net::verbs::PortChoice> usable_ports(const LinkPolicy& policy,
   return std::move(*ports);
 }
 
-std::string describe_lanes(std::span<const net::verbs::Lane* const> lanes) {
-  std::string out = "rdma ";
-  for (std::size_t i = 0; i < lanes.size(); ++i) {
-    if (i > 0) out += " + ";
-    out += fmt::format("{} mtu {}", net::verbs::describe(lanes[i]->local().port),
-                       lanes[i]->mtu_bytes());
-  }
-  return out;
-}
-
 }  // namespace recua::rpc

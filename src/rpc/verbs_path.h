@@ -108,7 +108,4 @@ Result<VerbsAnswer> accept_lanes(const LinkPolicy& policy, RingShape ring,
 std::vector<net::verbs::PortChoice> usable_ports(const LinkPolicy& policy,
                                                  const std::string& local_address, NoLanes& none);
 
-/// "rdma mlx5_0/1 gid 3 (RoCEv2 10.0.0.5) mtu 4096", lanes joined by " + ".
-std::string describe_lanes(std::span<const net::verbs::Lane* const> lanes);
-
 }  // namespace recua::rpc

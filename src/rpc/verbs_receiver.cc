@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "rpc/lane_set.h"
 #include "rpc/verbs_path.h"
 #include "sys/aligned_buffer.h"
 
@@ -15,7 +16,6 @@ namespace {
 using net::verbs::Lane;
 using net::verbs::LaneAddress;
 
-constexpr std::uint32_t kPollsPerEventCheck = 1024;
 /// What a wake-up says is not looked at.
 constexpr std::uint32_t kWakeUp = 0;
 
@@ -26,20 +26,14 @@ class VerbsReceiver final : public FastReceiver {
     announcements_.reserve(64);
   }
 
-  [[nodiscard]] std::string description() const override {
-    std::vector<const Lane*> alive;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) alive.push_back(lane.get());
-    }
-    return describe_lanes(alive);
-  }
+  [[nodiscard]] std::string description() const override { return lanes_.description(); }
 
   Result<bool> poll(std::uint64_t n_expected, std::vector<Arrival>& arrivals) override {
     bool moved = false;
-    const bool look = events_due_ || ++n_polls_ % kPollsPerEventCheck == 0;
-    events_due_ = false;
+    const bool look = lanes_.events_are_due();
     if (untold_) tell();
-    for (const auto& lane : lanes_) {
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+      Lane* const lane = lanes_[i];
       if (lane == nullptr) continue;
       moved = lane->poll(announcements_) || moved;
       if (look) lane->poll_events();
@@ -57,66 +51,28 @@ class VerbsReceiver final : public FastReceiver {
     tell();
   }
 
-  [[nodiscard]] LaneMask failed_lanes() const override {
-    LaneMask out = 0;
-    for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      if (lanes_[i] != nullptr && lanes_[i]->failure()) out |= LaneMask{1} << i;
-    }
-    return out;
-  }
-  [[nodiscard]] LaneMask lanes() const override {
-    LaneMask out = 0;
-    for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      if (lanes_[i] != nullptr) out |= LaneMask{1} << i;
-    }
-    return out;
-  }
-  [[nodiscard]] std::string failure() const override {
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr && lane->failure()) return lane->failure()->message;
-    }
-    return {};
-  }
+  [[nodiscard]] LaneMask failed_lanes() const override { return lanes_.failed(); }
+  [[nodiscard]] LaneMask lanes() const override { return lanes_.present(); }
+  [[nodiscard]] std::string failure() const override { return lanes_.failure(); }
 
   Result<void> fence(LaneMask lanes, std::uint64_t n_expected,
                      std::vector<Arrival>& arrivals) override {
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
       if ((lanes >> i & 1U) == 0 || lanes_[i] == nullptr) continue;
       lanes_[i]->fence(announcements_);
-      add(lanes_[i]->counters(), dropped_);
-      lanes_[i].reset();
+      lanes_.drop(i);
       RECUA_RETURN_IF_ERROR(take(n_expected, arrivals));
     }
     return ok();
   }
 
   void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
-    events_due_ = true;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) lane->arm(executor, ready);
-    }
+    lanes_.arm(executor, ready);
   }
 
-  void add_to(ChannelCounters& counters) const override {
-    net::verbs::LaneCounters all = dropped_;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) add(lane->counters(), all);
-    }
-    counters.posts += all.posts;
-    counters.requests += all.requests;
-    counters.polls += all.polls;
-    counters.completions += all.completions;
-  }
+  void add_to(ChannelCounters& counters) const override { lanes_.add_to(counters); }
 
  private:
-  static void add(const net::verbs::LaneCounters& from, net::verbs::LaneCounters& to) {
-    to.posts += from.posts;
-    to.requests += from.requests;
-    to.polls += from.polls;
-    to.completions += from.completions;
-    to.signals += from.signals;
-  }
-
   Result<void> take(std::uint64_t n_expected, std::vector<Arrival>& arrivals) {
     for (const net::verbs::Announcement& each : announcements_) {
       RECUA_ASSIGN_OR_RETURN(const PieceAnnouncement piece, decode_announcement(each.value));
@@ -144,12 +100,12 @@ class VerbsReceiver final : public FastReceiver {
     std::memcpy(credit_.data(), &n_released_, sizeof(n_released_));
     const std::array<std::span<const std::byte>, 1> parts{
         std::span<const std::byte>(credit_.data(), sizeof(n_released_))};
-    for (const auto& lane : lanes_) {
-      if (lane == nullptr || lane->failure() || !lane->is_connected()) continue;
-      const Result<bool> written =
-          lane->write({.offset = 0,
-                       .parts = parts,
-                       .announce = wake_ ? std::optional<std::uint32_t>(kWakeUp) : std::nullopt});
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+      if (!lanes_.usable(i)) continue;
+      const Result<bool> written = lanes_[i]->write(
+          {.offset = 0,
+           .parts = parts,
+           .announce = wake_ ? std::optional<std::uint32_t>(kWakeUp) : std::nullopt});
       if (!written.ok() || !*written) continue;
       untold_ = false;
       wake_ = false;
@@ -158,14 +114,11 @@ class VerbsReceiver final : public FastReceiver {
   }
 
   sys::AlignedBuffer credit_;  // Before the lanes: they read from it.
-  std::vector<std::unique_ptr<Lane>> lanes_;
+  LaneSet lanes_;
   std::vector<net::verbs::Announcement> announcements_;
-  net::verbs::LaneCounters dropped_;
   std::uint64_t n_released_ = 0;
-  std::uint32_t n_polls_ = 0;
   bool wake_ = false;
   bool untold_ = false;
-  bool events_due_ = false;
 };
 
 /// Waits for the sender at rdma_cm; cm: where, and with what.

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
+#include "rpc/lane_set.h"
 #include "rpc/verbs_path.h"
 #include "sys/aligned_buffer.h"
 
@@ -23,8 +24,6 @@ using net::verbs::LaneAddress;
 constexpr std::uint64_t kStagingBytesMax = std::uint64_t{512} << 10;
 /// Rings with many slots carry small descriptors.
 constexpr std::uint64_t kStagingBytesAll = std::uint64_t{4} << 20;
-/// A look at the device's events costs a system call.
-constexpr std::uint32_t kPollsPerEventCheck = 1024;
 
 /// Memory that lanes read from and that the receiver writes credits to.
 struct SendMemory {
@@ -57,18 +56,13 @@ class VerbsSender final : public FastSender {
     announcements_.reserve(64);
   }
 
-  [[nodiscard]] std::string description() const override {
-    std::vector<const Lane*> alive;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) alive.push_back(lane.get());
-    }
-    return describe_lanes(alive);
-  }
+  [[nodiscard]] std::string description() const override { return lanes_.description(); }
 
   [[nodiscard]] bool ready() const override {
-    return std::all_of(lanes_.begin(), lanes_.end(), [](const auto& lane) {
-      return lane == nullptr || lane->is_connected() || lane->failure();
-    });
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+      if (lanes_[i] != nullptr && !lanes_[i]->is_connected() && !lanes_[i]->failure()) return false;
+    }
+    return true;
   }
 
   Result<bool> post(const SlotWrite& message) override {
@@ -76,7 +70,7 @@ class VerbsSender final : public FastSender {
     std::array<std::size_t, kPiecesMax> live;
     std::size_t n_live = 0;
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      if (usable(i)) live[n_live++] = i;
+      if (lanes_.usable(i)) live[n_live++] = i;
     }
     if (n_live == 0) return false;
     const std::uint64_t bytes = message.bytes();
@@ -106,9 +100,9 @@ class VerbsSender final : public FastSender {
 
   bool poll() override {
     bool moved = false;
-    const bool look = events_due_ || ++n_polls_ % kPollsPerEventCheck == 0;
-    events_due_ = false;
-    for (const auto& lane : lanes_) {
+    const bool look = lanes_.events_are_due();
+    for (std::size_t i = 0; i < lanes_.size(); ++i) {
+      Lane* const lane = lanes_[i];
       if (lane == nullptr) continue;
       moved = lane->poll(announcements_) || moved;  // Announcements only wake us up.
       if (look) lane->poll_events();
@@ -124,7 +118,7 @@ class VerbsSender final : public FastSender {
       const Piece& piece = record.pieces[p];
       if (!piece.posted) return false;
       if (piece.arrived) continue;
-      const auto& lane = lanes_[piece.lane];
+      const Lane* const lane = lanes_[piece.lane];
       if (lane == nullptr || lane->n_completed() <= piece.write_number) return false;
     }
     return true;
@@ -135,33 +129,15 @@ class VerbsSender final : public FastSender {
     return std::atomic_ref<std::uint64_t>(memory_.credit_word()).load(std::memory_order_acquire);
   }
 
-  [[nodiscard]] LaneMask failed_lanes() const override {
-    LaneMask out = 0;
-    for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      if (lanes_[i] != nullptr && lanes_[i]->failure()) out |= LaneMask{1} << i;
-    }
-    return out;
-  }
-  [[nodiscard]] LaneMask lanes() const override {
-    LaneMask out = 0;
-    for (std::size_t i = 0; i < lanes_.size(); ++i) {
-      if (lanes_[i] != nullptr) out |= LaneMask{1} << i;
-    }
-    return out;
-  }
-  [[nodiscard]] std::string failure() const override {
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr && lane->failure()) return lane->failure()->message;
-    }
-    return {};
-  }
+  [[nodiscard]] LaneMask failed_lanes() const override { return lanes_.failed(); }
+  [[nodiscard]] LaneMask lanes() const override { return lanes_.present(); }
+  [[nodiscard]] std::string failure() const override { return lanes_.failure(); }
 
   void drop_lanes(LaneMask lanes) override {
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
       if ((lanes >> i & 1U) == 0 || lanes_[i] == nullptr) continue;
       lanes_[i]->fence(announcements_);
       announcements_.clear();
-      add(lanes_[i]->counters(), dropped_);
       // What it completed stays complete.
       for (Record& record : records_) {
         for (std::size_t p = 0; p < record.n_pieces; ++p) {
@@ -171,7 +147,7 @@ class VerbsSender final : public FastSender {
           }
         }
       }
-      lanes_[i].reset();
+      lanes_.drop(i);
     }
   }
 
@@ -193,21 +169,11 @@ class VerbsSender final : public FastSender {
   }
 
   void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
-    events_due_ = true;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) lane->arm(executor, ready);
-    }
+    lanes_.arm(executor, ready);
   }
 
   void add_to(ChannelCounters& counters) const override {
-    net::verbs::LaneCounters all = dropped_;
-    for (const auto& lane : lanes_) {
-      if (lane != nullptr) add(lane->counters(), all);
-    }
-    counters.posts += all.posts;
-    counters.requests += all.requests;
-    counters.polls += all.polls;
-    counters.completions += all.completions;
+    lanes_.add_to(counters);
     counters.payload_copies += payload_copies_;
     counters.payload_bytes_copied += payload_bytes_copied_;
   }
@@ -228,17 +194,6 @@ class VerbsSender final : public FastSender {
     std::array<Piece, kPiecesMax> pieces;
     std::array<std::span<const std::byte>, 3> parts;  // All registered; once staged.
   };
-
-  static void add(const net::verbs::LaneCounters& from, net::verbs::LaneCounters& to) {
-    to.posts += from.posts;
-    to.requests += from.requests;
-    to.polls += from.polls;
-    to.completions += from.completions;
-    to.signals += from.signals;
-  }
-  [[nodiscard]] bool usable(std::size_t lane) const {
-    return lanes_[lane] != nullptr && lanes_[lane]->is_connected() && !lanes_[lane]->failure();
-  }
 
   /// Header and descriptor into the slot's staging memory; rows too if they lie nowhere registered.
   Result<void> stage(const SlotWrite& message, Record& record) {
@@ -311,14 +266,11 @@ class VerbsSender final : public FastSender {
   RingShape ring_;
   std::uint64_t stripe_bytes_min_;
   SendMemory memory_;  // Before the lanes: they deregister it.
-  std::vector<std::unique_ptr<Lane>> lanes_;
+  LaneSet lanes_;
   std::vector<Record> records_;  // Message s at s % n_slots.
   std::vector<net::verbs::Announcement> announcements_;
-  net::verbs::LaneCounters dropped_;
   std::uint64_t payload_copies_ = 0;
   std::uint64_t payload_bytes_copied_ = 0;
-  std::uint32_t n_polls_ = 0;
-  bool events_due_ = false;
 };
 
 Result<SendMemory> allocate_memory(RingShape ring, std::vector<std::span<std::byte>> sources,
