@@ -196,7 +196,7 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
   const auto timer = env.clock->start_timer(env.executor, give_up, [wake] { wake->notify_all(); });
   std::function<void()> arm = [this, &wake] {
     in_->arm([wake] { wake->notify_all(); });
-    out_->arm([wake] { wake->notify_all(); });
+    out_->arm([wake] { wake->notify_all(); }, /*for_completions=*/false);
   };
   net::TimePoint turn_ends;
   std::function<bool()> done = [&] {

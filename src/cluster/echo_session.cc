@@ -63,7 +63,8 @@ asio::awaitable<Result<void>> Echo::drive(net::Env env) {
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
   std::function<void()> arm_fn = [this] {
     if (!incoming_.has_value()) in_->arm([event = wake_] { event->notify_all(); });
-    out_->arm([event = wake_] { event->notify_all(); });
+    // Slots go back when answers have left: soon enough before the peer has none.
+    out_->arm([event = wake_] { event->notify_all(); }, 2 * held_.size() >= in_->ring().n_slots);
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);

@@ -253,7 +253,7 @@ asio::awaitable<void> RemoteExecutor::State::pump() {
     const auto ready = [weak] {
       if (const auto alive = weak.lock()) alive->wake.notify_all();
     };
-    state->parts.first->arm(ready);
+    state->parts.first->arm(ready, /*for_completions=*/false);
     state->parts.last->arm(ready);
   };
   while (!closed && !failure.has_value()) {

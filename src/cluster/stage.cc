@@ -210,7 +210,8 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
     note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm([wake = wake_] { wake->notify_all(); });
-    parts_.out->arm([wake = wake_] { wake->notify_all(); });
+    // A buffer is waited for only by what has come.
+    parts_.out->arm([wake = wake_] { wake->notify_all(); }, incoming_.has_value());
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;

@@ -68,7 +68,7 @@ class WeightsPusher::Pump {
     std::function<Result<bool>()> poll_fn = [self] { return self->poll(); };
     std::function<void()> arm_fn = [self] {
       self->stats_.transport = self->out_->transport();  // Which one that broke cannot tell.
-      self->out_->arm([wake = self->wake_] { wake->notify_all(); });
+      self->out_->arm([wake = self->wake_] { wake->notify_all(); }, !self->jobs_.empty());
     };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;

@@ -115,7 +115,10 @@ class ChannelSender {
   [[nodiscard]] virtual std::uint64_t n_sent() const = 0;
   [[nodiscard]] virtual std::uint64_t n_completed() const = 0;
 
-  virtual void arm(net::ReadyCallback ready) = 0;
+  /// Calls `ready` when poll() may move something. for_completions: n_completed() is waited for as
+  /// well; who does not wait for it is spared a wake-up per message. (Credits are always waited for
+  /// when there are none.)
+  virtual void arm(net::ReadyCallback ready, bool for_completions) = 0;
   [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
 };
 

@@ -308,7 +308,7 @@ TEST(TcpChannel, ReportsAPeerThatVanished) {
   ChannelWorld world({.n_slots = 2, .slot_bytes = 256});
   bool sender_woken = false;
   bool receiver_woken = false;
-  world.sender->arm([&] { sender_woken = true; });
+  world.sender->arm([&] { sender_woken = true; }, /*for_completions=*/true);
   world.receiver->arm([&] { receiver_woken = true; });
   world.settle();
   EXPECT_FALSE(sender_woken || receiver_woken);
@@ -398,7 +398,7 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
       while (i - alive.size() < sender->n_completed()) alive.pop_front();
       if (*moved_any || (i < kMessages && sender->credits() > 0)) continue;
       bool ready = false;
-      sender->arm([&] { ready = true; });
+      sender->arm([&] { ready = true; }, /*for_completions=*/true);
       io.restart();
       while (!ready) io.run_one();
     }

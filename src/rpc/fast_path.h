@@ -73,8 +73,10 @@ class FastSender {
     return false;
   }
 
-  /// Calls `ready` once from the executor's loop when poll() may move something.
-  virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) = 0;
+  /// Calls `ready` once from the executor's loop when poll() may find out about a failure, and, if
+  /// for_progress, about completed messages or released slots.
+  virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
+                   bool for_progress) = 0;
   /// Adds what this path did to the link's counters.
   virtual void add_to(ChannelCounters& counters) const = 0;
 };

@@ -5,8 +5,6 @@
 namespace recua::rpc {
 namespace {
 
-constexpr std::uint32_t kPollsPerEventCheck = 1024;
-
 template <class From, class To>
 void add(const From& from, To& to) {
   to.posts += from.posts;
@@ -54,15 +52,10 @@ bool LaneSet::usable(std::size_t i) const {
   return lanes_[i] != nullptr && lanes_[i]->is_connected() && !lanes_[i]->failure();
 }
 
-bool LaneSet::events_are_due() {
-  const bool now_and_then = ++n_polls_ % kPollsPerEventCheck == 0;
-  return std::exchange(armed_, false) || now_and_then;
-}
-
-void LaneSet::arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) {
-  armed_ = true;
+void LaneSet::arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
+                  bool for_completions) {
   for (const auto& lane : lanes_) {
-    if (lane != nullptr) lane->arm(executor, ready);
+    if (lane != nullptr) lane->arm(executor, ready, for_completions);
   }
 }
 

@@ -31,10 +31,8 @@ class LaneSet {
   /// Connected and not failed.
   [[nodiscard]] bool usable(std::size_t i) const;
 
-  /// Whether this poll should look at the devices' events too, which costs a system call each:
-  /// after waking up, and now and then.
-  bool events_are_due();
-  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready);
+  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
+           bool for_completions);
   /// Of a lane that is fenced: its counters stay.
   void drop(std::size_t i);
   void add_to(ChannelCounters& counters) const;
@@ -42,8 +40,6 @@ class LaneSet {
  private:
   std::vector<std::unique_ptr<net::verbs::Lane>> lanes_;
   net::verbs::LaneCounters dropped_;
-  std::uint32_t n_polls_ = 0;
-  bool armed_ = false;
 };
 
 }  // namespace recua::rpc

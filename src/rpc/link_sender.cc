@@ -27,6 +27,8 @@ namespace {
 
 /// While a fast path works, the connection is silent: a look costs a system call.
 constexpr std::uint32_t kPollsPerStreamRead = 64;
+/// How long lost messages may go unnoticed by a sender that sleeps.
+constexpr net::Duration kWatchAfter = std::chrono::milliseconds(20);
 /// A receiver that lives confirms a fence at once.
 constexpr net::Duration kFenceTimeout = std::chrono::seconds(10);
 
@@ -132,14 +134,18 @@ class LinkSender final : public ChannelSender {
     return moved || wrote || n_completed_ != completed_before || n_released_ != released_before;
   }
 
-  void arm(net::ReadyCallback ready) override {
+  void arm(net::ReadyCallback ready, bool for_completions) override {
     ++counters_.sleeps;
     if (!writer_.empty()) connection_->arm_write(ready);
     connection_->arm_read([readable = readable_, ready] {
       *readable = true;
       ready();
     });
-    if (path_ != nullptr) path_->arm(context_.env.executor, ready);
+    if (path_ != nullptr) {
+      const bool waits = for_completions || credits() == 0 || n_dispatched_ < n_sent_ ||
+                         n_reopened_ > 0 || watch(ready);
+      path_->arm(context_.env.executor, ready, waits);
+    }
     if (deadline_) {
       timer_ = context_.env.clock->start_timer(context_.env.executor, *deadline_, ready);
     }
@@ -197,6 +203,24 @@ class LinkSender final : public ChannelSender {
     } else {
       log_info("{}", line);
     }
+  }
+
+  /// A message that is lost completes with an error, which nobody hears of who does not wait for
+  /// completions: look after a while. True: messages are overdue, so wait for them after all.
+  bool watch(const net::ReadyCallback& ready) {
+    if (n_completed_ == n_sent_) return false;
+    if (watch_timer_ != nullptr && !*watch_is_over_) return false;
+    if (std::exchange(*watch_is_over_, false) && n_completed_ < n_watched_) {
+      *watch_is_over_ = true;
+      return true;
+    }
+    n_watched_ = n_sent_;
+    watch_timer_ = context_.env.clock->start_timer(context_.env.executor, now() + kWatchAfter,
+                                                   [over = watch_is_over_, ready] {
+                                                     *over = true;
+                                                     ready();
+                                                   });
+    return false;
   }
 
   // ---- Moving messages ------------------------------------------------------------------------
@@ -581,6 +605,9 @@ class LinkSender final : public ChannelSender {
   net::Duration retry_delay_{};
   net::TimePoint path_since_{};
   std::unique_ptr<net::Timer> timer_;
+  std::unique_ptr<net::Timer> watch_timer_;
+  std::shared_ptr<bool> watch_is_over_ = std::make_shared<bool>(false);
+  std::uint64_t n_watched_ = 0;  // What watch_timer_ was started for: messages before this one.
 
   ChannelCounters counters_;
   mutable ChannelCounters shown_;

@@ -88,7 +88,7 @@ TEST(Link, WakesWhoeverSleeps) {
           if (moved || sent) {
             armed = 0;
           } else if (++armed == 1) {
-            world.sender->arm([&] { sender_awake = true; });
+            world.sender->arm([&] { sender_awake = true; }, /*for_completions=*/true);
           }
         }
         sender_awake = false;

@@ -223,14 +223,14 @@ TEST(ShmPath, WakesAReceiverThatSleeps) {
 TEST(ShmPath, WakesASenderThatSleepsByCreditsOrTheEnd) {
   Pair pair;
   int n_calls = 0;
-  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; }, /*for_progress=*/true);
   EXPECT_FALSE(pair.sender->poll());
   pair.receiver->tell_released(1, true);
   pair.loop.run();
   EXPECT_EQ(n_calls, 1);
   EXPECT_TRUE(pair.sender->poll());
   pair.loop.restart();
-  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; }, /*for_progress=*/true);
   std::vector<Arrival> arrivals;
   ASSERT_TRUE(pair.receiver->fence(1, 1, arrivals).ok());
   pair.loop.run();
@@ -244,7 +244,7 @@ TEST(ShmPath, DoesNotSleepOverWhatIsThereAlready) {
   EXPECT_TRUE(pair.post(0));
   pair.receiver->tell_released(1, false);
   pair.receiver->arm(pair.loop.get_executor(), [&] { ++n_calls; });
-  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; });
+  pair.sender->arm(pair.loop.get_executor(), [&] { ++n_calls; }, /*for_progress=*/true);
   pair.loop.run();
   EXPECT_EQ(n_calls, 2);
 }
@@ -344,7 +344,7 @@ struct Source {
         ++next;
         continue;
       }
-      sender.arm(loop.get_executor(), [this] { step(); });
+      sender.arm(loop.get_executor(), [this] { step(); }, /*for_progress=*/true);
       return;
     }
   }

@@ -74,8 +74,9 @@ class ShmSender : public FastSender {
     if ((lanes & 1U) != 0) dropped_ = true;
   }
 
-  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
-    if (dropped_) return;
+  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
+           bool for_progress) override {
+    if (dropped_ || !for_progress) return;  // The connection tells of a peer that is gone.
     ++n_sleeps_;
     const std::uint32_t seen = bell_.announce();
     if (shared(control_.n_released).load(std::memory_order_seq_cst) != told_ ||

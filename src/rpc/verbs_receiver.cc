@@ -30,13 +30,11 @@ class VerbsReceiver final : public FastReceiver {
 
   Result<bool> poll(std::uint64_t n_expected, std::vector<Arrival>& arrivals) override {
     bool moved = false;
-    const bool look = lanes_.events_are_due();
     if (untold_) tell();
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
       Lane* const lane = lanes_[i];
       if (lane == nullptr) continue;
       moved = lane->poll(announcements_) || moved;
-      if (look) lane->poll_events();
       RECUA_RETURN_IF_ERROR(take(n_expected, arrivals));
       if (lane->failure() && lane->failure()->code == ErrorCode::kProtocol) {
         return *lane->failure();
@@ -67,7 +65,7 @@ class VerbsReceiver final : public FastReceiver {
   }
 
   void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
-    lanes_.arm(executor, ready);
+    lanes_.arm(executor, ready, /*for_completions=*/true);
   }
 
   void add_to(ChannelCounters& counters) const override { lanes_.add_to(counters); }

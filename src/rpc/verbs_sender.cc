@@ -100,12 +100,10 @@ class VerbsSender final : public FastSender {
 
   bool poll() override {
     bool moved = false;
-    const bool look = lanes_.events_are_due();
     for (std::size_t i = 0; i < lanes_.size(); ++i) {
       Lane* const lane = lanes_[i];
       if (lane == nullptr) continue;
       moved = lane->poll(announcements_) || moved;  // Announcements only wake us up.
-      if (look) lane->poll_events();
     }
     announcements_.clear();
     return moved;
@@ -168,8 +166,9 @@ class VerbsSender final : public FastSender {
     return lost;
   }
 
-  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
-    lanes_.arm(executor, ready);
+  void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
+           bool for_progress) override {
+    lanes_.arm(executor, ready, for_progress);
   }
 
   void add_to(ChannelCounters& counters) const override {

@@ -125,27 +125,30 @@ Result<std::size_t> IbvCompletionQueue::poll(std::span<Completion> out) {
 }
 
 void IbvCompletionQueue::arm(const asio::any_io_executor& executor, ReadyCallback ready) {
-  if (const int error = ibv_req_notify_cq(cq_.get(), /*solicited_only=*/0); error != 0) {
+  // While an event is on its way or unread, another one would only cost a second wake-up.
+  const int error = event_is_due_ ? 0 : ibv_req_notify_cq(cq_.get(), /*solicited_only=*/0);
+  if (error != 0) {
     // A removed device. Sleeping would be for ever; whoever wakes up finds out by polling.
     log_debug("rdma: {}: ibv_req_notify_cq failed: {}", context_.info.name, std::strerror(error));
     asio::post(executor, std::move(ready));
     return;
   }
+  event_is_due_ = true;
   ready_ = std::move(ready);
   wait_.arm(executor, [this] {
-    take_events();
+    take_event();
     // The last thing done here: the callback may destroy this queue.
     if (const ReadyCallback call = std::exchange(ready_, {})) call();
   });
 }
 
-void IbvCompletionQueue::take_events() {
-  unsigned n = 0;
+void IbvCompletionQueue::take_event() {
   ibv_cq* cq = nullptr;
   void* ignored = nullptr;
-  while (ibv_get_cq_event(channel_.get(), &cq, &ignored) == 0) ++n;
+  if (ibv_get_cq_event(channel_.get(), &cq, &ignored) != 0) return;
+  event_is_due_ = false;
   // Destroying the queue would wait for ever for events that were taken and not acknowledged.
-  if (n > 0) ibv_ack_cq_events(cq_.get(), n);
+  ibv_ack_cq_events(cq_.get(), 1);
 }
 
 }  // namespace recua::net::verbs

@@ -56,8 +56,8 @@ class IbvLane : public testing::Test {
       sender->poll_events();
       receiver->poll_events();
       if (done()) return true;
-      sender->arm(loop.get_executor(), [] {});
-      receiver->arm(loop.get_executor(), [] {});
+      sender->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
+      receiver->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
       if (sender->poll(at_sender) || receiver->poll(arrived)) continue;
       loop.restart();
       loop.run_one_for(std::chrono::milliseconds(200));
@@ -137,15 +137,15 @@ TEST_F(IbvLane, LeavesNoDescriptorAfterManyConnections) {
   };
   make({});
   ASSERT_FALSE(HasFailure());
-  sender->arm(loop.get_executor(), [] {});  // The loop opens its own at the first wait.
+  sender->arm(loop.get_executor(), [] {}, /*for_completions=*/true);  // The loop opens its own at the first wait.
   const auto before = n_open();
   for (int i = 0; i < 20; ++i) {
     sender.reset();
     receiver.reset();
     make({});
     ASSERT_FALSE(HasFailure());
-    sender->arm(loop.get_executor(), [] {});
-    receiver->arm(loop.get_executor(), [] {});
+    sender->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
+    receiver->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
   }
   EXPECT_EQ(n_open(), before);
 }

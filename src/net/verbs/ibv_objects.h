@@ -67,12 +67,13 @@ class IbvCompletionQueue : public CompletionQueue {
 
  private:
   IbvCompletionQueue(const IbvContext& context, UniqueChannel channel, UniqueCq cq);
-  void take_events();
+  void take_event();
 
   const IbvContext& context_;
   UniqueChannel channel_;
   UniqueCq cq_;
   ReadyCallback ready_;
+  bool event_is_due_ = false;  // Asked for and not read yet: there is never more than one.
   FdWait wait_;  // Of the channel's descriptor, so it goes first.
 };
 

@@ -101,8 +101,8 @@ class Lane {
   /// Takes announcements in order and notices completions, events and failures. The receive of an
   /// announcement is posted again before it is returned. True when something was noticed.
   bool poll(std::vector<Announcement>& announcements);
-  /// Looks at the device's events too: port down, GID gone, device removed. Costs a system call,
-  /// so call it now and then and after waking up.
+  /// Looks at the device's events: port down, GID gone, device removed. That costs a system call,
+  /// so poll() does it only after one of them has woken us, and now and then.
   void poll_events();
   /// Why the lane ended, if it did.
   [[nodiscard]] const std::optional<Error>& failure() const;
@@ -111,9 +111,9 @@ class Lane {
   /// arrived has been appended. n_completed() keeps its last value; no source is read any more.
   void fence(std::vector<Announcement>& announcements);
 
-  /// Calls `ready` from the executor's loop after the next completion, and after the next event: so
-  /// up to twice. poll() once more after arming.
-  void arm(const asio::any_io_executor& executor, const ReadyCallback& ready);
+  /// Calls `ready` from the executor's loop after the next completion, if asked for, and after the
+  /// next event: so up to twice. poll() once more after arming. What was asked for stays asked for.
+  void arm(const asio::any_io_executor& executor, const ReadyCallback& ready, bool for_completions);
   [[nodiscard]] const LaneCounters& counters() const;
 
  private:

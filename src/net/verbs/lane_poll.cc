@@ -9,6 +9,9 @@
 namespace recua::net::verbs {
 namespace {
 
+/// How often a lane that is polled without sleeping looks at its device's events.
+constexpr std::uint32_t kPollsPerLook = 1024;
+
 std::uint32_t load(const std::byte* in) {
   std::uint32_t value = 0;
   for (int i = 0; i < 4; ++i) value |= std::to_integer<std::uint32_t>(in[i]) << (8 * i);
@@ -99,6 +102,7 @@ std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
 
 bool Lane::poll(std::vector<Announcement>& announcements) {
   State& state = *state_;
+  const bool look = std::exchange(*state.noticed, false) || ++state.n_polls % kPollsPerLook == 0;
   const bool had_failed = state.failure.has_value();
   const bool had_connected = state.is_connected;
   if (!had_connected && !had_failed) state.advance_cm();
@@ -110,6 +114,8 @@ bool Lane::poll(std::vector<Announcement>& announcements) {
     n_taken += n;
     if (n < kBatch) break;
   }
+  // After the completions, which may be the last ones: an event often says that all is over.
+  if (look) poll_events();
   return n_taken > 0 || state.failure.has_value() != had_failed ||
          state.is_connected != had_connected;
 }
@@ -158,11 +164,16 @@ void Lane::poll_events() {
   if (state_->cm != nullptr) state_->advance_cm();
 }
 
-void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready) {
-  state_->queue->arm(executor, ready);
-  state_->device->arm_events(executor, ready);
-  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, ready);
-  if (state_->cm != nullptr) state_->cm->arm(executor, ready);
+void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready,
+               bool for_completions) {
+  if (for_completions) state_->queue->arm(executor, ready);
+  const ReadyCallback look = [noticed = state_->noticed, ready] {
+    *noticed = true;
+    ready();
+  };
+  state_->device->arm_events(executor, look);
+  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, look);
+  if (state_->cm != nullptr) state_->cm->arm(executor, look);
 }
 
 }  // namespace recua::net::verbs

@@ -65,6 +65,9 @@ struct Lane::State {
   std::uint64_t piece_bytes_max = 0;
   std::uint32_t mtu_bytes = 0;
 
+  std::shared_ptr<bool> noticed = std::make_shared<bool>(false);  // An event woke us.
+  std::uint32_t n_polls = 0;
+
   std::uint64_t requests_posted = 0;
   std::uint64_t requests_done = 0;
   std::uint64_t requests_unsignaled = 0;  // Since the last signaled one.

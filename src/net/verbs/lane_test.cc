@@ -357,7 +357,7 @@ TEST_F(LaneTest, WakesForAnAnnouncementAndForAnEvent) {
     loop.poll();
     return std::exchange(n_calls, 0);
   };
-  b_.lane->arm(loop.get_executor(), [&] { ++n_calls; });
+  b_.lane->arm(loop.get_executor(), [&] { ++n_calls; }, /*for_completions=*/true);
   EXPECT_EQ(run(), 0);
   ASSERT_TRUE(a_.writes(0, 8, 1));
   ASSERT_TRUE(a_.writes(0, 8, 2));
@@ -365,6 +365,26 @@ TEST_F(LaneTest, WakesForAnAnnouncementAndForAnEvent) {
   fabric_.set_port_up("fb", false);
   EXPECT_EQ(run(), 1);
   EXPECT_EQ(run(), 0);
+}
+
+TEST_F(LaneTest, SleepsThroughCompletionsThatNobodyWaitsFor) {
+  connect();
+  asio::io_context loop;
+  int n_calls = 0;
+  const auto run = [&] {
+    loop.restart();
+    loop.poll();
+    return std::exchange(n_calls, 0);
+  };
+  b_.lane->arm(loop.get_executor(), [&] { ++n_calls; }, /*for_completions=*/false);
+  ASSERT_TRUE(a_.writes(0, 8, 1));
+  EXPECT_EQ(run(), 0);
+  EXPECT_EQ(b_.poll(), (Values{1}));
+  fabric_.set_port_up("fb", false);
+  EXPECT_EQ(run(), 1);
+  EXPECT_EQ(b_.failure(), "");  // Found by the next poll, which the event is looked at by.
+  b_.poll();
+  EXPECT_NE(b_.failure(), "");
 }
 
 // Each lane is one thread's, and neither waits for the other but by messages.
