@@ -75,6 +75,7 @@ int measure(const MeasureFlags& flags) {
   env.executor = loop.get_executor();
   env.clock = &clock;
   env.network = &network;
+  env.run_one = [&loop] { return loop.run_one() > 0; };  // One link at a time is measured here.
   env.random = [] {
     std::random_device device;  // One for each call: links call it from their own threads.
     return (std::uint64_t{device()} << 32) | device();

@@ -194,9 +194,10 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
   const std::shared_ptr<net::Event> wake = peer_->wake_;
   const net::TimePoint give_up = now() + duration + kPatience;
   const auto timer = env.clock->start_timer(env.executor, give_up, [wake] { wake->notify_all(); });
-  std::function<void()> arm = [this, &wake] {
-    in_->arm([wake] { wake->notify_all(); });
-    out_->arm([wake] { wake->notify_all(); }, /*for_completions=*/false);
+  const net::ReadyCallback ready = [wake] { wake->notify_all(); };
+  std::function<void()> arm = [this, &ready] {
+    in_->arm(ready);
+    out_->arm(ready, /*for_completions=*/false);
   };
   net::TimePoint turn_ends;
   std::function<bool()> done = [&] {

@@ -61,10 +61,11 @@ asio::awaitable<Result<void>> Echo::drive(net::Env env) {
   wake_ = std::make_shared<net::Event>(env.executor);
   const std::shared_ptr<net::Event> wake = wake_;
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
-  std::function<void()> arm_fn = [this] {
-    if (!incoming_.has_value()) in_->arm([event = wake_] { event->notify_all(); });
+  const net::ReadyCallback ready = [event = wake_] { event->notify_all(); };
+  std::function<void()> arm_fn = [this, ready] {
+    if (!incoming_.has_value()) in_->arm(ready);
     // Slots go back when answers have left: soon enough before the peer has none.
-    out_->arm([event = wake_] { event->notify_all(); }, 2 * held_.size() >= in_->ring().n_slots);
+    out_->arm(ready, 2 * held_.size() >= in_->ring().n_slots);
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
@@ -145,6 +146,7 @@ Result<void> EchoSession::start(std::function<void(const Error&)> failed) {
   loop_ = offload_->new_stage_loop();
   net::Env loop_env = env_;
   loop_env.executor = loop_->executor();
+  loop_env.run_one = loop_->run_one();
   RECUA_ASSIGN_OR_RETURN(auto in, in_->move_to(loop_->executor()));
   RECUA_ASSIGN_OR_RETURN(auto out, out_->move_to(loop_->executor()));
   in_.reset();

@@ -23,6 +23,9 @@ class ThreadLoop final : public StageLoop {
     loop_.stop();
   }
   asio::any_io_executor executor() override { return loop_.get_executor(); }
+  std::function<bool()> run_one() override {
+    return [this] { return loop_.run_one() > 0; };
+  }
 
  private:
   asio::io_context loop_{1};

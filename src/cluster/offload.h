@@ -21,6 +21,8 @@ class StageLoop {
   StageLoop& operator=(const StageLoop&) = delete;
   virtual ~StageLoop() = default;
   [[nodiscard]] virtual boost::asio::any_io_executor executor() = 0;
+  /// For net::Env::run_one; empty where others live on the loop too.
+  [[nodiscard]] virtual std::function<bool()> run_one() { return {}; }
 };
 
 class Offload {

@@ -4,6 +4,17 @@
 #include <utility>
 
 namespace recua::cluster {
+namespace {
+
+boost::asio::awaitable<void> sleep(const net::Env& env, net::Event& wake) {
+  const std::uint64_t seen = wake.n_notified();
+  while (env.run_one && wake.n_notified() == seen) {
+    if (!env.run_one()) break;  // A stopped loop does not resume us either.
+  }
+  if (wake.n_notified() == seen) co_await wake.wait();
+}
+
+}  // namespace
 
 boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
                                                 std::function<Result<bool>()> poll,
@@ -11,34 +22,41 @@ boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
                                                 std::function<bool()> done, SpinBudget* budget) {
   SpinBudget own(env.spin);
   if (budget == nullptr) budget = &own;
+  const bool may_spin = env.spin > net::Duration::zero();
   net::TimePoint idle_since = env.clock->now();
   net::TimePoint moved_at = idle_since;
   bool waiting = false;  // Nothing has moved since moved_at.
-  bool armed_before_poll = false;
+  bool armed = false;    // And polled for nothing since then, or about to.
+  bool just_woken = false;
   while (!done()) {
     RECUA_CO_ASSIGN_OR_RETURN(const bool moved, poll());
-    if (moved) {
+    if (moved && may_spin) {
       idle_since = env.clock->now();
       if (std::exchange(waiting, false)) budget->came_after(idle_since - moved_at);
       moved_at = idle_since;
-      armed_before_poll = false;
+    }
+    if (moved) {
+      // Most often that was all there is. Who cannot spin arms right away, and polls once less.
+      armed = std::exchange(just_woken, false) && !may_spin;
+      if (armed) arm();
       continue;
     }
     waiting = true;
-    if (env.clock->now() - idle_since < budget->current()) {
+    if (may_spin && !armed && env.clock->now() - idle_since < budget->current()) {
       std::this_thread::yield();  // With more spinners than processors, the others must get on.
       continue;
     }
-    if (!armed_before_poll) {
+    if (!armed) {
       // What came between the last poll and arming must not be slept over: poll once more.
       arm();
-      armed_before_poll = true;
+      armed = true;
       continue;
     }
     if (done()) break;
-    co_await wake.wait();
-    idle_since = env.clock->now();
-    armed_before_poll = false;
+    co_await sleep(env, wake);
+    if (may_spin) idle_since = env.clock->now();
+    armed = false;
+    just_woken = true;
   }
   co_return ok();
 }

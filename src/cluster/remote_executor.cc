@@ -248,11 +248,11 @@ Result<void> RemoteExecutor::State::take(const rpc::Incoming& incoming) {
 asio::awaitable<void> RemoteExecutor::State::pump() {
   const auto self = shared_from_this();
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
-  std::function<void()> arm_fn = [weak = weak_from_this()] {
+  const net::ReadyCallback ready = [weak = weak_from_this()] {
+    if (const auto alive = weak.lock()) alive->wake.notify_all();
+  };
+  std::function<void()> arm_fn = [weak = weak_from_this(), ready] {
     const auto state = weak.lock();
-    const auto ready = [weak] {
-      if (const auto alive = weak.lock()) alive->wake.notify_all();
-    };
     state->parts.first->arm(ready, /*for_completions=*/false);
     state->parts.last->arm(ready);
   };

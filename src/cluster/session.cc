@@ -295,6 +295,7 @@ Result<void> Session::start() {
 
   net::Env stage_env = env_.env;
   stage_env.executor = loop_->executor();
+  stage_env.run_one = loop_->run_one();
   // The control loop may not run out of work before the stage's end has been told there.
   asio::any_io_executor home =
       asio::prefer(env_.env.executor, asio::execution::outstanding_work.tracked);

@@ -13,6 +13,8 @@ namespace recua::cluster {
 namespace {
 
 /// Messages that may be computed ahead of what the channel has taken.
+/// How many sleeps of a stage go by between two looks at what carries its links, a text each.
+constexpr unsigned kSleepsPerNote = 64;
 constexpr std::size_t kOutBuffers = 3;
 constexpr std::uint64_t kLogitBytesPerMessage = std::uint64_t{16} << 20;
 
@@ -201,17 +203,18 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
   stats_.resize(2);
   stats_[0].sends = false;
-  // A link that broke does not know any more what carried its messages: asked before each sleep.
+  // A link that broke does not know any more what carried its messages: asked before many a sleep.
   const auto note_transports = [this] {
     stats_[0].transport = parts_.in->transport();
     stats_[1].transport = parts_.out->transport();
   };
-  std::function<void()> arm_fn = [this, note_transports] {
-    note_transports();
+  const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
+  std::function<void()> arm_fn = [this, ready, note_transports, n_sleeps = 0U]() mutable {
+    if (n_sleeps++ % kSleepsPerNote == 0) note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
-    if (!incoming_.has_value()) parts_.in->arm([wake = wake_] { wake->notify_all(); });
+    if (!incoming_.has_value()) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
-    parts_.out->arm([wake = wake_] { wake->notify_all(); }, incoming_.has_value());
+    parts_.out->arm(ready, incoming_.has_value());
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;

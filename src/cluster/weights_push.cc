@@ -66,9 +66,10 @@ class WeightsPusher::Pump {
   static asio::awaitable<Result<void>> drive(std::shared_ptr<Pump> self, net::Env env) {
     self->wake_ = std::make_shared<net::Event>(env.executor);
     std::function<Result<bool>()> poll_fn = [self] { return self->poll(); };
-    std::function<void()> arm_fn = [self] {
+    const net::ReadyCallback ready = [wake = self->wake_] { wake->notify_all(); };
+    std::function<void()> arm_fn = [self, ready] {
       self->stats_.transport = self->out_->transport();  // Which one that broke cannot tell.
-      self->out_->arm([wake = self->wake_] { wake->notify_all(); }, !self->jobs_.empty());
+      self->out_->arm(ready, !self->jobs_.empty());
     };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;
@@ -170,6 +171,7 @@ Result<std::shared_ptr<WeightsPusher>> WeightsPusher::start(Offload& offload, Pa
                          parts.connection->move_to(self->loop_->executor()));
   rpc::LinkContext context = std::move(parts.context);
   context.env.executor = self->loop_->executor();
+  context.env.run_one = self->loop_->run_one();
   context.report = [home, report = std::move(context.report)](const std::string& text) {
     asio::post(home, [report, text] { report(text); });
   };

@@ -28,9 +28,10 @@ class WeightsReceiver::Pump {
   static asio::awaitable<Result<void>> drive(std::shared_ptr<Pump> self, net::Env env) {
     self->wake_ = std::make_shared<net::Event>(env.executor);
     std::function<Result<bool>()> poll_fn = [self] { return self->poll(); };
-    std::function<void()> arm_fn = [self] {
+    const net::ReadyCallback ready = [wake = self->wake_] { wake->notify_all(); };
+    std::function<void()> arm_fn = [self, ready] {
       self->stats_.transport = self->in_->transport();  // Which one that broke cannot tell.
-      self->in_->arm([wake = self->wake_] { wake->notify_all(); });
+      self->in_->arm(ready);
     };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;
@@ -103,6 +104,7 @@ Result<void> WeightsReceiver::attach(std::unique_ptr<net::Connection> connection
   rpc::LinkContext context;
   context.env = parts_.env;
   context.env.executor = loop_->executor();
+  context.env.run_one = loop_->run_one();
   context.policy = parts_.policy;
   context.self = parts_.name;
   context.other = peer.name;

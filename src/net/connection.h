@@ -24,6 +24,7 @@
 
 #include "base/result.h"
 #include "net/clock.h"
+#include "net/ready_callback.h"
 
 namespace recua::net {
 
@@ -40,8 +41,6 @@ struct Endpoint {
 
   friend bool operator==(const Endpoint&, const Endpoint&) = default;
 };
-
-using ReadyCallback = std::function<void()>;
 
 class Connection {
  public:
@@ -132,6 +131,9 @@ struct Env {
   std::function<std::uint64_t()> random;  // From any thread.
   /// The longest that a data path polls before it sleeps. Zero in a simulation.
   Duration spin = default_spin();
+  /// For loops that serve one data path only: sleeps until a handler of the loop has run; false once
+  /// the loop was stopped. Cheaper than leaving the coroutine. Empty elsewhere.
+  std::function<bool()> run_one = {};
 };
 
 }  // namespace recua::net

@@ -12,6 +12,9 @@ asio::awaitable<void> Event::wait() {
   co_await timer_.async_wait(asio::as_tuple(asio::use_awaitable));
 }
 
-void Event::notify_all() { timer_.cancel(); }
+void Event::notify_all() {
+  ++n_notified_;
+  timer_.cancel();
+}
 
 }  // namespace recua::net

@@ -94,10 +94,14 @@ class LinkReceiver final : public ChannelReceiver {
   void arm(net::ReadyCallback ready) override {
     ++counters_.sleeps;
     if (!writer_.empty()) connection_->arm_write(ready);
-    connection_->arm_read([readable = readable_, ready] {
-      *readable = true;
-      ready();
-    });
+    if (woken_ != ready) {
+      woken_ = ready;
+      on_readable_ = [readable = readable_, ready] {
+        *readable = true;
+        ready();
+      };
+    }
+    connection_->arm_read(on_readable_);
     if (path_ != nullptr) path_->arm(context_.env.executor, ready);
   }
 
@@ -466,7 +470,8 @@ class LinkReceiver final : public ChannelReceiver {
     }
   }
 
-  /// Tells what was released once the sender may have spent half its ring, or said that it waits.
+  /// Tells what was released once the sender may have a quarter of its ring left, or said that it
+  /// waits.
   /// (n_spent_ - n_told_ is what it has spent as far as we know; when it waits, that is all of it,
   /// so it is always told.)
   Result<void> return_credits() {
@@ -474,7 +479,8 @@ class LinkReceiver final : public ChannelReceiver {
     if (path_ != nullptr && !path_ready_) return ok();  // The sender's end is not connected yet.
     const bool starving = starving_ && path_ != nullptr;
     const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
-    if (!starving && 2 * n_spent < ring_.n_slots) return ok();
+    const std::uint32_t n_left = std::max<std::uint32_t>(1, ring_.n_slots / 4);
+    if (!starving && n_spent + n_left < ring_.n_slots) return ok();
     if (path_ != nullptr) {
       path_->tell_released(n_released_, starving);
       n_told_ = n_released_;
@@ -513,6 +519,8 @@ class LinkReceiver final : public ChannelReceiver {
   std::uint64_t last_body_ = 0;
   std::uint64_t before_last_body_ = 0;
   std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
+  net::ReadyCallback woken_;
+  net::ReadyCallback on_readable_;  // Notes it, then calls woken_.
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

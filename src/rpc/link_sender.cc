@@ -137,10 +137,14 @@ class LinkSender final : public ChannelSender {
   void arm(net::ReadyCallback ready, bool for_completions) override {
     ++counters_.sleeps;
     if (!writer_.empty()) connection_->arm_write(ready);
-    connection_->arm_read([readable = readable_, ready] {
-      *readable = true;
-      ready();
-    });
+    if (woken_ != ready) {
+      woken_ = ready;
+      on_readable_ = [readable = readable_, ready] {
+        *readable = true;
+        ready();
+      };
+    }
+    connection_->arm_read(on_readable_);
     if (path_ != nullptr) {
       const bool waits = for_completions || credits() == 0 || n_dispatched_ < n_sent_ ||
                          n_reopened_ > 0 || watch(ready);
@@ -590,6 +594,8 @@ class LinkSender final : public ChannelSender {
   StreamWriter writer_;
   LinkInbox inbox_;
   std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
+  net::ReadyCallback woken_;
+  net::ReadyCallback on_readable_;  // Notes it, then calls woken_.
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

@@ -76,7 +76,7 @@ void Bell::State::run(const std::shared_ptr<State>& state) {
     // A signal, a wake-up for nothing, or one for an earlier announce(): sleep again.
     if (SharedWord(s.words.count).load(std::memory_order_seq_cst) == s.seen) continue;
     asio::any_io_executor executor = *std::exchange(s.executor, std::nullopt);
-    ReadyCallback ready = std::exchange(s.ready, nullptr);
+    ReadyCallback ready = std::exchange(s.ready, {});
     lock.unlock();
     asio::post(executor, [state, call = std::move(ready)] {
       if (state->alive) call();
@@ -96,7 +96,7 @@ Bell::~Bell() {
   std::unique_lock lock(state_->mutex);
   state_->stop = true;
   state_->executor.reset();
-  state_->ready = nullptr;
+  state_->ready = {};
   state_->changed.notify_all();
   // The helper may be anywhere between its last look at `stop` and its sleep, and the word it
   // sleeps on is the peer's to change: so it is woken, whatever the word says, until it has left.

@@ -167,13 +167,16 @@ void Lane::poll_events() {
 void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready,
                bool for_completions) {
   if (for_completions) state_->queue->arm(executor, ready);
-  const ReadyCallback look = [noticed = state_->noticed, ready] {
-    *noticed = true;
-    ready();
-  };
-  state_->device->arm_events(executor, look);
-  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, look);
-  if (state_->cm != nullptr) state_->cm->arm(executor, look);
+  if (state_->woken_by_events != ready) {
+    state_->woken_by_events = ready;
+    state_->look = [noticed = state_->noticed, ready] {
+      *noticed = true;
+      ready();
+    };
+  }
+  state_->device->arm_events(executor, state_->look);
+  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, state_->look);
+  if (state_->cm != nullptr) state_->cm->arm(executor, state_->look);
 }
 
 }  // namespace recua::net::verbs

@@ -67,6 +67,8 @@ struct Lane::State {
 
   std::shared_ptr<bool> noticed = std::make_shared<bool>(false);  // An event woke us.
   std::uint32_t n_polls = 0;
+  ReadyCallback woken_by_events;
+  ReadyCallback look;  // Notes the event, then calls woken_by_events.
 
   std::uint64_t requests_posted = 0;
   std::uint64_t requests_done = 0;

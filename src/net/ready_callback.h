@@ -1,0 +1,31 @@
+#pragma once
+/// ReadyCallback: what a sleeper is woken by. Copies share one callable, so that handing it to
+/// everything that may wake the sleeper allocates nothing; make it once and pass it again and again.
+/// Threads: as the callable.
+
+#include <concepts>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace recua::net {
+
+class ReadyCallback {
+ public:
+  ReadyCallback() = default;
+  template <class F>
+    requires std::invocable<F&> && (!std::same_as<std::remove_cvref_t<F>, ReadyCallback>)
+  ReadyCallback(F call)  // Implicitly, as a std::function would be.
+      : call_(std::make_shared<const std::function<void()>>(std::move(call))) {}
+
+  explicit operator bool() const { return call_ != nullptr; }
+  void operator()() const { (*call_)(); }
+  /// Whether both share their callable.
+  friend bool operator==(const ReadyCallback&, const ReadyCallback&) = default;
+
+ private:
+  std::shared_ptr<const std::function<void()>> call_;
+};
+
+}  // namespace recua::net
