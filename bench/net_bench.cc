@@ -1,6 +1,7 @@
 // Ping-pong of tensor messages over TCP on loopback between two threads that spin, as two workers
 // would on two machines. In turns with it the same bytes by plain send and polled recv, as the
-// yardstick of the same run.
+// yardstick of the same run: on one connection, whose answers carry the acknowledgements, and on
+// two with one direction each, as channels have them, where those are packets of their own.
 //
 //   net_bench [rounds per turn]
 #include <algorithm>
@@ -40,7 +41,7 @@ net::asio::awaitable<void> take(net::asio::awaitable<Result<ConnectionPtr>> coro
 /// One end: sends on one connection, receives on another.
 struct End {
   End(ConnectionPtr out, ConnectionPtr in, std::uint64_t slot_bytes)
-      : ring{.n_slots = 4, .slot_bytes = slot_bytes}, memory(ring.n_slots * slot_bytes) {
+      : ring{.n_slots = 8, .slot_bytes = slot_bytes}, memory(ring.n_slots * slot_bytes) {
     sender = rpc::make_tcp_sender(*out->move_to(io.get_executor()), ring);
     receiver = *rpc::make_tcp_receiver(*in->move_to(io.get_executor()), kId, ring, memory);
   }
@@ -115,15 +116,19 @@ double channel_ping_pong(std::size_t bytes, int n_rounds) {
   return one_way(times);
 }
 
-double plain_ping_pong(std::size_t bytes, int n_rounds) {
+double plain_ping_pong(std::size_t bytes, int n_rounds, std::size_t n_connections) {
   net::asio::io_context io{1};
   using tcp = net::asio::ip::tcp;
   tcp::acceptor acceptor(io, tcp::endpoint(tcp::v4(), 0));
-  tcp::socket a(io);
-  a.connect(tcp::endpoint(net::asio::ip::address_v4::loopback(), acceptor.local_endpoint().port()));
-  tcp::socket b = acceptor.accept();
-  a.set_option(tcp::no_delay(true));
-  b.set_option(tcp::no_delay(true));
+  const auto port = acceptor.local_endpoint().port();
+  std::vector<tcp::socket> a;
+  std::vector<tcp::socket> b;
+  for (std::size_t i = 0; i < n_connections; ++i) {
+    a.emplace_back(io).connect(tcp::endpoint(net::asio::ip::address_v4::loopback(), port));
+    b.push_back(acceptor.accept());
+    a.back().set_option(tcp::no_delay(true));
+    b.back().set_option(tcp::no_delay(true));
+  }
   const std::size_t size = bytes + rpc::kTensorHeaderBytes;
   const auto send_all = [size](tcp::socket& socket, std::vector<char>& buffer) {
     const ssize_t n = ::send(socket.native_handle(), buffer.data(), size, MSG_NOSIGNAL);
@@ -139,16 +144,16 @@ double plain_ping_pong(std::size_t bytes, int n_rounds) {
   std::jthread echo([&] {
     std::vector<char> buffer(size);
     for (int i = 0; i < n_rounds; ++i) {
-      receive_all(b, buffer);
-      send_all(b, buffer);
+      receive_all(b.front(), buffer);
+      send_all(b.back(), buffer);
     }
   });
   std::vector<char> buffer(size);
   std::vector<Nanoseconds> times;
   for (int i = 0; i < n_rounds; ++i) {
     const auto start = SteadyClock::now();
-    send_all(a, buffer);
-    receive_all(a, buffer);
+    send_all(a.front(), buffer);
+    receive_all(a.back(), buffer);
     times.push_back(SteadyClock::now() - start);
   }
   return one_way(times);
@@ -164,14 +169,19 @@ int main(int argc, char** argv) {
   fmt::print("one way, medians of {} turns of {} round trips each\n", kTurns, n_rounds);
   for (const std::size_t bytes : {64u, 1024u, 8192u, 65536u}) {
     std::vector<double> channel;
-    std::vector<double> plain;
-    std::vector<double> ratios;
+    std::vector<double> plain[2];
+    std::vector<double> ratios[2];
     for (int turn = 0; turn < kTurns; ++turn) {
-      plain.push_back(recua::plain_ping_pong(bytes, n_rounds));
       channel.push_back(recua::channel_ping_pong(bytes, n_rounds));
-      ratios.push_back(channel.back() / plain.back());
+      for (const std::size_t n : {1u, 2u}) {
+        plain[n - 1].push_back(recua::plain_ping_pong(bytes, n_rounds, n));
+        ratios[n - 1].push_back(channel.back() / plain[n - 1].back());
+      }
     }
-    fmt::print("net/one_way/bytes:{:<6} tcp {:7.2f} us   plain sockets {:7.2f} us   ratio {:.2f}\n",
-               bytes, recua::median(channel), recua::median(plain), recua::median(ratios));
+    fmt::print(
+        "net/one_way/bytes:{:<6} tcp {:7.2f} us   one plain connection {:7.2f} us, ratio {:.2f}   "
+        "two {:7.2f} us, ratio {:.2f}\n",
+        bytes, recua::median(channel), recua::median(plain[0]), recua::median(ratios[0]),
+        recua::median(plain[1]), recua::median(ratios[1]));
   }
 }

@@ -131,8 +131,8 @@ struct Env {
   std::function<std::uint64_t()> random;  // From any thread.
   /// The longest that a data path polls before it sleeps. Zero in a simulation.
   Duration spin = default_spin();
-  /// For loops that serve one data path only: sleeps until a handler of the loop has run; false once
-  /// the loop was stopped. Cheaper than leaving the coroutine. Empty elsewhere.
+  /// For loops that serve one data path only: sleeps until a handler of the loop has run; false
+  /// once the loop was stopped. Cheaper than leaving the coroutine. Empty elsewhere.
   std::function<bool()> run_one = {};
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 /// ReadyCallback: what a sleeper is woken by. Copies share one callable, so that handing it to
-/// everything that may wake the sleeper allocates nothing; make it once and pass it again and again.
-/// Threads: as the callable.
+/// everything that may wake the sleeper allocates nothing; make it once and pass it again and
+/// again. Threads: as the callable.
 
 #include <concepts>
 #include <functional>

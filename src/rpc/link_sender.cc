@@ -25,7 +25,7 @@
 namespace recua::rpc {
 namespace {
 
-/// While a fast path works, the connection is silent: a look costs a system call.
+/// A look at the connection costs a system call: rarely while nothing is expected there.
 constexpr std::uint32_t kPollsPerStreamRead = 64;
 /// How long lost messages may go unnoticed by a sender that sleeps.
 constexpr net::Duration kWatchAfter = std::chrono::milliseconds(20);
@@ -183,8 +183,10 @@ class LinkSender final : public ChannelSender {
   }
   [[nodiscard]] net::TimePoint now() const { return context_.env.clock->now(); }
   [[nodiscard]] bool stream_is_due() {
-    return path_ == nullptr || fencing_ != 0 || !writer_.empty() ||
-           std::exchange(*readable_, false) || ++n_polls_ % kPollsPerStreamRead == 0;
+    // With credits left, nothing that the receiver says is urgent.
+    const bool is_quiet = path_ != nullptr || (state_ == State::kStream && credits() > 0);
+    return !is_quiet || fencing_ != 0 || !writer_.empty() || std::exchange(*readable_, false) ||
+           ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {

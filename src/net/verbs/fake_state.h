@@ -65,10 +65,9 @@ class FakeWakeup {
   }
   void fire() {
     if (!ready_) return;
-    asio::post(executor_,
-               [alive = std::weak_ptr<int>(alive_), ready = std::exchange(ready_, {})] {
-                 if (!alive.expired()) ready();
-               });
+    asio::post(executor_, [alive = std::weak_ptr<int>(alive_), ready = std::exchange(ready_, {})] {
+      if (!alive.expired()) ready();
+    });
   }
 
  private:

@@ -137,7 +137,9 @@ TEST_F(IbvLane, LeavesNoDescriptorAfterManyConnections) {
   };
   make({});
   ASSERT_FALSE(HasFailure());
-  sender->arm(loop.get_executor(), [] {}, /*for_completions=*/true);  // The loop opens its own at the first wait.
+  sender->arm(
+      loop.get_executor(), [] {},
+      /*for_completions=*/true);  // The loop opens its own at the first wait.
   const auto before = n_open();
   for (int i = 0; i < 20; ++i) {
     sender.reset();

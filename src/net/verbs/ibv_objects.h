@@ -74,7 +74,7 @@ class IbvCompletionQueue : public CompletionQueue {
   UniqueCq cq_;
   ReadyCallback ready_;
   bool event_is_due_ = false;  // Asked for and not read yet: there is never more than one.
-  FdWait wait_;  // Of the channel's descriptor, so it goes first.
+  FdWait wait_;                // Of the channel's descriptor, so it goes first.
 };
 
 class IbvQueuePair : public QueuePair {
