@@ -2,7 +2,15 @@
 
 #include <charconv>
 
+#include "base/check.h"
+
 namespace recua::model {
+
+Share own_share(const Slice& slice, const HyperParams& hp) {
+  if (slice.shares.empty()) return whole_share(hp);
+  RECUA_CHECK(slice.rank < slice.shares.size());
+  return slice.shares[slice.rank];
+}
 
 bool slice_needs(const Slice& slice, bool tied, std::string_view tensor_name) {
   constexpr std::string_view kLayerPrefix = "blk.";

@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
+
+#include "model/share.h"
 
 namespace recua::model {
 
@@ -15,13 +18,18 @@ struct Slice {
   std::uint32_t n_layers = 0;   // Of the whole model.
   std::uint32_t rank = 0;       // Share of heads and columns: rank of n_ranks.
   std::uint32_t n_ranks = 1;
+  std::vector<Share> shares = {};  // All ranks' (model/share.h). Empty: one rank has everything.
 
   [[nodiscard]] bool is_first() const { return layer_begin == 0; }
   [[nodiscard]] bool is_last() const { return layer_end == n_layers; }
   friend bool operator==(const Slice&, const Slice&) = default;
 };
 
+/// The slice's own part of its layers. Its shares were checked (check_shares()).
+Share own_share(const Slice& slice, const HyperParams& hp);
+
 /// Whether a slice needs the tensor of this name ("blk.3.attn_q.weight", "output.weight"...).
+/// Each rank of a split needs a part of it, or all of it (model/tensor_part.h).
 /// tied: the model has no output matrix of its own, the last slice uses the embedding table.
 bool slice_needs(const Slice& slice, bool tied, std::string_view tensor_name);
 

@@ -17,6 +17,7 @@
 #include "model/executor.h"
 #include "model/hyperparams.h"
 #include "model/slice.h"
+#include "model/tensor_part.h"
 #include "quant/data_type.h"
 
 namespace recua::model {
@@ -32,6 +33,11 @@ class WeightSource {
   [[nodiscard]] virtual bool has(std::string_view tensor_name) const = 0;
   /// kNotFound: names the tensor and the file.
   virtual Result<compute::TensorBytes> tensor(std::string_view tensor_name) const = 0;
+  /// The type of the tensor, once it was checked as part() would; nothing is read or copied.
+  virtual Result<quant::DataType> check(const TensorPart& part) const;
+  /// A rank's part, as cut_tensor() gives it; by default that, of tensor(). A source that keeps
+  /// only parts gives its own, and need not have the whole tensor.
+  virtual Result<compute::TensorBytes> part(const TensorPart& part) const;
 };
 
 struct SliceOptions {
@@ -45,7 +51,7 @@ struct SliceOptions {
   quant::DataType v_type = quant::DataType::kF16;
 };
 
-/// Bytes of weights done and in all, while loading.
+/// Bytes of the slice's weights done and in all, while loading.
 using LoadProgress = std::function<void(std::size_t done, std::size_t total)>;
 
 class SliceRunner {

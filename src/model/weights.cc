@@ -9,79 +9,57 @@
 
 #include "base/bytes.h"
 #include "model/rope.h"
+#include "model/tensor_part.h"
 #include "quant/dequantize.h"
 
 // First a list of slots is made: the name and shape of each tensor that the slice needs, and the
-// pointer it fills. Then all are looked up and checked, then all are loaded.
+// pointer it fills, and the slice's part of it. Then all are looked up and checked, then all are
+// loaded.
 
 namespace recua::model {
+
+Result<quant::DataType> WeightSource::check(const TensorPart& part) const {
+  RECUA_ASSIGN_OR_RETURN(const compute::TensorBytes whole, tensor(part.name));
+  RECUA_RETURN_IF_ERROR(check_tensor(whole, part.n_in, part.n_out, part.n_experts));
+  return whole.type;
+}
+
+Result<compute::TensorBytes> WeightSource::part(const TensorPart& part) const {
+  RECUA_ASSIGN_OR_RETURN(const compute::TensorBytes whole, tensor(part.name));
+  return cut_tensor(whole, part);
+}
+
 namespace {
 
 using compute::TensorBytes;
 
 struct Slot {
-  std::string name;
-  std::size_t n_in = 0;
-  std::size_t n_out = 1;
-  std::size_t n_experts = 1;
+  TensorPart part;
   Matrix* matrix = nullptr;  // One of the two.
   Vector* vector = nullptr;
 };
 
-std::string shape_text(std::size_t n_in, std::size_t n_out, std::size_t n_experts) {
-  if (n_experts != 1) return fmt::format("[{}, {}, {}]", n_in, n_out, n_experts);
-  if (n_out != 1) return fmt::format("[{}, {}]", n_in, n_out);
-  return fmt::format("[{}]", n_in);
-}
-
-/// Shape, type and byte count of what a source gave, against what the slot needs.
-Result<void> check_tensor(const Slot& slot, const TensorBytes& found) {
-  if (found.n_in != slot.n_in || found.n_out != slot.n_out || found.n_experts != slot.n_experts) {
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("tensor {} has shape {}; expected {}", slot.name,
-                             shape_text(found.n_in, found.n_out, found.n_experts),
-                             shape_text(slot.n_in, slot.n_out, slot.n_experts))};
-  }
-  const quant::DataTypeTraits type = quant::traits(found.type);
-  if (slot.vector != nullptr && type.block_size != 1) {
-    return Error{ErrorCode::kCorrupt, fmt::format("tensor {} is of type {}; expected F32, F16 or "
-                                                  "BF16, as norms and biases are never quantized",
-                                                  slot.name, type.name)};
-  }
-  if (found.n_in % type.block_size != 0) {
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("tensor {} has rows of {} elements; expected a multiple of {}, the "
-                             "block of type {}",
-                             slot.name, found.n_in, type.block_size, type.name)};
-  }
-  // Bounded hyperparameters: at most 2^40 elements, so this cannot overflow.
-  const std::size_t bytes =
-      quant::row_bytes(found.type, found.n_in) * found.n_out * found.n_experts;
-  if (found.bytes.size() != bytes) {
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("tensor {} has {} bytes; expected {} for shape {} in {}", slot.name,
-                             found.bytes.size(), bytes,
-                             shape_text(found.n_in, found.n_out, found.n_experts), type.name)};
-  }
-  return ok();
+Result<void> check_type(const Slot& slot, quant::DataType type) {
+  if (slot.vector == nullptr || quant::traits(type).block_size == 1) return ok();
+  return Error{ErrorCode::kCorrupt, fmt::format("tensor {} is of type {}; expected F32, F16 or "
+                                                "BF16, as norms and biases are never quantized",
+                                                slot.part.name, quant::traits(type).name)};
 }
 
 class SlotList {
  public:
-  SlotList(const HyperParams& hp, const WeightSource& source) : hp_(hp), source_(source) {}
+  SlotList(const HyperParams& hp, const Share& share, const WeightSource& source)
+      : hp_(hp), share_(share), source_(source) {}
 
   void matrix(std::string name, std::size_t n_in, std::size_t n_out, Matrix& out,
               std::size_t n_experts = 1) {
-    slots_.push_back({.name = std::move(name),
-                      .n_in = n_in,
-                      .n_out = n_out,
-                      .n_experts = n_experts,
+    slots_.push_back({.part = tensor_part(hp_, share_, std::move(name), n_in, n_out, n_experts),
                       .matrix = &out});
   }
   void vector(std::string name, std::size_t n, Vector& out, Presence presence = Presence::kAlways) {
     if (presence == Presence::kNever) return;
     if (presence == Presence::kOptional && !source_.has(name)) return;
-    slots_.push_back({.name = std::move(name), .n_in = n, .vector = &out});
+    slots_.push_back({.part = tensor_part(hp_, share_, std::move(name), n), .vector = &out});
   }
 
   void layer(std::uint32_t index, LayerWeights& out) {
@@ -140,21 +118,20 @@ class SlotList {
   }
 
   Result<void> load(compute::Device& device, const LoadProgress& progress) const {
-    std::vector<TensorBytes> found;
     std::size_t total = 0;
     for (const Slot& slot : slots_) {
-      RECUA_ASSIGN_OR_RETURN(TensorBytes tensor, source_.tensor(slot.name));
-      RECUA_RETURN_IF_ERROR(check_tensor(slot, tensor));
-      total += tensor.bytes.size();
-      found.push_back(std::move(tensor));
+      RECUA_ASSIGN_OR_RETURN(const quant::DataType type, source_.check(slot.part));
+      RECUA_RETURN_IF_ERROR(check_type(slot, type));
+      total += part_bytes(slot.part, type);
     }
     std::size_t done = 0;
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      const std::size_t bytes = found[i].bytes.size();
-      if (slots_[i].matrix != nullptr) {
-        RECUA_ASSIGN_OR_RETURN(*slots_[i].matrix, device.load_weight(std::move(found[i])));
+    for (const Slot& slot : slots_) {
+      RECUA_ASSIGN_OR_RETURN(TensorBytes found, source_.part(slot.part));
+      const std::size_t bytes = found.bytes.size();
+      if (slot.matrix != nullptr) {
+        RECUA_ASSIGN_OR_RETURN(*slot.matrix, device.load_weight(std::move(found)));
       } else {
-        RECUA_ASSIGN_OR_RETURN(*slots_[i].vector, device.load_vector(found[i]));
+        RECUA_ASSIGN_OR_RETURN(*slot.vector, device.load_vector(found));
       }
       done += bytes;
       if (progress) progress(done, total);
@@ -172,6 +149,7 @@ class SlotList {
   }
 
   const HyperParams& hp_;
+  const Share& share_;
   const WeightSource& source_;
   std::vector<Slot> slots_;
 };
@@ -180,11 +158,12 @@ class SlotList {
 Result<std::vector<float>> read_rope_divisors(const HyperParams& hp, const WeightSource& source) {
   constexpr std::string_view kName = "rope_freqs.weight";
   if (!source.has(kName)) return std::vector<float>{};
-  RECUA_ASSIGN_OR_RETURN(const TensorBytes tensor, source.tensor(kName));
   Vector unused;
-  const Slot slot{.name = std::string(kName), .n_in = hp.rope_dim / 2, .vector = &unused};
-  RECUA_RETURN_IF_ERROR(check_tensor(slot, tensor));
-  std::vector<float> divisors(slot.n_in);
+  const Slot slot = {.part = tensor_part(hp, whole_share(hp), std::string(kName), hp.rope_dim / 2),
+                     .vector = &unused};
+  RECUA_ASSIGN_OR_RETURN(const TensorBytes tensor, source.part(slot.part));
+  RECUA_RETURN_IF_ERROR(check_type(slot, tensor.type));
+  std::vector<float> divisors(slot.part.n_in);
   quant::dequantize_row(tensor.type, tensor.bytes.data(), divisors.size(), divisors.data());
   for (std::size_t i = 0; i < divisors.size(); ++i) {
     if (std::isfinite(divisors[i]) && divisors[i] > 0.0F) continue;
@@ -217,7 +196,8 @@ Result<SliceWeights> load_weights(compute::Device& device, const HyperParams& hp
   SliceWeights out;
   out.layers.resize(slice.layer_end - slice.layer_begin);  // Slots point into it from here on.
   const bool tied = !source.has("output.weight");
-  SlotList slots(hp, source);
+  const Share share = own_share(slice, hp);
+  SlotList slots(hp, share, source);
   if (slice_needs(slice, tied, "token_embd.weight")) {
     slots.matrix("token_embd.weight", hp.hidden_size, hp.vocab_size, out.token_embd);
   }

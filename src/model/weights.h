@@ -14,7 +14,8 @@ namespace recua::model {
 using Matrix = std::unique_ptr<compute::Weight>;
 using Vector = std::unique_ptr<compute::Buffer>;
 
-/// Null: the layer has none of it. Shapes slowest dimension first.
+/// Null: the layer has none of it. Shapes slowest dimension first, of a slice that is not split:
+/// a rank has its part (model/tensor_part.h).
 struct LayerWeights {
   Vector attn_norm;               // [hidden_size]
   Matrix q, k, v;                 // [n_heads * head_dim, hidden_size], k and v with n_kv_heads
