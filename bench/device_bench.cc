@@ -82,8 +82,10 @@ class Model {
     const Rows h = rows(h_, s_.dim);
     const Rows table = rows(table_, head_dim);
     const std::vector<std::span<const std::uint32_t>> tables = {pages_};
-    device_->embed(*output_, ids_, x);
+    device_->embed(*output_, 0, ids_, x);
     device_->rope_table(positions_, *freq_, 1.0F, table);
+    const compute::HeadGroups heads = {.n_heads = s_.n_heads,
+                                       .n_group = s_.n_heads / s_.n_kv_heads};
     for (const Layer& layer : layers_) {
       device_->rms_norm(x, *norm_, 1e-5F, h);
       device_->matmul(*layer.q, h, rows(q_, s_.dim));
@@ -92,8 +94,8 @@ class Model {
       device_->rope(rows(q_, s_.dim), s_.n_heads, compute::RopeKind::kInterleaved, table);
       device_->rope(rows(k_, kv), s_.n_kv_heads, compute::RopeKind::kInterleaved, table);
       device_->store_kv(kv_, rows(k_, kv), rows(v_, kv), slots_);
-      device_->attention(kv_, rows(q_, s_.dim), s_.n_heads, {.rows = rows_, .page_tables = tables},
-                         0.1F, 0, h);
+      device_->attention(kv_, rows(q_, s_.dim), heads, {.rows = rows_, .page_tables = tables}, 0.1F,
+                         0, h);
       device_->matmul(*layer.o, h, rows(q_, s_.dim));
       device_->add(x, rows(q_, s_.dim), x);
       device_->rms_norm(x, *norm_, 1e-5F, h);

@@ -121,6 +121,19 @@ struct KvLayer {
   }
 };
 
+/// How query heads share KV heads: query head h uses KV head (n_before + h) / n_group. n_before
+/// heads of the first KV head's group are elsewhere (another rank has them); the last may lack
+/// some, too.
+struct HeadGroups {
+  std::size_t n_heads = 0;
+  std::size_t n_group = 1;
+  std::size_t n_before = 0;  // Below n_group.
+
+  [[nodiscard]] constexpr std::size_t n_kv_heads() const {
+    return (n_before + n_heads + n_group - 1) / n_group;
+  }
+};
+
 /// Which tokens each row of a step sees.
 struct AttentionRow {
   std::uint32_t sequence = 0;  // Index into page_tables.
@@ -162,8 +175,10 @@ class Device {
   /// A vector of n_in elements (norm, bias, RoPE factors) of any type, converted to f32.
   virtual Result<std::unique_ptr<Buffer>> load_vector(const TensorBytes& bytes) = 0;
 
-  /// out[t] = row ids[t] of table.    ids in [0, table.n_out()).  out: [ids.size(), n_in]
-  virtual void embed(const Weight& table, std::span<const std::int32_t> ids, Rows out) = 0;
+  /// out[t] = row ids[t] - first_id of table, or zeros if it has no such row: the table may be the
+  /// part of a larger one that begins with row first_id.    out: [ids.size(), n_in]
+  virtual void embed(const Weight& table, std::int32_t first_id, std::span<const std::int32_t> ids,
+                     Rows out) = 0;
   /// out[t, o] = sum over i of w[o, i] * x[t, i].    x: [n, n_in], out: [n, n_out]; not aliased.
   /// Quantized weights may take x rounded to 8 bits per block of a row.
   virtual void matmul(const Weight& w, Rows x, Rows out) = 0;
@@ -182,9 +197,9 @@ class Device {
   virtual void store_kv(const KvLayer& layer, Rows k, Rows v,
                         std::span<const std::uint64_t> slots) = 0;
   /// out[t, h] = softmax(scale * q[t, h] . K) V over the positions row t sees; with window > 0 only
-  /// the last `window` of them (its own included). Query head h uses KV head h / (n_heads /
-  /// n_kv_heads). q, out: [n, n_heads * head_dim]
-  virtual void attention(const KvLayer& layer, Rows q, std::size_t n_heads,
+  /// the last `window` of them (its own included). Which KV head's, heads tells; it needs as many
+  /// as the layer has. q, out: [n, n_heads * head_dim]
+  virtual void attention(const KvLayer& layer, Rows q, const HeadGroups& heads,
                          const AttentionBatch& batch, float scale, std::uint32_t window,
                          Rows out) = 0;
   /// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)).    out may be gate or up.

@@ -5,6 +5,7 @@
 
 #include "compute/device.h"
 #include "model/hyperparams.h"
+#include "model/share.h"
 
 namespace recua::model {
 
@@ -18,6 +19,10 @@ class RowBuffer {
   [[nodiscard]] compute::Rows rows(std::size_t n) const {
     return compute::dense_rows(*buffer_, n, n_cols_);
   }
+  /// Of the first n rows the columns [begin, begin + n_cols).
+  [[nodiscard]] compute::Rows cols(std::size_t n, std::size_t begin, std::size_t n_cols) const {
+    return rows(n).slice_cols(begin, n_cols);
+  }
   /// The first n rows, each seen as parts rows of n_cols / parts.
   [[nodiscard]] compute::Rows split_rows(std::size_t n, std::size_t parts) const {
     return compute::dense_rows(*buffer_, n * parts, n_cols_ / parts);
@@ -29,23 +34,44 @@ class RowBuffer {
   std::size_t n_cols_ = 0;
 };
 
-/// Widths: see model/weights.h. With experts gate, up and expert_out hold n_experts_used rows for
-/// each row of the micro-batch.
+/// The input of a matrix that is cut by columns: a rank computes the columns `own` of it, in a
+/// buffer that also has the neighbours which quantization blocks of any type would reach. Nobody
+/// writes these, so they stay zero.
+struct SplitInput {
+  Range own;
+  Range held;
+
+  static SplitInput of(Range own, std::size_t n_cols);
+
+  [[nodiscard]] compute::Rows own_cols(const RowBuffer& buffer, std::size_t n_rows) const {
+    return buffer.cols(n_rows, own.begin - held.begin, own.size());
+  }
+  /// What a part of a matrix of this type, which has whole blocks, is multiplied with.
+  [[nodiscard]] compute::Rows whole_blocks(const RowBuffer& buffer, std::size_t n_rows,
+                                           quant::DataType type) const;
+};
+
+/// Widths: see model/weights.h; those of heads, ffn_size and vocab_size are the rank's own. With
+/// experts gate, up and expert_out hold n_experts_used rows for each row of the micro-batch.
 struct Activations {
   RowBuffer x;                    // The residual stream.
   RowBuffer x_selected;           // Its rows that are asked for, in the last layer of the model.
   RowBuffer normed;               // After a norm.
   RowBuffer projected;            // What is added to x.
   RowBuffer q, k, v;              // After rotation.
-  RowBuffer attended;             // What attention gives, before its output matrix.
-  RowBuffer gate, up;             // Feed-forward.
+  RowBuffer attended;             // What attention gives, before its output matrix (SplitInput).
+  RowBuffer gate, up;             // Feed-forward; gate is a SplitInput.
   RowBuffer rope, rope_selected;  // Cosines and sines.
   RowBuffer router, expert_out;   // With experts.
   RowBuffer expert_ids, expert_weights;
   RowBuffer logits;  // Last slice; a few rows, since a row may have half a megabyte.
+  RowBuffer own_logits, gathered_logits;  // With several ranks: the rank's, all one after another.
+
+  SplitInput attended_cols, gate_cols;
 
   static Result<Activations> create(compute::Device& device, const HyperParams& hp,
-                                    std::size_t n_rows, std::size_t n_logit_rows);
+                                    const Share& share, std::size_t n_rows,
+                                    std::size_t n_logit_rows);
 };
 
 }  // namespace recua::model

@@ -26,8 +26,16 @@ class Communicator {
   [[nodiscard]] virtual std::uint32_t rank() const = 0;
   [[nodiscard]] virtual std::uint32_t n_ranks() const = 0;
 
-  /// values[i] becomes the sum over ranks of their values[i].
+  /// values[i] becomes the sum over ranks of their values[i], with the same bits on every rank.
   virtual Result<void> all_reduce(std::span<float> values) = 0;
+  /// The same in two halves, so that the caller computes meanwhile. From begin on, values are the
+  /// communicator's until finish, and no other call comes between them. By default all of it
+  /// happens in the first half.
+  virtual Result<void> begin_all_reduce(std::span<float> values) { return all_reduce(values); }
+  virtual Result<void> finish_all_reduce() { return {}; }
+  /// Whether values travel between begin and finish without the caller's help. If not, callers
+  /// need not cut what they reduce into pieces. The same on every rank.
+  [[nodiscard]] virtual bool overlaps() const { return false; }
   /// out = the ranks' parts one after another; counts[r] floats from rank r, mine.size() ==
   /// counts[rank].
   virtual Result<void> all_gather(std::span<const float> mine, std::span<const std::size_t> counts,

@@ -1,5 +1,6 @@
 #include "model/forward.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/check.h"
@@ -8,12 +9,37 @@ namespace recua::model {
 
 using compute::Rows;
 
-void ForwardPass::run_layers(const ForwardRows& rows, Rows input, Rows output) {
+namespace {
+
+std::span<float> host_floats(Rows rows) {
+  // A device whose memory the host does not see needs a copy here; due with the first such device.
+  RECUA_CHECK(rows.buffer->host() != nullptr);
+  RECUA_CHECK(rows.stride == rows.n_cols || rows.n_rows <= 1);
+  return {rows.row(0), rows.n_rows * rows.n_cols};
+}
+
+}  // namespace
+
+ForwardPass::ForwardPass(compute::Device& device, const HyperParams& hp, const Slice& slice,
+                         const SliceWeights& weights, const kv::PagedCache& cache,
+                         const Activations& memory, Communicator& communicator)
+    : device_(device),
+      hp_(hp),
+      slice_(slice),
+      weights_(weights),
+      cache_(cache),
+      a_(memory),
+      communicator_(communicator),
+      share_(own_share(slice, hp)),
+      gather_counts_(slice.n_ranks) {}
+
+Result<void> ForwardPass::run_layers(const ForwardRows& rows, Rows input, Rows output) {
   const std::size_t n = rows.positions.size();
   Rows x = input;
   if (slice_.is_first()) {
     x = a_.x.rows(n);
-    device_.embed(*weights_.token_embd, rows.ids, x);
+    device_.embed(*weights_.token_embd, static_cast<TokenId>(share_.vocab.begin), rows.ids, x);
+    RECUA_RETURN_IF_ERROR(sum_over_ranks(x));
   }
   device_.rope_table(rows.positions, *weights_.inv_freq, weights_.rope_magnitude, a_.rope.rows(n));
   const std::size_t n_layers = weights_.layers.size();
@@ -21,20 +47,21 @@ void ForwardPass::run_layers(const ForwardRows& rows, Rows input, Rows output) {
     const LayerWeights& layer = weights_.layers[i];
     const bool last_of_slice = i + 1 == n_layers;
     const bool select = last_of_slice && slice_.is_last() && rows.output_rows.size() < n;
-    x = attention(layer, i, rows, x, select);
+    RECUA_ASSIGN_OR_RETURN(x, attention(layer, i, rows, x, select));
     if (x.n_rows == 0) break;  // Nothing is asked for; the cache has what later rows need.
-    const Rows delta = feed_forward(layer, x);
+    RECUA_ASSIGN_OR_RETURN(const Rows delta, feed_forward(layer, x));
     const Rows sum = last_of_slice && !slice_.is_last() ? output : x;
     device_.add(x, delta, sum);
     x = sum;
   }
   final_ = x;
+  return ok();
 }
 
 // Returns the residual stream after attention, in our own memory (input is only read): all rows, or
 // those that are asked for.
-Rows ForwardPass::attention(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
-                            Rows x, bool select) {
+Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index,
+                                    const ForwardRows& rows, Rows x, bool select) {
   const std::size_t n = x.n_rows;
   const Rows normed = a_.normed.rows(n);
   const Rows k = a_.k.rows(n);
@@ -46,14 +73,15 @@ Rows ForwardPass::attention(const LayerWeights& layer, std::size_t index, const 
   if (layer.k_bias) device_.add_bias(k, *layer.k_bias);
   if (layer.v_bias) device_.add_bias(v, *layer.v_bias);
   if (layer.k_norm) {
-    const Rows heads = a_.k.split_rows(n, hp_.n_kv_heads);
+    const Rows heads = a_.k.split_rows(n, share_.kv_heads.size());
     device_.rms_norm(heads, *layer.k_norm, hp_.rms_eps, heads);
   }
-  device_.rope(k, hp_.n_kv_heads, hp_.architecture->rope, rope);
+  device_.rope(k, share_.kv_heads.size(), hp_.architecture->rope, rope);
   device_.store_kv(cache_.layer(index), k, v, rows.slots);
 
   if (!select) {
-    const Rows delta = attend(layer, index, rows, rows.attention, normed, rope);
+    RECUA_ASSIGN_OR_RETURN(const Rows delta,
+                           attend(layer, index, rows, rows.attention, normed, rope));
     const Rows sum = a_.x.rows(n);
     device_.add(x, delta, sum);
     return sum;
@@ -68,51 +96,58 @@ Rows ForwardPass::attention(const LayerWeights& layer, std::size_t index, const 
   device_.gather_rows(rope, rows.output_rows, rope_selected);
   selected_.clear();
   for (const std::uint32_t row : rows.output_rows) selected_.push_back(rows.attention[row]);
-  const Rows delta = attend(layer, index, rows, selected_, normed_selected, rope_selected);
+  RECUA_ASSIGN_OR_RETURN(const Rows delta,
+                         attend(layer, index, rows, selected_, normed_selected, rope_selected));
   device_.add(x_selected, delta, x_selected);
   return x_selected;
 }
 
 // Queries, attention and its output matrix for the given rows; the result is in a_.projected.
 // normed may lie there too: it has been read by then.
-Rows ForwardPass::attend(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
-                         std::span<const compute::AttentionRow> attention_rows, Rows normed,
-                         Rows rope) {
+Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
+                                 const ForwardRows& rows,
+                                 std::span<const compute::AttentionRow> attention_rows, Rows normed,
+                                 Rows rope) {
   const std::size_t n = normed.n_rows;
   const Rows q = a_.q.rows(n);
   device_.matmul(*layer.q, normed, q);
   if (layer.q_bias) device_.add_bias(q, *layer.q_bias);
   if (layer.q_norm) {
-    const Rows heads = a_.q.split_rows(n, hp_.n_heads);
+    const Rows heads = a_.q.split_rows(n, share_.heads.size());
     device_.rms_norm(heads, *layer.q_norm, hp_.rms_eps, heads);
   }
-  device_.rope(q, hp_.n_heads, hp_.architecture->rope, rope);
-  const Rows attended = a_.attended.rows(n);
+  device_.rope(q, share_.heads.size(), hp_.architecture->rope, rope);
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hp_.head_dim)));
   const compute::AttentionBatch batch = {.rows = attention_rows, .page_tables = rows.page_tables};
-  device_.attention(cache_.layer(index), q, hp_.n_heads, batch, scale, hp_.sliding_window,
-                    attended);
+  const std::size_t n_group = hp_.n_heads / hp_.n_kv_heads;
+  const compute::HeadGroups heads = {
+      .n_heads = share_.heads.size(), .n_group = n_group, .n_before = share_.heads.begin % n_group};
+  device_.attention(cache_.layer(index), q, heads, batch, scale, hp_.sliding_window,
+                    a_.attended_cols.own_cols(a_.attended, n));
   const Rows projected = a_.projected.rows(n);
-  device_.matmul(*layer.attn_output, attended, projected);
+  RECUA_RETURN_IF_ERROR(matmul_over_ranks(
+      *layer.attn_output, a_.attended_cols.whole_blocks(a_.attended, n, layer.attn_output->type()),
+      projected));
   return projected;
 }
 
-Rows ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
+Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
   const std::size_t n = x.n_rows;
   const Rows normed = a_.normed.rows(n);
   device_.rms_norm(x, *layer.ffn_norm, hp_.rms_eps, normed);
   if (layer.router) return experts(layer, normed);
-  const Rows gate = a_.gate.rows(n);
+  const Rows gate = a_.gate_cols.own_cols(a_.gate, n);
   const Rows up = a_.up.rows(n);
   device_.matmul(*layer.gate, normed, gate);
   device_.matmul(*layer.up, normed, up);
   device_.silu_mul(gate, up, gate);
   const Rows projected = a_.projected.rows(n);
-  device_.matmul(*layer.down, gate, projected);
+  RECUA_RETURN_IF_ERROR(matmul_over_ranks(
+      *layer.down, a_.gate_cols.whole_blocks(a_.gate, n, layer.down->type()), projected));
   return projected;
 }
 
-Rows ForwardPass::experts(const LayerWeights& layer, Rows normed) {
+Result<Rows> ForwardPass::experts(const LayerWeights& layer, Rows normed) {
   const std::size_t n = normed.n_rows;
   const std::size_t n_used = hp_.n_experts_used;
   const Rows router = a_.router.rows(n);
@@ -122,24 +157,74 @@ Rows ForwardPass::experts(const LayerWeights& layer, Rows normed) {
   // Softmax over the chosen experts (Mixtral) is softmax over all, divided by the chosen ones' sum
   // (Qwen 3).
   device_.moe_route(router, /*renormalize=*/true, route);
-  const Rows gate = a_.gate.rows(n * n_used);
+  const Rows gate = a_.gate_cols.own_cols(a_.gate, n * n_used);
   const Rows up = a_.up.rows(n * n_used);
   const Rows out = a_.expert_out.rows(n * n_used);
   device_.moe_matmul(*layer.gate, normed, route, gate);
   device_.moe_matmul(*layer.up, normed, route, up);
   device_.silu_mul(gate, up, gate);
-  device_.moe_matmul(*layer.down, gate, route, out);
+  device_.moe_matmul(
+      *layer.down, a_.gate_cols.whole_blocks(a_.gate, n * n_used, layer.down->type()), route, out);
   const Rows projected = a_.projected.rows(n);
   device_.moe_combine(out, route, projected);
+  RECUA_RETURN_IF_ERROR(sum_over_ranks(projected));
   return projected;
 }
 
-Rows ForwardPass::logits(std::size_t begin, std::size_t n) {
+Result<void> ForwardPass::sum_over_ranks(Rows rows) {
+  if (slice_.n_ranks == 1) return ok();
+  device_.sync();
+  return communicator_.all_reduce(host_floats(rows));
+}
+
+// out = the sum over ranks of w x: w has the rank's part of the inputs. While the sums of some rows
+// travel, those of the next rows are computed.
+Result<void> ForwardPass::matmul_over_ranks(const compute::Weight& w, Rows x, Rows out) {
+  const bool whole = slice_.n_ranks == 1 || !communicator_.overlaps() || x.n_rows <= kReducedRows;
+  if (whole) {
+    device_.matmul(w, x, out);
+    return sum_over_ranks(out);
+  }
+  for (std::size_t begin = 0; begin < x.n_rows; begin += kReducedRows) {
+    const std::size_t n = std::min(kReducedRows, x.n_rows - begin);
+    device_.matmul(w, x.slice_rows(begin, n), out.slice_rows(begin, n));
+    device_.sync();
+    if (begin > 0) RECUA_RETURN_IF_ERROR(communicator_.finish_all_reduce());
+    RECUA_RETURN_IF_ERROR(communicator_.begin_all_reduce(host_floats(out.slice_rows(begin, n))));
+  }
+  return communicator_.finish_all_reduce();
+}
+
+Result<Rows> ForwardPass::logits(std::size_t begin, std::size_t n) {
   RECUA_CHECK(slice_.is_last() && n <= kLogitRows && begin + n <= final_.n_rows);
   const Rows normed = a_.normed.rows(n);
   device_.rms_norm(final_.slice_rows(begin, n), *weights_.output_norm, hp_.rms_eps, normed);
+  if (slice_.n_ranks > 1) {
+    device_.matmul(weights_.output_matrix(), normed, a_.own_logits.rows(n));
+    return gather_logits(n);
+  }
   const Rows out = a_.logits.rows(n);
   device_.matmul(weights_.output_matrix(), normed, out);
+  return out;
+}
+
+// What is gathered is rank after rank; a row's logits must be one after another.
+Result<Rows> ForwardPass::gather_logits(std::size_t n) {
+  const Rows out = a_.logits.rows(n);
+  const Rows gathered = n == 1 ? out : a_.gathered_logits.rows(n);
+  for (std::size_t r = 0; r < slice_.shares.size(); ++r) {
+    gather_counts_[r] = n * slice_.shares[r].vocab.size();
+  }
+  device_.sync();
+  RECUA_RETURN_IF_ERROR(communicator_.all_gather(host_floats(a_.own_logits.rows(n)), gather_counts_,
+                                                 host_floats(gathered)));
+  if (n == 1) return out;
+  const float* from = gathered.row(0);
+  for (const Share& share : slice_.shares) {
+    for (std::size_t row = 0; row < n; ++row, from += share.vocab.size()) {
+      std::copy_n(from, share.vocab.size(), out.row(row) + share.vocab.begin);
+    }
+  }
   return out;
 }
 

@@ -7,6 +7,11 @@
 ///               h = norm(x);  x = x + Wdown (silu(Wgate h) * Wup h)      or the same with experts
 ///   logits = Woutput norm(x)
 ///
+/// A rank of a tensor split computes with its own heads, columns and tokens (model/share.h). What
+/// the matrices Wo and Wdown give is then a part of the sum over ranks, and so is an embedding,
+/// which only one rank has: three kinds of all-reduce, after each of which all ranks have the same
+/// x, to the bit. Logits are gathered. Every rank makes the same calls with the same batch.
+///
 /// In the last layer of the model all rows leave their keys and values in the cache, but only the
 /// rows that are asked for go on: nobody looks at the others.
 /// Source: Touvron et al. 2023 (Llama); Jiang et al. 2024 (Mixtral); Qwen technical reports.
@@ -18,6 +23,7 @@
 #include "compute/device.h"
 #include "kv/paged_cache.h"
 #include "model/activations.h"
+#include "model/communicator.h"
 #include "model/executor.h"
 #include "model/hyperparams.h"
 #include "model/slice.h"
@@ -38,29 +44,37 @@ struct ForwardRows {
 
 /// How many rows of logits are computed at a time: enough to read the output matrix seldom.
 inline constexpr std::size_t kLogitRows = 64;
+/// Rows whose sum over ranks travels while the next ones are computed: enough for the product to
+/// read its weights seldom.
+inline constexpr std::size_t kReducedRows = 64;
 
 class ForwardPass {
  public:
   /// Everything is borrowed and outlives the pass.
   ForwardPass(compute::Device& device, const HyperParams& hp, const Slice& slice,
-              const SliceWeights& weights, const kv::PagedCache& cache, const Activations& memory)
-      : device_(device), hp_(hp), slice_(slice), weights_(weights), cache_(cache), a_(memory) {}
+              const SliceWeights& weights, const kv::PagedCache& cache, const Activations& memory,
+              Communicator& communicator);
 
-  /// Runs the slice's layers. input and output as SliceRunner::run() takes them.
-  void run_layers(const ForwardRows& rows, compute::Rows input, compute::Rows output);
+  /// Runs the slice's layers. input and output as SliceRunner::run() takes them. Errors are the
+  /// communicator's.
+  Result<void> run_layers(const ForwardRows& rows, compute::Rows input, compute::Rows output);
 
   /// After run_layers() on the last slice: the logits of the outputs [begin, begin + n), n at most
   /// kLogitRows. Valid until the next call.
-  compute::Rows logits(std::size_t begin, std::size_t n);
+  Result<compute::Rows> logits(std::size_t begin, std::size_t n);
 
  private:
-  compute::Rows attention(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
-                          compute::Rows x, bool select);
-  compute::Rows attend(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
-                       std::span<const compute::AttentionRow> attention_rows, compute::Rows normed,
-                       compute::Rows rope);
-  compute::Rows feed_forward(const LayerWeights& layer, compute::Rows x);
-  compute::Rows experts(const LayerWeights& layer, compute::Rows normed);
+  Result<compute::Rows> attention(const LayerWeights& layer, std::size_t index,
+                                  const ForwardRows& rows, compute::Rows x, bool select);
+  Result<compute::Rows> attend(const LayerWeights& layer, std::size_t index,
+                               const ForwardRows& rows,
+                               std::span<const compute::AttentionRow> attention_rows,
+                               compute::Rows normed, compute::Rows rope);
+  Result<compute::Rows> feed_forward(const LayerWeights& layer, compute::Rows x);
+  Result<compute::Rows> experts(const LayerWeights& layer, compute::Rows normed);
+  Result<void> sum_over_ranks(compute::Rows rows);
+  Result<void> matmul_over_ranks(const compute::Weight& w, compute::Rows x, compute::Rows out);
+  Result<compute::Rows> gather_logits(std::size_t n);
 
   compute::Device& device_;
   const HyperParams& hp_;
@@ -68,6 +82,9 @@ class ForwardPass {
   const SliceWeights& weights_;
   const kv::PagedCache& cache_;
   const Activations& a_;
+  Communicator& communicator_;
+  const Share share_;
+  std::vector<std::size_t> gather_counts_;
   std::vector<compute::AttentionRow> selected_;
   compute::Rows final_;  // The residual stream of the outputs after the last layer.
 };

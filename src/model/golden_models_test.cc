@@ -1,11 +1,11 @@
 // Whole models against a float64 forward pass (tests/golden/models, tests/golden/random).
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "model/golden_logits.h"
 #include "model/test_models.h"
 #include "model/vocab.h"
 
@@ -134,60 +134,6 @@ TEST(Stories260K, GivesTheExpectedPerplexity) {
     EXPECT_NEAR(std::exp(nll), row["ppl"].get<double>(), 0.001 * row["ppl"].get<double>())
         << "context " << n_ctx;
   }
-}
-
-struct RandomModel {
-  std::string name;
-  json expected;
-};
-std::vector<RandomModel> random_models() {
-  std::vector<RandomModel> out;
-  const json expected = read_golden_json("random/expected.json");
-  EXPECT_EQ(expected["models"].size(), 17U);
-  for (const json& entry : expected["models"]) {
-    out.push_back({entry["model"].get<std::string>(), entry});
-  }
-  return out;
-}
-
-std::vector<double> log_softmax(const std::vector<float>& logits) {
-  double sum = 0.0;
-  const double max = *std::max_element(logits.begin(), logits.end());
-  for (const float x : logits) sum += std::exp(x - max);
-  std::vector<double> out;
-  for (const float x : logits) out.push_back(x - max - std::log(sum));
-  return out;
-}
-
-// Activations stay float with unquantized weights. With quantized ones they are rounded to 8 bits:
-// of the ten most probable tokens other engines with such rounding were measured to be within 0.05.
-double tolerance(const std::string& name) {
-  const bool quantized = name.find("-q") != std::string::npos && !name.starts_with("rnd-qwen");
-  return quantized ? 0.05 : 0.005;
-}
-
-struct Difference {
-  double top = 0.0;   // Worst of the ten most probable tokens.
-  double all = 0.0;   // Worst of all.
-  double mean = 0.0;  // Root of the mean square of all.
-};
-Difference compare(const std::vector<float>& got_logits, const json& wanted_logits) {
-  const auto got = log_softmax(got_logits);
-  const auto wanted = log_softmax(wanted_logits.get<std::vector<float>>());
-  EXPECT_EQ(got.size(), wanted.size());
-  std::vector<std::size_t> order(wanted.size());
-  std::iota(order.begin(), order.end(), 0U);
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return wanted[a] > wanted[b]; });
-  Difference out;
-  for (std::size_t rank = 0; rank < order.size(); ++rank) {
-    const double difference = std::abs(got[order[rank]] - wanted[order[rank]]);
-    if (rank < 10) out.top = std::max(out.top, difference);
-    out.all = std::max(out.all, difference);
-    out.mean += difference * difference / static_cast<double>(order.size());
-  }
-  out.mean = std::sqrt(out.mean);
-  return out;
 }
 
 TEST(RandomModels, AgreeWithTheFloat64Pass) {

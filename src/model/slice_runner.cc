@@ -49,13 +49,14 @@ Result<void> check_slice(const Slice& slice, const HyperParams& hp, const Commun
                              "model's {}",
                              slice.layer_begin, slice.layer_end, slice.n_layers, hp.n_layers)};
   }
-  if (slice.n_ranks != 1 || slice.rank != 0 || group.n_ranks() != 1) {
-    return Error{ErrorCode::kUnsupported,
-                 fmt::format("rank {} of {}: recua does not split a layer over several ranks yet; "
-                             "expected rank 0 of 1",
-                             slice.rank, slice.n_ranks)};
+  if (slice.rank >= slice.n_ranks || slice.n_ranks != group.n_ranks() ||
+      slice.rank != group.rank()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("rank {} of {} in a group whose communicator says rank {} of {}",
+                             slice.rank, slice.n_ranks, group.rank(), group.n_ranks())};
   }
-  return ok();
+  if (slice.n_ranks == 1 && slice.shares.empty()) return ok();
+  return check_shares(hp, slice.n_ranks, slice.shares);
 }
 
 BatchLimits batch_limits(const HyperParams& hp, const SliceOptions& options) {
@@ -71,7 +72,7 @@ class DeviceSliceRunner final : public SliceRunner {
  public:
   DeviceSliceRunner(compute::Device& device, const HyperParams& hp, const Slice& slice,
                     const SliceOptions& options, SliceWeights weights, kv::PagedCache cache,
-                    Activations activations)
+                    Activations activations, Communicator& communicator)
       : device_(device),
         hp_(hp),
         slice_(slice),
@@ -80,7 +81,7 @@ class DeviceSliceRunner final : public SliceRunner {
         cache_(std::move(cache)),
         activations_(std::move(activations)),
         tables_(batch_limits(hp, options)),
-        forward_(device, hp_, slice_, weights_, cache_, activations_) {}
+        forward_(device, hp_, slice_, weights_, cache_, activations_, communicator) {}
 
   [[nodiscard]] const Slice& slice() const override { return slice_; }
   [[nodiscard]] const SliceOptions& options() const override { return options_; }
@@ -128,14 +129,18 @@ Result<void> DeviceSliceRunner::run(const StepBatch& batch, compute::Rows input,
   RECUA_CHECK(slice_.is_first() || (input.n_rows == n_rows && input.n_cols == hp_.hidden_size));
   RECUA_CHECK(slice_.is_last() || (output.n_rows == n_rows && output.n_cols == hp_.hidden_size));
   lay_out_rows(batch);
-  forward_.run_layers({.ids = ids_,
-                       .positions = positions_,
-                       .slots = slots_,
-                       .attention = attention_rows_,
-                       .page_tables = page_tables_,
-                       .output_rows = output_rows_},
-                      input, output);
-  if (slice_.is_last()) return make_outputs(batch, result);
+  const ForwardRows rows = {.ids = ids_,
+                            .positions = positions_,
+                            .slots = slots_,
+                            .attention = attention_rows_,
+                            .page_tables = page_tables_,
+                            .output_rows = output_rows_};
+  RECUA_RETURN_IF_ERROR(forward_.run_layers(rows, input, output));
+  if (slice_.is_last()) {
+    Result<void> made = make_outputs(batch, result);
+    if (!made.ok()) result.outputs.clear();
+    return made;
+  }
   device_.sync();
   return ok();
 }
@@ -176,7 +181,7 @@ Result<void> DeviceSliceRunner::make_outputs(const StepBatch& batch, StepResult&
   result.outputs.reserve(n_outputs);
   for (std::size_t begin = 0; begin < n_outputs; begin += kLogitRows) {
     const std::size_t n = std::min(kLogitRows, n_outputs - begin);
-    const compute::Rows logits = forward_.logits(begin, n);
+    RECUA_ASSIGN_OR_RETURN(const compute::Rows logits, forward_.logits(begin, n));
     device_.sync();
     for (std::size_t i = 0; i < n; ++i) {
       const OutputRequest& request = batch.outputs[begin + i];
@@ -186,7 +191,6 @@ Result<void> DeviceSliceRunner::make_outputs(const StepBatch& batch, StepResult&
       Result<StepOutput> output = outputs_.make(request, {logits.row(i), logits.n_cols},
                                                 tokens.first(row.position + std::size_t{1}));
       if (!output.ok()) {
-        result.outputs.clear();
         return std::move(output).error().within(
             fmt::format("sequence {}, position {}", part.seq, row.position));
       }
@@ -205,10 +209,11 @@ Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
   RECUA_CHECK(hyperparams.architecture != nullptr);
   RECUA_RETURN_IF_ERROR(check_slice(slice, hyperparams, communicator));
   RECUA_ASSIGN_OR_RETURN(const SliceOptions completed, complete(options));
+  const Share share = own_share(slice, hyperparams);
   RECUA_ASSIGN_OR_RETURN(
       kv::PagedCache cache,
       kv::PagedCache::create(device, {.n_layers = slice.layer_end - slice.layer_begin,
-                                      .n_kv_heads = hyperparams.n_kv_heads,
+                                      .n_kv_heads = share.kv_heads.size(),
                                       .head_dim = hyperparams.head_dim,
                                       .n_pages = completed.n_pages,
                                       .page_tokens = completed.page_tokens,
@@ -218,12 +223,12 @@ Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
       slice.is_last() ? std::min<std::size_t>(kLogitRows, completed.n_logit_rows) : 0;
   RECUA_ASSIGN_OR_RETURN(
       Activations activations,
-      Activations::create(device, hyperparams, completed.n_ubatch, n_logit_rows));
+      Activations::create(device, hyperparams, share, completed.n_ubatch, n_logit_rows));
   RECUA_ASSIGN_OR_RETURN(SliceWeights loaded,
                          load_weights(device, hyperparams, weights, slice, progress));
   return std::make_unique<DeviceSliceRunner>(device, hyperparams, slice, completed,
                                              std::move(loaded), std::move(cache),
-                                             std::move(activations));
+                                             std::move(activations), communicator);
 }
 
 }  // namespace recua::model

@@ -59,6 +59,8 @@ class SliceRunner {
   /// Loads the slice's weights and allocates its caches. device and communicator outlive the
   /// runner. kCorrupt: a tensor has the wrong shape (names it, the shape and the one expected).
   /// kNotFound: a tensor is missing. kResourceExhausted: says what was asked for.
+  /// kInvalidArgument: layers, shares or options that cannot be, or a rank that is not the
+  /// communicator's.
   static Result<std::unique_ptr<SliceRunner>> create(
       compute::Device& device, const HyperParams& hyperparams, const WeightSource& weights,
       const Slice& slice, const SliceOptions& options, Communicator& communicator,
@@ -81,7 +83,10 @@ class SliceRunner {
   /// model/executor.h or a bound of the options; nothing was changed. Every id, position, page and
   /// count is checked here, since they may come from a peer. kResourceExhausted: too many sequences
   /// or tokens in them; nothing was changed. kCorrupt: the model gave logits that are no numbers.
-  /// The batch took effect, but its sequences are good for nothing but to be freed.
+  /// The batch took effect, but its sequences are good for nothing but to be freed. kUnavailable,
+  /// kTimeout: a rank is missing (model/communicator.h); clear() before the next epoch.
+  /// All ranks of a slice run the same batches in the same order, on the same input rows, and have
+  /// the same output rows and the same result.
   virtual Result<void> run(const StepBatch& batch, compute::Rows input, compute::Rows output,
                            StepResult& result) = 0;
 

@@ -191,7 +191,7 @@ void CpuDevice::store_kv(const KvLayer& layer, Rows k, Rows v,
   }
 }
 
-void CpuDevice::attention(const KvLayer& layer, Rows q, std::size_t n_heads,
+void CpuDevice::attention(const KvLayer& layer, Rows q, const HeadGroups& heads,
                           const AttentionBatch& batch, float scale, std::uint32_t window,
                           Rows out) {
   check_layer(layer);
@@ -200,10 +200,11 @@ void CpuDevice::attention(const KvLayer& layer, Rows q, std::size_t n_heads,
   is_f16(layer.k_type);
   is_f16(layer.v_type);
   const std::size_t head_dim = layer.head_dim;
-  RECUA_CHECK(n_heads > 0 && n_heads % layer.n_kv_heads == 0);
-  RECUA_CHECK(q.n_cols == n_heads * head_dim && out.n_cols == q.n_cols);
+  RECUA_CHECK(heads.n_heads > 0 && heads.n_before < heads.n_group);
+  RECUA_CHECK(heads.n_kv_heads() == layer.n_kv_heads);
+  RECUA_CHECK(q.n_cols == heads.n_heads * head_dim && out.n_cols == q.n_cols);
   RECUA_CHECK(q.n_rows == batch.rows.size() && out.n_rows == q.n_rows);
-  const std::size_t n_group = n_heads / layer.n_kv_heads;
+  const std::size_t n_group = heads.n_group;
 
   std::size_t tokens_seen = 0;
   for (const AttentionRow& row : batch.rows) {
@@ -227,14 +228,17 @@ void CpuDevice::attention(const KvLayer& layer, Rows q, std::size_t n_heads,
     // Head by head, so that neighbouring rows find its keys in the cache; rows in turn, since later
     // ones see more.
     for (std::size_t head = 0; head < layer.n_kv_heads; ++head) {
+      const std::size_t end_head = (head + 1) * n_group - heads.n_before;
+      const std::size_t first_head = head == 0 ? 0 : end_head - n_group;
+      const std::size_t n_heads = std::min(end_head, heads.n_heads) - first_head;
       for (std::size_t r = (thread + n_threads - head % n_threads) % n_threads;
            r < batch.rows.size(); r += n_threads) {
         const AttentionRow& row = batch.rows[r];
         const std::size_t end = std::size_t{row.position} + 1;
         const std::size_t first = window > 0 && end > window ? end - window : 0;
         const HeadCache cache{layer, batch.page_tables[row.sequence], head};
-        const std::size_t column = head * n_group * head_dim;
-        attend(table_, cache, q.row(r) + column, n_group, first, end, scale, scratch,
+        const std::size_t column = first_head * head_dim;
+        attend(table_, cache, q.row(r) + column, n_heads, first, end, scale, scratch,
                out.row(r) + column);
       }
     }

@@ -124,14 +124,19 @@ Result<std::unique_ptr<Buffer>> CpuDevice::load_vector(const TensorBytes& bytes)
   return std::make_unique<CpuBuffer>(std::move(memory));
 }
 
-void CpuDevice::embed(const Weight& table, std::span<const std::int32_t> ids, Rows out) {
+void CpuDevice::embed(const Weight& table, std::int32_t first_id, std::span<const std::int32_t> ids,
+                      Rows out) {
   const CpuWeight& w = as_cpu(table);
   check_rows(out);
   RECUA_CHECK(out.n_rows == ids.size() && out.n_cols == w.n_in());
   for_rows(ids.size(), w.n_in() * sizeof(float), [&](std::size_t r) {
-    RECUA_CHECK(ids[r] >= 0 && static_cast<std::size_t>(ids[r]) < w.n_out());
-    quant::dequantize_row(w.type(), w.row(0, static_cast<std::size_t>(ids[r])), w.n_in(),
-                          out.row(r));
+    const std::int64_t row = std::int64_t{ids[r]} - first_id;
+    if (row >= 0 && static_cast<std::size_t>(row) < w.n_out()) {
+      quant::dequantize_row(w.type(), w.row(0, static_cast<std::size_t>(row)), w.n_in(),
+                            out.row(r));
+    } else {
+      std::memset(out.row(r), 0, w.n_in() * sizeof(float));
+    }
   });
 }
 

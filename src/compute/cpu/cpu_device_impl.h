@@ -81,7 +81,8 @@ class CpuDevice final : public Device {
   Result<std::unique_ptr<Weight>> load_weight(TensorBytes bytes) override;
   Result<std::unique_ptr<Buffer>> load_vector(const TensorBytes& bytes) override;
 
-  void embed(const Weight& table, std::span<const std::int32_t> ids, Rows out) override;
+  void embed(const Weight& table, std::int32_t first_id, std::span<const std::int32_t> ids,
+             Rows out) override;
   void matmul(const Weight& w, Rows x, Rows out) override;
   void add_bias(Rows x, const Buffer& bias) override;
   void rms_norm(Rows x, const Buffer& weight, float eps, Rows out) override;
@@ -90,7 +91,7 @@ class CpuDevice final : public Device {
   void rope(Rows x, std::size_t n_heads, RopeKind kind, Rows table) override;
   void store_kv(const KvLayer& layer, Rows k, Rows v,
                 std::span<const std::uint64_t> slots) override;
-  void attention(const KvLayer& layer, Rows q, std::size_t n_heads, const AttentionBatch& batch,
+  void attention(const KvLayer& layer, Rows q, const HeadGroups& heads, const AttentionBatch& batch,
                  float scale, std::uint32_t window, Rows out) override;
   void silu_mul(Rows gate, Rows up, Rows out) override;
   void add(Rows a, Rows b, Rows out) override;

@@ -114,15 +114,17 @@ TEST_P(CpuDeviceTest, EmbedGivesTheStoredRows) {
                                       .bytes = weights.bytes,
                                       .owner = nullptr})
                        .value();
-    const std::vector<std::int32_t> ids = {8, 0, 8, 3};
+    // The rows 20 to 28 of a table; other ranks have the others.
+    const std::vector<std::int32_t> ids = {28, 20, 28, 23, 19, 29, 0, 0x7fffffff};
     const TestRows out = rows(ids.size(), 512);
-    device_->embed(*w, ids, out.view);
+    device_->embed(*w, 20, ids, out.view);
     std::vector<float> want(512);
     for (std::size_t t = 0; t < ids.size(); ++t) {
-      quant::dequantize_row(
-          type,
-          weights.bytes.data() + static_cast<std::size_t>(ids[t]) * quant::row_bytes(type, 512),
-          512, want.data());
+      std::fill(want.begin(), want.end(), 0.0F);
+      if (t < 4) {
+        const std::size_t at = static_cast<std::size_t>(ids[t] - 20) * quant::row_bytes(type, 512);
+        quant::dequantize_row(type, weights.bytes.data() + at, 512, want.data());
+      }
       ASSERT_EQ(std::memcmp(want.data(), out.view.row(t), 512 * 4), 0);
     }
   }
@@ -234,8 +236,9 @@ TEST_P(CpuDeviceTest, AttentionOverPagesMatchesTheReference) {
     const TestRows q = rows(which.size(), c.n_heads * c.head_dim);
     const TestRows out = rows(which.size(), c.n_heads * c.head_dim);
     const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
-    device_->attention(cache.layer, q.view, c.n_heads, {.rows = which, .page_tables = tables},
-                       scale, c.window, out.view);
+    const HeadGroups heads = {.n_heads = c.n_heads, .n_group = c.n_heads / c.n_kv_heads};
+    device_->attention(cache.layer, q.view, heads, {.rows = which, .page_tables = tables}, scale,
+                       c.window, out.view);
     for (std::size_t t = 0; t < which.size(); ++t) {
       const std::size_t end = which[t].position + 1;
       const std::size_t first = c.window > 0 && end > c.window ? end - c.window : 0;
@@ -263,6 +266,50 @@ TEST_P(CpuDeviceTest, AttentionOverPagesMatchesTheReference) {
           // Scores are below 20 and off by some 2^-19, values are summed n_seen deep.
           ASSERT_NEAR(out.at(t, h * c.head_dim + d), want, absolute * 0x1.0p-14)
               << "row " << t << " head " << h << " d " << d;
+        }
+      }
+    }
+  }
+}
+
+// What a rank of a tensor split has: some of the KV heads, and not all query heads of the first and
+// the last of them. Each head's result has the same bits as beside all the others.
+TEST_P(CpuDeviceTest, AttentionOfSomeHeadsIsThatOfTheSameHeadsAmongAll) {
+  const std::size_t n_group = 5;
+  const std::size_t n_kv_heads = 3;
+  const std::size_t head_dim = 24;
+  const std::size_t n_seen = 300;
+  for (const DataType type : {DataType::kF16, DataType::kF32}) {
+    TestCache all(*device_, type, n_kv_heads, head_dim, 16, n_seen, rng_);
+    const TestRows k = rows(n_seen, n_kv_heads * head_dim);
+    const TestRows v = rows(n_seen, n_kv_heads * head_dim);
+    device_->store_kv(all.layer, k.view, v.view, all.slots(0, n_seen));
+    const std::vector<AttentionRow> which = {{.sequence = 0, .position = n_seen - 1},
+                                             {.sequence = 0, .position = 7}};
+    const TestRows q = rows(which.size(), n_group * n_kv_heads * head_dim);
+    const TestRows want = rows(which.size(), q.view.n_cols);
+    const std::vector<std::span<const std::uint32_t>> tables = {all.pages};
+    device_->attention(all.layer, q.view, {.n_heads = n_group * n_kv_heads, .n_group = n_group},
+                       {.rows = which, .page_tables = tables}, 0.2F, 0, want.view);
+    for (std::size_t begin = 0; begin < n_group * n_kv_heads; ++begin) {
+      for (std::size_t end = begin + 1; end <= n_group * n_kv_heads; ++end) {
+        const std::size_t kv_begin = begin / n_group;
+        const std::size_t n_kv = (end - 1) / n_group + 1 - kv_begin;
+        TestCache some(*device_, type, n_kv, head_dim, 16, n_seen, rng_);
+        device_->store_kv(some.layer, k.view.slice_cols(kv_begin * head_dim, n_kv * head_dim),
+                          v.view.slice_cols(kv_begin * head_dim, n_kv * head_dim),
+                          some.slots(0, n_seen));
+        const std::size_t n_cols = (end - begin) * head_dim;
+        const TestRows got = rows(which.size(), n_cols);
+        const std::vector<std::span<const std::uint32_t>> some_tables = {some.pages};
+        device_->attention(
+            some.layer, q.view.slice_cols(begin * head_dim, n_cols),
+            {.n_heads = end - begin, .n_group = n_group, .n_before = begin % n_group},
+            {.rows = which, .page_tables = some_tables}, 0.2F, 0, got.view);
+        for (std::size_t t = 0; t < which.size(); ++t) {
+          ASSERT_EQ(std::memcmp(got.view.row(t), want.view.row(t) + begin * head_dim, n_cols * 4),
+                    0)
+              << "heads " << begin << " to " << end << " row " << t;
         }
       }
     }

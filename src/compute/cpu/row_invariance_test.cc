@@ -138,7 +138,8 @@ TEST_P(RowInvarianceTest, AttentionOverPages) {
       const TestRows q(device(1), kBatchMax, n_heads * head_dim, &rng_);
       const TestRows out(device(1), kBatchMax, n_heads * head_dim, nullptr);
       check(out, [&](Device& device, std::size_t first, std::size_t n) {
-        device.attention(cache.layer, q.view.slice_rows(first, n), n_heads,
+        device.attention(cache.layer, q.view.slice_rows(first, n),
+                         {.n_heads = n_heads, .n_group = n_heads / 2},
                          {.rows = std::span(rows).subspan(first, n), .page_tables = tables}, 0.2F,
                          window, out.view.slice_rows(first, n));
       });
