@@ -1,12 +1,12 @@
 #include "model/tensor_part.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "base/check.h"
 #include "sys/aligned_buffer.h"
 
 namespace recua::model {
@@ -20,6 +20,10 @@ struct Cut {
 
 Range times(Range heads, std::uint32_t head_dim) {
   return {heads.begin * head_dim, heads.end * head_dim};
+}
+
+Range within(Range range, Range whole) {
+  return {std::min(range.begin, whole.end), std::min(range.end, whole.end)};
 }
 
 /// A bias is a row: what cuts its matrix by rows cuts it by columns.
@@ -61,15 +65,23 @@ TensorPart tensor_part(const HyperParams& hp, const Share& share, std::string na
                      .n_experts = n_experts,
                      .rows = {0, static_cast<std::uint32_t>(n_out)},
                      .cols = {0, static_cast<std::uint32_t>(n_in)}};
-  if (cut.axis == Axis::kRows) part.rows = cut.range;
-  if (cut.axis == Axis::kCols) part.cols = cut.range;
-  RECUA_CHECK(part.rows.end <= n_out && part.cols.end <= n_in);
+  if (cut.axis == Axis::kRows) part.rows = within(cut.range, part.rows);
+  if (cut.axis == Axis::kCols) part.cols = within(cut.range, part.cols);
   return part;
 }
 
 std::size_t part_bytes(const TensorPart& part, quant::DataType type) {
   const Range cols = whole_blocks(part.cols, quant::traits(type).block_size);
   return quant::row_bytes(type, cols.size()) * part.rows.size() * part.n_experts;
+}
+
+std::size_t slice_bytes(const HyperParams& hp, const Slice& slice, bool tied,
+                        const gguf::TensorInfo& tensor) {
+  if (!slice_needs(slice, tied, tensor.name)) return 0;
+  const TensorPart part = tensor_part(hp, own_share(slice, hp), std::string(tensor.name),
+                                      tensor.shape[0], tensor.shape[1], tensor.shape[2]);
+  if (part.has_all_rows() && part.has_all_cols()) return tensor.n_bytes;
+  return part_bytes(part, tensor.type);
 }
 
 Result<void> check_tensor(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,

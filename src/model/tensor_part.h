@@ -12,8 +12,10 @@
 
 #include "base/result.h"
 #include "compute/device.h"
+#include "gguf/gguf_file.h"
 #include "model/hyperparams.h"
 #include "model/share.h"
+#include "model/slice.h"
 #include "quant/data_type.h"
 
 namespace recua::model {
@@ -30,8 +32,9 @@ struct TensorPart {
   [[nodiscard]] bool has_all_cols() const { return cols.size() == n_in; }
 };
 
-/// What a rank with this share needs of the tensor ("blk.3.attn_q.weight"...), whose shape the
-/// model's hyperparameters gave. All of it if ranks do not divide it: norms, the router.
+/// What a rank with this share needs of the tensor ("blk.3.attn_q.weight"...). All of it if ranks
+/// do not divide it: norms, the router. A shape that is not the model's may give any part of it;
+/// loading refuses such a tensor.
 TensorPart tensor_part(const HyperParams& hp, const Share& share, std::string name,
                        std::size_t n_in, std::size_t n_out = 1, std::size_t n_experts = 1);
 
@@ -43,6 +46,11 @@ constexpr Range whole_blocks(Range cols, std::size_t block_size) {
 
 /// Bytes of the part in this type.
 std::size_t part_bytes(const TensorPart& part, quant::DataType type);
+
+/// Bytes of a file's tensor that a slice keeps, 0 if it does not need it: what a plan counts.
+/// tied: as slice_needs() takes it.
+std::size_t slice_bytes(const HyperParams& hp, const Slice& slice, bool tied,
+                        const gguf::TensorInfo& tensor);
 
 /// kCorrupt: the tensor has another shape, or its bytes do not fit it; says what was found and
 /// expected.

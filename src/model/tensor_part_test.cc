@@ -152,7 +152,8 @@ TEST(LoadWeights, GivesEachRankItsPartOnly) {
   const auto device = test_device();
   for (const char* const name :
        {"models/stories260K.gguf", "random/rnd-llama-q4_k.gguf", "random/rnd-llama-q8_0.gguf",
-        "random/rnd-qwen2-f16.gguf", "random/rnd-mixtral-f16.gguf"}) {
+        "random/rnd-qwen2-f16.gguf", "random/rnd-mixtral-f16.gguf",
+        "random/rnd-llama-f16-gqa-tied-rope3.gguf"}) {
     SCOPED_TRACE(name);
     const auto file = open_golden(name);
     const auto hp = read_hyperparams(*file);
@@ -161,6 +162,7 @@ TEST(LoadWeights, GivesEachRankItsPartOnly) {
     const auto shares = divide(*hp, std::vector<double>{1, 1});
     ASSERT_TRUE(shares.ok());
     std::size_t reported = 0;
+    std::size_t planned = 0;
     for (std::uint32_t rank = 0; rank < 2; ++rank) {
       const Slice slice = {.layer_end = hp->n_layers,
                            .n_layers = hp->n_layers,
@@ -172,6 +174,12 @@ TEST(LoadWeights, GivesEachRankItsPartOnly) {
             if (done == total) reported += total;
           });
       ASSERT_TRUE(loaded.ok()) << loaded.error().message;
+      const bool tied = file->find("output.weight") == nullptr;
+      for (const gguf::TensorInfo& tensor : file->tensors()) {
+        if (tensor.name != "rope_freqs.weight") {
+          planned += slice_bytes(*hp, slice, tied, tensor);
+        }
+      }
     }
     std::size_t counted = 0;
     for (const auto& [tensor, bytes] : source.bytes) {
@@ -192,6 +200,7 @@ TEST(LoadWeights, GivesEachRankItsPartOnly) {
       }
     }
     EXPECT_EQ(reported, counted);
+    EXPECT_EQ(planned, counted) << "a plan would count other bytes than are loaded";
   }
 }
 

@@ -265,6 +265,7 @@ TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
     for (const bool overlaps : {false, true}) {
       SplitModel pieces(file, shares, {}, exact_options(512), {.overlaps = overlaps});
       std::vector<std::vector<float>> got;
+      TestSequence cut_up;
       TestSequence other{.seq = 1, .first_page = 8};
       for (std::size_t begin = 0; begin < tokens.size();) {
         // Single rows, a few, and more than one piece of a sum; from token 20 on beside others.
@@ -273,9 +274,8 @@ TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
                                                                  : 150,
                                                     tokens.size() - begin);
         StepBatch batch =
-            prompt_with_logits(sequence.length == tokens.size() ? (sequence = {}) : sequence,
-                               {tokens.begin() + static_cast<std::ptrdiff_t>(begin),
-                                tokens.begin() + static_cast<std::ptrdiff_t>(begin + n)});
+            prompt_with_logits(cut_up, {tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+                                        tokens.begin() + static_cast<std::ptrdiff_t>(begin + n)});
         if (begin >= 20) batch.parts.push_back(other.next({1, 2, 3}));
         const auto result = pieces.run(batch);
         ASSERT_TRUE(result.ok()) << result.error().message;
@@ -286,7 +286,7 @@ TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
       for (std::size_t row = 0; row < got.size(); ++row) {
         expect_same_bits(got[row], wanted->outputs[row].logits, fmt::format("row {}", row));
       }
-      sequence = {};
+      sequence.length = 0;
       SplitModel again(file, shares, {}, exact_options(512), {.overlaps = overlaps});
       const auto repeated = again.run(prompt_with_logits(sequence, tokens));
       ASSERT_TRUE(repeated.ok());
