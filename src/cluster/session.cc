@@ -31,7 +31,8 @@ std::uint64_t saturated_add(std::uint64_t a, std::uint64_t b) {
 
 std::uint64_t cache_bytes(const model::HyperParams& hp, const model::Slice& slice,
                           const model::SliceOptions& options) {
-  const std::uint64_t elements = std::uint64_t{hp.n_kv_heads} * hp.head_dim;
+  const std::uint64_t elements =
+      std::uint64_t{model::own_share(slice, hp).kv_heads.size()} * hp.head_dim;
   const std::uint64_t per_token =
       quant::row_bytes(options.k_type, elements) + quant::row_bytes(options.v_type, elements);
   const std::uint64_t n_tokens = std::uint64_t{options.page_tokens} * options.n_pages;
