@@ -195,27 +195,23 @@ Result<void> ForwardPass::matmul_over_ranks(const compute::Weight& w, Rows x, Ro
   return communicator_.finish_all_reduce();
 }
 
-Result<Rows> ForwardPass::logits(std::size_t begin, std::size_t n) {
+Rows ForwardPass::own_logits(std::size_t begin, std::size_t n) {
   RECUA_CHECK(slice_.is_last() && n <= kLogitRows && begin + n <= final_.n_rows);
   const Rows normed = a_.normed.rows(n);
   device_.rms_norm(final_.slice_rows(begin, n), *weights_.output_norm, hp_.rms_eps, normed);
-  if (slice_.n_ranks > 1) {
-    device_.matmul(weights_.output_matrix(), normed, a_.own_logits.rows(n));
-    return gather_logits(n);
-  }
-  const Rows out = a_.logits.rows(n);
+  const Rows out = slice_.n_ranks > 1 ? a_.own_logits.rows(n) : a_.logits.rows(n);
   device_.matmul(weights_.output_matrix(), normed, out);
   return out;
 }
 
 // What is gathered is rank after rank; a row's logits must be one after another.
 Result<Rows> ForwardPass::gather_logits(std::size_t n) {
+  if (slice_.n_ranks == 1) return a_.logits.rows(n);
   const Rows out = a_.logits.rows(n);
   const Rows gathered = n == 1 ? out : a_.gathered_logits.rows(n);
   for (std::size_t r = 0; r < slice_.shares.size(); ++r) {
     gather_counts_[r] = n * slice_.shares[r].vocab.size();
   }
-  device_.sync();
   RECUA_RETURN_IF_ERROR(communicator_.all_gather(host_floats(a_.own_logits.rows(n)), gather_counts_,
                                                  host_floats(gathered)));
   if (n == 1) return out;

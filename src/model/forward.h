@@ -59,9 +59,11 @@ class ForwardPass {
   /// communicator's.
   Result<void> run_layers(const ForwardRows& rows, compute::Rows input, compute::Rows output);
 
-  /// After run_layers() on the last slice: the logits of the outputs [begin, begin + n), n at most
-  /// kLogitRows. Valid until the next call.
-  Result<compute::Rows> logits(std::size_t begin, std::size_t n);
+  /// After run_layers() on the last slice: the logits that this rank has (of its tokens) of the
+  /// outputs [begin, begin + n), n at most kLogitRows. Valid until the next call.
+  compute::Rows own_logits(std::size_t begin, std::size_t n);
+  /// All ranks' logits of the n rows that own_logits() gave, after sync().
+  Result<compute::Rows> gather_logits(std::size_t n);
 
  private:
   Result<compute::Rows> attention(const LayerWeights& layer, std::size_t index,
@@ -74,7 +76,6 @@ class ForwardPass {
   Result<compute::Rows> experts(const LayerWeights& layer, compute::Rows normed);
   Result<void> sum_over_ranks(compute::Rows rows);
   Result<void> matmul_over_ranks(const compute::Weight& w, compute::Rows x, compute::Rows out);
-  Result<compute::Rows> gather_logits(std::size_t n);
 
   compute::Device& device_;
   const HyperParams& hp_;

@@ -1,16 +1,18 @@
 #include "model/outputs.h"
 
-#include "sampling/logits.h"
-
 namespace recua::model {
 
-Result<StepOutput> OutputMaker::make(const OutputRequest& request, std::span<const float> logits,
-                                     std::span<const TokenId> history) {
+Result<LogitSummary> summarize(std::span<const float> logits) {
   RECUA_ASSIGN_OR_RETURN(const sampling::Candidate best, sampling::largest(logits));
-  const double log_sum = sampling::log_sum_exp(logits, best.logit);
+  return LogitSummary{.best = best, .log_sum = sampling::log_sum_exp(logits, best.logit)};
+}
+
+Result<StepOutput> OutputMaker::make(const OutputRequest& request, std::span<const float> logits,
+                                     const LogitSummary& summary,
+                                     std::span<const TokenId> history) {
   const auto logprob = [&](TokenId id) {
     const double logit = logits[static_cast<std::size_t>(id)];
-    return static_cast<float>(logit - log_sum);
+    return static_cast<float>(logit - summary.log_sum);
   };
   StepOutput out;
   out.row = request.row;
@@ -24,7 +26,7 @@ Result<StepOutput> OutputMaker::make(const OutputRequest& request, std::span<con
       out.id = request.target;
       break;
     case OutputRequest::Kind::kLogits:
-      out.id = best.id;
+      out.id = summary.best.id;
       out.logits.assign(logits.begin(), logits.end());
       break;
   }

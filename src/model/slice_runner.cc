@@ -12,6 +12,7 @@
 #include "model/batch_tables.h"
 #include "model/forward.h"
 #include "model/outputs.h"
+#include "model/split_outputs.h"
 #include "model/weights.h"
 
 namespace recua::model {
@@ -81,7 +82,8 @@ class DeviceSliceRunner final : public SliceRunner {
         cache_(std::move(cache)),
         activations_(std::move(activations)),
         tables_(batch_limits(hp, options)),
-        forward_(device, hp_, slice_, weights_, cache_, activations_, communicator) {}
+        forward_(device, hp_, slice_, weights_, cache_, activations_, communicator),
+        split_outputs_(slice_.shares, slice_.n_ranks > 1 ? hp_.vocab_size : 0, communicator) {}
 
   [[nodiscard]] const Slice& slice() const override { return slice_; }
   [[nodiscard]] const SliceOptions& options() const override { return options_; }
@@ -98,6 +100,10 @@ class DeviceSliceRunner final : public SliceRunner {
   void copy_pages();
   void lay_out_rows(const StepBatch& batch);
   Result<void> make_outputs(const StepBatch& batch, StepResult& result);
+  Result<StepOutput> make_output(const OutputRequest& request, std::span<const float> logits,
+                                 SequenceId seq, std::uint32_t position);
+  Result<StepOutput> make_output(const OutputRequest& request, const SplitOutputs::Row& row,
+                                 SequenceId seq, std::uint32_t position);
 
   compute::Device& device_;
   const HyperParams hp_;
@@ -109,6 +115,7 @@ class DeviceSliceRunner final : public SliceRunner {
   BatchTables tables_;
   ForwardPass forward_;
   OutputMaker outputs_;
+  SplitOutputs split_outputs_;
 
   // The micro-batch as the operators want it, kept to keep its memory.
   std::vector<TokenId> ids_;
@@ -177,19 +184,27 @@ void DeviceSliceRunner::lay_out_rows(const StepBatch& batch) {
 }
 
 Result<void> DeviceSliceRunner::make_outputs(const StepBatch& batch, StepResult& result) {
-  const std::size_t n_outputs = batch.outputs.size();
-  result.outputs.reserve(n_outputs);
-  for (std::size_t begin = 0; begin < n_outputs; begin += kLogitRows) {
-    const std::size_t n = std::min(kLogitRows, n_outputs - begin);
-    RECUA_ASSIGN_OR_RETURN(const compute::Rows logits, forward_.logits(begin, n));
+  const std::span<const OutputRequest> requests = batch.outputs;
+  result.outputs.reserve(requests.size());
+  for (std::size_t begin = 0; begin < requests.size(); begin += kLogitRows) {
+    const std::size_t n = std::min(kLogitRows, requests.size() - begin);
+    const std::span<const OutputRequest> some = requests.subspan(begin, n);
+    const compute::Rows own = forward_.own_logits(begin, n);
     device_.sync();
+    bool candidates = false;
+    if (slice_.n_ranks > 1) {
+      RECUA_ASSIGN_OR_RETURN(candidates, split_outputs_.exchange(some, own));
+    }
+    compute::Rows logits;
+    if (!candidates) {
+      RECUA_ASSIGN_OR_RETURN(logits, forward_.gather_logits(n));
+    }
     for (std::size_t i = 0; i < n; ++i) {
-      const OutputRequest& request = batch.outputs[begin + i];
-      const compute::AttentionRow& row = attention_rows_[request.row];
+      const compute::AttentionRow& row = attention_rows_[some[i].row];
       const SequencePart& part = batch.parts[row.sequence];
-      const std::span<const TokenId> tokens = tables_.table().find(part.seq)->tokens;
-      Result<StepOutput> output = outputs_.make(request, {logits.row(i), logits.n_cols},
-                                                tokens.first(row.position + std::size_t{1}));
+      Result<StepOutput> output =
+          candidates ? make_output(some[i], split_outputs_.row(some[i], i), part.seq, row.position)
+                     : make_output(some[i], {logits.row(i), logits.n_cols}, part.seq, row.position);
       if (!output.ok()) {
         return std::move(output).error().within(
             fmt::format("sequence {}, position {}", part.seq, row.position));
@@ -198,6 +213,20 @@ Result<void> DeviceSliceRunner::make_outputs(const StepBatch& batch, StepResult&
     }
   }
   return ok();
+}
+
+Result<StepOutput> DeviceSliceRunner::make_output(const OutputRequest& request,
+                                                  std::span<const float> logits, SequenceId seq,
+                                                  std::uint32_t position) {
+  RECUA_ASSIGN_OR_RETURN(const LogitSummary summary, summarize(logits));
+  return make_output(request, {.logits = logits, .summary = summary}, seq, position);
+}
+
+Result<StepOutput> DeviceSliceRunner::make_output(const OutputRequest& request,
+                                                  const SplitOutputs::Row& row, SequenceId seq,
+                                                  std::uint32_t position) {
+  const std::span<const TokenId> tokens = tables_.table().find(seq)->tokens;
+  return outputs_.make(request, row.logits, row.summary, tokens.first(position + std::size_t{1}));
 }
 
 }  // namespace

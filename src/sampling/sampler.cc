@@ -27,6 +27,14 @@ double exp_weight(float logit, float max) {
 
 }  // namespace
 
+std::size_t candidates_needed(const SamplingParams& params, std::size_t vocab_size) {
+  // A bias or a penalty may lift a token over others.
+  if (!params.logit_bias.empty() || has_penalties(params)) return 0;
+  if (!(params.temperature > 0.0F)) return 1;
+  const bool filters = params.top_k > 0 && static_cast<std::size_t>(params.top_k) < vocab_size;
+  return filters ? static_cast<std::size_t>(params.top_k) : 0;
+}
+
 Result<TokenId> Sampler::choose(std::span<const float> logits, std::span<const TokenId> history,
                                 std::uint32_t position, const SamplingParams& params) {
   const std::span<const float> adjusted = adjust(logits, history, params);

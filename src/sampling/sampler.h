@@ -31,6 +31,10 @@ inline constexpr std::size_t kLogitBiasesMax = 1024;
 /// and peers; a Sampler takes only validated ones.
 Result<void> validate(const SamplingParams& params, std::uint32_t vocab_size);
 
+/// How many of the largest logits choose() looks at: with the others at -infinity it chooses the
+/// same token. 0: it may look at any.
+std::size_t candidates_needed(const SamplingParams& params, std::size_t vocab_size);
+
 /// Working memory for choose(), kept between calls. Threads: one at a time.
 class Sampler {
  public:

@@ -279,6 +279,42 @@ TEST(Sampler, SurvivesExtremeLogitsAndTemperatures) {
   }
 }
 
+// The others may be unknown: it chooses the same token without them.
+TEST(CandidatesNeeded, AreEnoughToChoose) {
+  Rng rng(31);
+  std::size_t n_enough = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::vector<float> logits(50);
+    for (float& logit : logits) logit = std::round(4.0F * static_cast<float>(rng.normal()));
+    SamplingParams params;
+    params.temperature = rng.below(4) == 0 ? 0.0F : 1.5F;
+    params.top_k = static_cast<std::int32_t>(rng.below(60));
+    params.top_p = rng.below(2) == 0 ? 1.0F : 0.9F;
+    params.min_p = rng.below(2) == 0 ? 0.0F : 0.05F;
+    params.typical_p = rng.below(2) == 0 ? 1.0F : 0.8F;
+    params.seed = rng.next();
+    if (rng.below(4) == 0) params.logit_bias = {{static_cast<TokenId>(rng.below(50)), 9.0F}};
+    if (rng.below(4) == 0) params.presence_penalty = 8.0F;
+    const std::vector<TokenId> history = {static_cast<TokenId>(rng.below(50))};
+    const std::size_t n = candidates_needed(params, logits.size());
+    if (n == 0) continue;
+    ++n_enough;
+    std::vector<Candidate> largest;
+    select_largest(logits, n, largest);
+    std::vector<float> known(logits.size(), -kInfinity);
+    for (const Candidate& c : largest) known[static_cast<std::size_t>(c.id)] = c.logit;
+    Sampler sampler;
+    const auto wanted = sampler.choose(logits, history, 5, params);
+    const auto got = sampler.choose(known, history, 5, params);
+    ASSERT_TRUE(wanted.ok());
+    ASSERT_TRUE(got.ok());
+    EXPECT_EQ(*got, *wanted) << "top_k " << params.top_k << " seed " << params.seed;
+  }
+  EXPECT_GT(n_enough, 500U);
+  const SamplingParams defaults;
+  EXPECT_EQ(candidates_needed(defaults, 1000), static_cast<std::size_t>(defaults.top_k));
+}
+
 TEST(Validate, TakesTheDefaults) { EXPECT_TRUE(validate({}, 10).ok()); }
 
 TEST(Validate, NamesTheParameterThatIsWrong) {
