@@ -205,7 +205,7 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
     const net::TimePoint time = now();
     return time >= turn_ends || time >= give_up;
   };
-  SpinBudget budget(env.spin);
+  net::SpinBudget budget(env.spin);
   while (!finished()) {
     turn_ends = now() + kLoopTurn;
     const Result<void> polled = co_await poll_until(env, *wake, poll, arm, done, &budget);

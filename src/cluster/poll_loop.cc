@@ -19,8 +19,9 @@ boost::asio::awaitable<void> sleep(const net::Env& env, net::Event& wake) {
 boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
                                                 std::function<Result<bool>()> poll,
                                                 std::function<void()> arm,
-                                                std::function<bool()> done, SpinBudget* budget) {
-  SpinBudget own(env.spin);
+                                                std::function<bool()> done,
+                                                net::SpinBudget* budget) {
+  net::SpinBudget own(env.spin);
   if (budget == nullptr) budget = &own;
   const bool may_spin = env.spin > net::Duration::zero();
   net::TimePoint idle_since = env.clock->now();

@@ -1,8 +1,6 @@
 #pragma once
 /// How a data path waits: it polls, spins for a short time, and then sleeps until it is woken.
 
-#include <algorithm>
-#include <chrono>
 #include <functional>
 
 #include <boost/asio/awaitable.hpp>
@@ -10,25 +8,9 @@
 #include "base/result.h"
 #include "net/connection.h"
 #include "net/event.h"
+#include "net/spin_budget.h"
 
 namespace recua::cluster {
-
-/// How long to poll before sleeping: the whole limit while what is awaited comes within it, half as
-/// long each time that it does not, down to a sixteenth. So links that are waited for longer than
-/// polling can bridge cost little, and one quick answer brings the full time back.
-class SpinBudget {
- public:
-  explicit SpinBudget(net::Duration limit) : limit_(limit), current_(limit) {}
-  [[nodiscard]] net::Duration current() const { return current_; }
-  /// Something came after so long, whether it was slept for or not.
-  void came_after(net::Duration waited) {
-    current_ = waited <= limit_ ? limit_ : std::max(current_ / 2, limit_ / 16);
-  }
-
- private:
-  net::Duration limit_;
-  net::Duration current_;
-};
 
 /// Calls poll until done() or an error. While poll returns true (something moved) it is called
 /// again at once; then for as long as the budget says, giving the processor to others in between;
@@ -39,6 +21,6 @@ boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
                                                 std::function<Result<bool>()> poll,
                                                 std::function<void()> arm,
                                                 std::function<bool()> done,
-                                                SpinBudget* budget = nullptr);
+                                                net::SpinBudget* budget = nullptr);
 
 }  // namespace recua::cluster

@@ -72,7 +72,7 @@ struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::Stat
   Parts parts;
   net::Event wake;
   net::Event settled;  // The first channel is, or never will be.
-  SpinBudget budget;
+  net::SpinBudget budget;
   std::deque<std::shared_ptr<PendingStep>> pending;  // In the order of their results.
   std::deque<OutMessage> queue;                      // Not handed to the channel yet.
   std::deque<OutMessage> sending;                    // Handed over; their bytes may still be read.
@@ -261,7 +261,7 @@ asio::awaitable<void> RemoteExecutor::State::pump() {
     // Without anything to wait for the channels are still listened to: a link mends itself, and a
     // lost one is not found out by the next request.
     const bool idle = pending.empty() && parts.first->settled();
-    SpinBudget no_spin(net::Duration::zero());
+    net::SpinBudget no_spin(net::Duration::zero());
     std::function<bool()> turn_over = [this, idle] {
       return closed || finished_some || failure.has_value() ||
              idle != (pending.empty() && parts.first->settled());

@@ -14,7 +14,6 @@
 
 #include "base/scratch_folder.h"
 #include "cluster/coordinator.h"
-#include "cluster/poll_loop.h"
 #include "cluster/worker.h"
 #include "compute/cpu/cpu_device.h"
 #include "net/real_clock.h"
@@ -158,20 +157,6 @@ class ClusterThreads : public testing::TestWithParam<Links> {
   std::vector<std::unique_ptr<net::Listener>> listeners;
   std::vector<std::unique_ptr<Worker>> workers;
 };
-
-TEST(SpinBudget, FollowsWhatWaitingHasBroughtLately) {
-  SpinBudget budget(std::chrono::microseconds(160));
-  EXPECT_EQ(budget.current(), std::chrono::microseconds(160));
-  budget.came_after(std::chrono::microseconds(300));
-  EXPECT_EQ(budget.current(), std::chrono::microseconds(80));
-  for (int i = 0; i < 10; ++i) budget.came_after(std::chrono::milliseconds(5));
-  EXPECT_EQ(budget.current(), std::chrono::microseconds(10));
-  budget.came_after(std::chrono::microseconds(150));  // Slept through, but it would have paid off.
-  EXPECT_EQ(budget.current(), std::chrono::microseconds(160));
-  SpinBudget never(net::Duration::zero());
-  never.came_after(net::Duration(1));
-  EXPECT_EQ(never.current(), net::Duration::zero());
-}
 
 TEST_P(ClusterThreads, GenerateTheExpectedTokensTwice) {
   const nlohmann::json expected = expected_case();
