@@ -26,8 +26,9 @@ namespace recua::rpc {
 enum class MessageKind : std::uint16_t {
   kStep = 1,    // A micro-batch on its way through the stages: rows are activations.
   kResult = 2,  // Outputs of the last stage: rows are logits (or none), the rest in the descriptor.
-  kFailure = 3,  // The stage could not do this micro-batch: the descriptor says why.
-  kChunk = 4,    // A chunk of weights: one row, its bytes; the step is its request's number.
+  kFailure = 3,     // The stage could not do this micro-batch: the descriptor says why.
+  kChunk = 4,       // A chunk of weights: one row, its bytes; the step is its request's number.
+  kCollective = 5,  // A part of a collective call: rows are numbers; collective/message.h.
 };
 
 /// Encoded field by field into 64 bytes, little endian; docs/protocol.md, "Tensor messages".
@@ -114,6 +115,12 @@ class ChannelSender {
   /// Messages handed to try_send(), and those of them whose source memory is free again.
   [[nodiscard]] virtual std::uint64_t n_sent() const = 0;
   [[nodiscard]] virtual std::uint64_t n_completed() const = 0;
+
+  /// Whether all that was sent gets there without another poll(), unless the transport fails.
+  [[nodiscard]] virtual bool flushed() const = 0;
+  /// Whether messages are as a rule complete as soon as they are sent, wherever their rows lie: by
+  /// the connection and by shared memory. RDMA reads them later, and from `sources` only.
+  [[nodiscard]] virtual bool completes_at_once() const = 0;
 
   /// Calls `ready` when poll() may move something. for_completions: n_completed() is waited for as
   /// well; who does not wait for it is spared a wake-up per message. (Credits are always waited for

@@ -57,6 +57,8 @@ class FastSender {
   virtual bool poll() = 0;
   /// Whether the message's source memory is free again.
   [[nodiscard]] virtual bool is_complete(std::uint64_t sequence) const = 0;
+  /// Whether it is as soon as post() has returned.
+  [[nodiscard]] virtual bool completes_at_once() const { return false; }
   /// Slots that the receiver gave back since the channel began, as it last told; unchecked.
   [[nodiscard]] virtual std::uint64_t n_released() const = 0;
   /// Lanes that failed and are not dropped yet, and why the first of them did.

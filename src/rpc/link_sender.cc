@@ -64,6 +64,12 @@ class LinkSender final : public ChannelSender {
   }
   [[nodiscard]] std::uint64_t n_sent() const override { return n_sent_; }
   [[nodiscard]] std::uint64_t n_completed() const override { return n_completed_; }
+  [[nodiscard]] bool flushed() const override {
+    return n_dispatched_ == n_sent_ && n_reopened_ == 0 && writer_.empty() && settled();
+  }
+  [[nodiscard]] bool completes_at_once() const override {
+    return path_ == nullptr || path_->completes_at_once();
+  }
   [[nodiscard]] const ChannelCounters& counters() const override {
     shown_ = counters_;
     if (path_ != nullptr) path_->add_to(shown_);

@@ -63,6 +63,7 @@ class ShmSender : public FastSender {
   [[nodiscard]] bool is_complete(std::uint64_t sequence) const override {
     return sequence < n_published_;
   }
+  [[nodiscard]] bool completes_at_once() const override { return true; }
   [[nodiscard]] std::uint64_t n_released() const override { return n_released_; }
 
   [[nodiscard]] LaneMask failed_lanes() const override { return closed_ && !dropped_ ? 1 : 0; }

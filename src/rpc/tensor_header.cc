@@ -85,8 +85,8 @@ Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHead
   out.descriptor_bytes = *reader.read<std::uint32_t>();
   const std::uint32_t flags = *reader.read<std::uint32_t>();
   const std::uint64_t reserved = *reader.read<std::uint64_t>();
-  if (kind < 1 || kind > 4)
-    return bad_header("kind", 4, fmt::format("is {}, must be 1 to 4", kind));
+  if (kind < 1 || kind > 5)
+    return bad_header("kind", 4, fmt::format("is {}, must be 1 to 5", kind));
   if ((flags & ~kFlagLast) != 0)
     return bad_header("flags", 52, fmt::format("is {:#x}, must be 0 or 1", flags));
   if (reserved != 0) return bad_header("reserved", 56, "must be 0");

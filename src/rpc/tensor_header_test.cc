@@ -12,7 +12,7 @@ namespace {
 
 TensorHeader random_header(Rng& rng) {
   TensorHeader out;
-  out.kind = static_cast<MessageKind>(1 + rng.below(4));
+  out.kind = static_cast<MessageKind>(1 + rng.below(5));
   out.data_type = static_cast<std::uint16_t>(rng.next());
   out.session = rng.next();
   out.epoch = static_cast<std::uint32_t>(rng.next());
@@ -66,7 +66,7 @@ TEST(TensorHeader, NamesTheFieldThatIsWrong) {
     return out.error().message;
   };
   EXPECT_NE(message(0, 0).find("magic at byte 0"), std::string::npos);
-  EXPECT_NE(message(4, 5).find("kind at byte 4 is 5"), std::string::npos);
+  EXPECT_NE(message(4, 6).find("kind at byte 4 is 6"), std::string::npos);
   EXPECT_NE(message(5, 1).find("kind at byte 4"), std::string::npos);
   EXPECT_NE(message(52, 2).find("flags at byte 52"), std::string::npos);
   EXPECT_NE(message(63, 1).find("reserved at byte 56"), std::string::npos);
