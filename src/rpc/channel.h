@@ -82,6 +82,12 @@ struct Outgoing {
   TensorHeader header;
   std::span<const std::byte> rows;        // n_rows * row_bytes
   std::span<const std::byte> descriptor;  // descriptor_bytes
+  /// The sender needs another credit to go on, although it has some: the receiver is to return
+  /// what is released at once, and to wake it. Goes without saying with the last credit.
+  bool starving = false;
+  /// Somebody waits for this message's completion: it comes soon even if nothing is sent after it.
+  /// Goes without saying with the last of a step.
+  bool flush = false;
 };
 
 struct Incoming {

@@ -28,7 +28,7 @@ struct SlotWrite {
   std::span<const std::byte> rows;
   std::span<const std::byte> descriptor;
   bool starving = false;  // It took the last credit: the receiver is to wake us with the next one.
-  bool flush = false;     // The last of its step: its memory should be free again soon.
+  bool flush = false;     // Its memory should be free again soon.
 
   [[nodiscard]] std::uint64_t bytes() const {
     return head.size() + rows.size() + descriptor.size();

@@ -100,9 +100,9 @@ class LinkSender final : public ChannelSender {
     entry.descriptor = message.descriptor;
     entry.carrier = Carrier::kNone;
     entry.done = false;
-    entry.flush = header.last;
+    entry.flush = header.last || message.flush;
     ++n_sent_;
-    entry.starving = credits() == 0;
+    entry.starving = credits() == 0 || message.starving;
     ++counters_.messages;
     counters_.bytes += bytes;
     RECUA_RETURN_IF_ERROR(dispatch());

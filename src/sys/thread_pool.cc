@@ -5,9 +5,7 @@
 
 #include <chrono>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "sys/pause.h"
 
 namespace recua::sys {
 namespace {
@@ -15,14 +13,6 @@ namespace {
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 // Between looks at the clock; 64 pauses take 1 to 3 us on the CPUs of the last ten years.
 constexpr int kPausesPerLook = 64;
-
-void pause_cpu() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 // Waits while value == old. The yield lets a thread that shares this CPU have it: without it, more
 // threads than CPUs would each burn a time slice waiting for one that cannot run.

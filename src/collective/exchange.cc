@@ -1,0 +1,465 @@
+// Messages to a peer and from it are counted; what a message holds follows from its index. A peer
+// that is ahead may have sent messages of its next exchange: they stay in its channel, or, one per
+// peer, in `held`.
+#include "collective/exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "collective/sums.h"
+#include "rpc/tensor_header.h"
+
+namespace recua::collective {
+namespace {
+
+/// Kept for saying that this rank gives up.
+constexpr std::uint32_t kCreditsKept = 1;
+/// Messages are cut at multiples of this many values: cache lines, and blocks of formats.
+constexpr std::size_t kCutValues = 32;
+/// Registered vectors up to this are copied all the same where channels complete late: that takes
+/// less long than waiting for an acknowledgement (8 KiB: 0.3 us against 1 to 2).
+constexpr std::size_t kCopyBytesMax = std::size_t{64} << 10;
+/// While nothing comes, now and then everybody is listened to: somebody may give up.
+constexpr std::uint32_t kIdlePollsPerLook = 64;
+
+std::size_t wire_bytes(std::size_t n_values) { return n_values * sizeof(float); }
+
+bool lies_in(std::span<const float> values, std::span<const std::byte> memory) {
+  const auto bytes = std::as_bytes(values);
+  return bytes.data() >= memory.data() &&
+         bytes.data() + bytes.size() <= memory.data() + memory.size();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Exchange>> Exchange::create(rpc::ChannelId id, std::uint32_t rank,
+                                                   std::vector<PeerChannels> channels,
+                                                   SendRing ring) {
+  RECUA_CHECK(rank < channels.size());
+  std::optional<std::uint64_t> slot_bytes;
+  for (std::size_t r = 0; r < channels.size(); ++r) {
+    if (r == rank) continue;
+    RECUA_CHECK(channels[r].sender != nullptr && channels[r].receiver != nullptr);
+    for (const rpc::RingShape& shape : {channels[r].sender->ring(), channels[r].receiver->ring()}) {
+      if (!slot_bytes) slot_bytes = shape.slot_bytes;
+      const std::uint64_t bytes_min =
+          rpc::kTensorHeaderBytes + kCallDescriptorBytes + wire_bytes(kCutValues);
+      if (shape.slot_bytes != *slot_bytes || shape.slot_bytes < bytes_min ||
+          shape.slot_bytes % 64 != 0 || shape.n_slots < 2) {
+        return Error{ErrorCode::kInvalidArgument,
+                     fmt::format("the ring of {} slots of {} bytes between rank {} and rank {} "
+                                 "({}) does not do for collective calls: at least 2 slots of {} "
+                                 "bytes, a multiple of 64, and the same between all ranks ({} "
+                                 "elsewhere)",
+                                 shape.n_slots, shape.slot_bytes, rank, r,
+                                 channels[r].sender->peer(), bytes_min, *slot_bytes)};
+      }
+    }
+  }
+  std::unique_ptr<Exchange> out(new Exchange(id, rank, std::move(channels), std::move(ring)));
+  out->slot_bytes_ = slot_bytes.value_or(0);
+  return out;
+}
+
+Exchange::Exchange(rpc::ChannelId id, std::uint32_t rank, std::vector<PeerChannels> channels,
+                   SendRing ring)
+    : id_(id),
+      rank_(rank),
+      ring_(std::move(ring)),
+      peers_(channels.size()),
+      senders_(channels.size()),
+      summands_(channels.size()) {
+  for (std::size_t r = 0; r < channels.size(); ++r) {
+    if (r == rank) continue;
+    Peer& peer = peers_[r];
+    peer.channels = std::move(channels[r]);
+    peer.name = fmt::format("rank {} ({})", r, peer.channels.sender->peer());
+    peer.descriptors.resize(peer.channels.sender->ring().n_slots);
+    senders_[r] = peer.channels.sender.get();
+  }
+}
+
+std::size_t Exchange::n_messages(std::size_t n_values) const {
+  // An empty part is a message too: who disagrees about it shall notice.
+  return std::max<std::size_t>(1, (n_values + values_max_ - 1) / values_max_);
+}
+
+std::span<float> Exchange::cut(std::span<float> values, std::size_t message) const {
+  const std::size_t begin = message * values_max_;
+  return values.subspan(begin, std::min(values_max_, values.size() - begin));
+}
+
+void Exchange::prepare() {
+  for (Peer& peer : peers_) peer.part = {};
+}
+
+void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
+  call_ = id;
+  mode_ = mode;
+  own_ = own;
+  next_sum_ = 0;
+  n_idle_ = 0;
+  n_takers_ = 0;
+  way_is_chosen_ = false;
+  shared_ = true;
+  own_is_sent_ = false;
+  const std::size_t room = slot_bytes_ - rpc::kTensorHeaderBytes - kCallDescriptorBytes;
+  values_max_ = room / wire_bytes(kCutValues) * kCutValues;
+  std::optional<std::span<float>> first;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    Peer& peer = peer_after(i);
+    const Part& part = peer.part;
+    peer.next_out = peer.next_in = 0;
+    peer.n_out = part.sends ? n_messages(part.out.size()) : 0;
+    const std::size_t n_in = mode == Mode::kSum ? own.size() : part.in.size();
+    peer.n_in = part.receives ? n_messages(n_in) : 0;
+    peer.first_out = peer.channels.sender->n_sent();
+    peer.direct_before = peer.direct_until;
+    peer.held_is_checked = false;
+    peer.expected = encode(CallDescriptor{.id = id, .n_part = n_in});
+    if (!part.sends) continue;
+    ++n_takers_;
+    if (!first) first = part.out;
+    shared_ = shared_ && part.out.data() == first->data() && part.out.size() == first->size();
+    own_is_sent_ =
+        own_is_sent_ || (!own.empty() && !part.out.empty() && part.out.data() == own.data());
+  }
+}
+
+/// Until its transport is settled a channel has no credits.
+Result<bool> Exchange::settle() {
+  bool moved = false;
+  settled_ = true;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    Peer& peer = peer_after(i);
+    RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
+    RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
+    moved = moved || polled || came;
+    settled_ = settled_ && peer.channels.sender->settled();
+  }
+  return moved || settled_;
+}
+
+void Exchange::choose_way() {
+  bool at_once = true;
+  bool registered = true;
+  std::size_t bytes = 0;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    const Peer& peer = peer_after(i);
+    if (!peer.part.sends) continue;
+    at_once = at_once && peer.channels.sender->completes_at_once();
+    registered = registered && lies_in(peer.part.out, ring_.caller());
+    bytes += peer.part.out.size_bytes();
+  }
+  direct_ = at_once || (registered && bytes > kCopyBytesMax);
+  first_staged_ = ring_.next();
+  n_staged_ = 0;
+  way_is_chosen_ = true;
+}
+
+Result<bool> Exchange::poll() {
+  if (!settled_) return settle();
+  if (!way_is_chosen_) choose_way();
+  bool moved = false;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    Peer& peer = peer_after(i);
+    if (peer.next_out == peer.n_out) continue;
+    RECUA_ASSIGN_OR_RETURN(const bool sent, send(peer));
+    moved = moved || sent;
+  }
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    Peer& peer = peer_after(i);
+    if (peer.next_in == peer.n_in) continue;
+    RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
+    if (peer.held && !peer.held_is_checked) RECUA_RETURN_IF_ERROR(check(peer));
+    moved = moved || came;
+    if (mode_ == Mode::kPlace) {
+      RECUA_ASSIGN_OR_RETURN(const bool placed, place(peer));
+      moved = moved || placed;
+    }
+  }
+  if (mode_ == Mode::kSum) {
+    RECUA_ASSIGN_OR_RETURN(const bool summed, sum());
+    moved = moved || summed;
+  }
+  if (moved) {
+    n_idle_ = 0;
+    return true;
+  }
+  return look_around();
+}
+
+/// Nothing moved: senders may have something to get rid of or to hear, and others to say.
+Result<bool> Exchange::look_around() {
+  ++n_idle_;
+  bool moved = false;
+  const bool everybody = n_idle_ % kIdlePollsPerLook == 0;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    Peer& peer = peer_after(i);
+    const bool waits = peer.next_out < peer.n_out || !peer.channels.sender->flushed() ||
+                       !is_free(peer, peer.direct_until);
+    if (waits || everybody) {
+      RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
+      moved = moved || polled;
+    }
+    if (everybody && !peer.held) RECUA_RETURN_IF_ERROR(receive(peer));
+  }
+  return moved;
+}
+
+// ---- Sending ----------------------------------------------------------------------------------
+
+Result<bool> Exchange::poll_sender(Peer& peer) {
+  Result<bool> polled = peer.channels.sender->poll();
+  if (!polled.ok()) return gone(peer, std::move(polled).error());
+  return polled;
+}
+
+Result<bool> Exchange::send(Peer& peer) {
+  rpc::ChannelSender& sender = *peer.channels.sender;
+  bool moved = false;
+  while (peer.next_out < peer.n_out) {
+    if (sender.credits() <= kCreditsKept) {
+      RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
+      moved = moved || polled;
+      if (sender.credits() <= kCreditsKept) return moved;
+    }
+    const std::span<float> values = cut(peer.part.out, peer.next_out);
+    std::span<const std::byte> rows = std::as_bytes(values);
+    std::optional<std::size_t> staged;
+    if (!direct_ && !values.empty()) {
+      staged = stage(peer, values);
+      if (!staged) return moved;  // Once a buffer is free.
+      rows = ring_.buffer(*staged).first(wire_bytes(values.size()));
+    }
+    auto& descriptor = peer.descriptors[sender.n_sent() % peer.descriptors.size()];
+    descriptor = encode(CallDescriptor{.id = call_, .n_part = peer.part.out.size()});
+    const rpc::TensorHeader header{
+        .kind = rpc::MessageKind::kCollective,
+        .data_type = static_cast<std::uint16_t>(call_.format),
+        .session = id_.session,
+        .epoch = id_.epoch,
+        .micro_batch = static_cast<std::uint32_t>(peer.next_out),
+        .step = call_.number,
+        .n_rows = rows.empty() ? 0U : 1U,
+        .row_bytes = static_cast<std::uint32_t>(rows.size()),
+        .descriptor_bytes = static_cast<std::uint32_t>(descriptor.size()),
+        .last = peer.next_out + 1 == peer.n_out};
+    Result<bool> sent = sender.try_send({.header = header,
+                                         .rows = rows,
+                                         .descriptor = descriptor,
+                                         .starving = sender.credits() == kCreditsKept + 1,
+                                         .flush = true});
+    if (!sent.ok()) return gone(peer, std::move(sent).error());
+    RECUA_CHECK(*sent);
+    if (staged) ring_.sent(*staged, index_of(peer), sender);
+    if (direct_) peer.direct_until = sender.n_sent();
+    ++peer.next_out;
+    moved = true;
+  }
+  return moved;
+}
+
+/// The buffer that holds these values, copied at the latest now. What all peers get is copied once.
+std::optional<std::size_t> Exchange::stage(const Peer& peer, std::span<float> values) {
+  if (shared_ && peer.next_out < n_staged_) return ring_.after(first_staged_, peer.next_out);
+  const std::size_t buffer = shared_ ? ring_.next() : ring_.of_peer(index_of(peer), peer.next_out);
+  if (!ring_.take(buffer, shared_ ? n_takers_ : 1, senders_)) return std::nullopt;
+  if (shared_) {
+    ring_.advance();
+    ++n_staged_;
+  }
+  std::memcpy(ring_.buffer(buffer).data(), values.data(), values.size_bytes());
+  return buffer;
+}
+
+// ---- Receiving --------------------------------------------------------------------------------
+
+Result<bool> Exchange::receive(Peer& peer) {
+  if (peer.held) return false;
+  Result<std::optional<rpc::Incoming>> came = peer.channels.receiver->poll();
+  if (!came.ok()) return gone(peer, std::move(came).error());
+  if (!*came) return false;
+  const rpc::Incoming& message = **came;
+  if (message.header.kind != rpc::MessageKind::kCollective) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{} sent a message of kind {} among collective calls", peer.name,
+                             static_cast<unsigned>(message.header.kind))};
+  }
+  if (is_giving_up(message.descriptor)) {
+    Result<Decoded> decoded = decode_descriptor(message.descriptor);
+    if (!decoded.ok()) return std::move(decoded).error().within(peer.name);
+    peer.is_gone = peer.gave_up = true;
+    return Error{decoded->giving_up->code,
+                 fmt::format("{} gave up: {}", peer.name, decoded->giving_up->why)};
+  }
+  peer.held = message;
+  peer.held_is_checked = false;
+  return true;
+}
+
+/// That what has come is what this exchange expects next.
+Result<void> Exchange::check(Peer& peer) {
+  const rpc::TensorHeader& header = peer.held->header;
+  const std::span<const std::byte> descriptor = peer.held->descriptor;
+  const bool same_call =
+      header.step == call_.number && header.data_type == static_cast<std::uint16_t>(call_.format) &&
+      std::equal(descriptor.begin(), descriptor.end(), peer.expected.begin(), peer.expected.end());
+  if (!same_call) {
+    Result<Decoded> decoded = decode_descriptor(descriptor);
+    if (!decoded.ok()) return std::move(decoded).error().within(peer.name);
+    CallId theirs = decoded->call.id;
+    theirs.number = header.step;
+    theirs.format = static_cast<WireFormat>(header.data_type);
+    if (theirs == call_) {
+      const std::size_t n_in = mode_ == Mode::kSum ? own_.size() : peer.part.in.size();
+      return Error{ErrorCode::kProtocol,
+                   fmt::format("{} has {} values for this rank {} in {}, which expects {}",
+                               peer.name, decoded->call.n_part, rank_, to_string(call_), n_in)};
+    }
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{} makes {}, this rank {} makes {}: all ranks must make the same "
+                             "calls with the same sizes in the same order",
+                             peer.name, to_string(theirs), rank_, to_string(call_))};
+  }
+  const std::size_t n_in = mode_ == Mode::kSum ? own_.size() : peer.part.in.size();
+  const std::size_t begin = peer.next_in * values_max_;
+  const std::size_t bytes = wire_bytes(std::min(values_max_, n_in - begin));
+  if (header.micro_batch != peer.next_in || peer.held->rows.size() != bytes) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("{} sent message {} of {} bytes in {}, this rank {} expects message "
+                             "{} of {} bytes",
+                             peer.name, header.micro_batch, peer.held->rows.size(),
+                             to_string(call_), rank_, peer.next_in, bytes)};
+  }
+  peer.held_is_checked = true;
+  return ok();
+}
+
+Result<void> Exchange::release(Peer& peer) {
+  const std::uint32_t slot = peer.held->slot;
+  peer.held.reset();
+  peer.held_is_checked = false;
+  ++peer.next_in;
+  Result<void> released = peer.channels.receiver->release(slot);
+  if (!released.ok()) return gone(peer, std::move(released).error());
+  return ok();
+}
+
+Result<bool> Exchange::place(Peer& peer) {
+  // What is overwritten may have been sent in the exchange before this one.
+  if (!peer.held || !is_free(peer, peer.direct_before)) return false;
+  const std::span<float> to = cut(peer.part.in, peer.next_in);
+  if (!to.empty()) std::memcpy(to.data(), peer.held->rows.data(), to.size_bytes());
+  RECUA_RETURN_IF_ERROR(release(peer));
+  return true;
+}
+
+bool Exchange::may_overwrite_own(std::size_t message) const {
+  if (!own_is_sent_) return true;
+  if (!direct_) return n_staged_ > message;
+  return std::all_of(peers_.begin(), peers_.end(), [&](const Peer& peer) {
+    return peer.n_out == 0 ||
+           (peer.next_out > message && is_free(peer, peer.first_out + message + 1));
+  });
+}
+
+Result<bool> Exchange::sum() {
+  if (next_sum_ == n_messages(own_.size())) return false;
+  for (std::uint32_t r = 0; r < n_ranks(); ++r) {
+    if (r == rank_) continue;
+    const Peer& peer = peers_[r];
+    if (!peer.held || !peer.held_is_checked) return false;
+    summands_[r] = reinterpret_cast<const float*>(peer.held->rows.data());
+  }
+  if (!may_overwrite_own(next_sum_)) return false;
+  sum_in_rank_order(summands_, rank_, cut(own_, next_sum_));
+  ++next_sum_;
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) RECUA_RETURN_IF_ERROR(release(peer_after(i)));
+  return true;
+}
+
+// ---- The end ----------------------------------------------------------------------------------
+
+bool Exchange::is_done() const {
+  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) {
+    return peer.next_out == peer.n_out && peer.next_in == peer.n_in;
+  });
+}
+
+bool Exchange::is_drained() const {
+  for (std::size_t r = 0; r < peers_.size(); ++r) {
+    if (r == rank_) continue;
+    if (!peers_[r].channels.sender->flushed() || !is_free(peers_[r], peers_[r].direct_until)) {
+      return false;
+    }
+  }
+  return is_done();
+}
+
+void Exchange::arm(const net::ReadyCallback& ready) {
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
+    const Peer& peer = peer_after(i);
+    if (!peer.held) peer.channels.receiver->arm(ready);
+    peer.channels.sender->arm(ready);
+  }
+}
+
+std::string Exchange::missing() const {
+  std::string out;
+  for (std::size_t r = 0; r < peers_.size(); ++r) {
+    const Peer& peer = peers_[r];
+    if (r == rank_) continue;
+    const bool sends = peer.next_in == peer.n_in || peer.held;
+    const bool takes = settled_ ? peer.next_out == peer.n_out && peer.channels.sender->flushed()
+                                : peer.channels.sender->settled();
+    if (sends && takes) continue;
+    if (!out.empty()) out += "; ";
+    out += !sends ? fmt::format("nothing from {}", peer.name)
+                  : fmt::format("{} takes nothing", peer.name);
+  }
+  return out;
+}
+
+void Exchange::give_up(const Error& why) {
+  // Who gave up before us has told all the others itself.
+  if (std::any_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.gave_up; }))
+    return;
+  giving_up_ = encode(GivingUp{.code = why.code, .why = why.message});
+  for (Peer& peer : peers_) {
+    rpc::ChannelSender* const sender = peer.channels.sender.get();
+    if (sender == nullptr || peer.is_gone || sender->credits() == 0) continue;
+    const rpc::TensorHeader header{
+        .kind = rpc::MessageKind::kCollective,
+        .session = id_.session,
+        .epoch = id_.epoch,
+        .step = call_.number,
+        .descriptor_bytes = static_cast<std::uint32_t>(giving_up_.size()),
+        .last = true};
+    // Who cannot be told finds out by itself.
+    static_cast<void>(sender->try_send(
+        {.header = header, .rows = {}, .descriptor = std::as_bytes(std::span(giving_up_))}));
+  }
+}
+
+std::string Exchange::others_gone() {
+  std::string out;
+  for (Peer& peer : peers_) {
+    if (peer.channels.receiver == nullptr || peer.is_gone || peer.held) continue;
+    const Result<bool> came = receive(peer);
+    if (!came.ok() && !peer.gave_up) out += "; " + came.error().message;
+  }
+  return out;
+}
+
+Error Exchange::gone(Peer& peer, Error error) {
+  peer.is_gone = true;
+  return std::move(error).within(peer.name);
+}
+
+}  // namespace recua::collective
