@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "collective/sums.h"
 #include "rpc/tensor_header.h"
@@ -37,6 +38,18 @@ bool lies_in(std::span<const float> values, std::span<const std::byte> memory) {
 
 }  // namespace
 
+Result<void> check_ring(const rpc::RingShape& ring) {
+  constexpr std::uint64_t kBytesMin = align_up<std::uint64_t>(
+      rpc::kTensorHeaderBytes + kCallDescriptorBytes + kCutValues * sizeof(float), 64);
+  if (ring.n_slots > kCreditsKept && ring.slot_bytes >= kBytesMin && ring.slot_bytes % 64 == 0) {
+    return ok();
+  }
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("a ring of {} slots of {} bytes does not do for collective calls, which "
+                           "need at least {} slots of {} bytes, a multiple of 64",
+                           ring.n_slots, ring.slot_bytes, kCreditsKept + 1, kBytesMin)};
+}
+
 Result<std::unique_ptr<Exchange>> Exchange::create(rpc::ChannelId id, std::uint32_t rank,
                                                    std::vector<PeerChannels> channels,
                                                    SendRing ring) {
@@ -45,19 +58,19 @@ Result<std::unique_ptr<Exchange>> Exchange::create(rpc::ChannelId id, std::uint3
   for (std::size_t r = 0; r < channels.size(); ++r) {
     if (r == rank) continue;
     RECUA_CHECK(channels[r].sender != nullptr && channels[r].receiver != nullptr);
-    for (const rpc::RingShape& shape : {channels[r].sender->ring(), channels[r].receiver->ring()}) {
-      if (!slot_bytes) slot_bytes = shape.slot_bytes;
-      const std::uint64_t bytes_min =
-          rpc::kTensorHeaderBytes + kCallDescriptorBytes + wire_bytes(kCutValues);
-      if (shape.slot_bytes != *slot_bytes || shape.slot_bytes < bytes_min ||
-          shape.slot_bytes % 64 != 0 || shape.n_slots < 2) {
+    for (const rpc::RingShape& ring_of :
+         {channels[r].sender->ring(), channels[r].receiver->ring()}) {
+      const std::string where =
+          fmt::format("between rank {} and rank {} ({})", rank, r, channels[r].sender->peer());
+      if (Result<void> checked = check_ring(ring_of); !checked.ok()) {
+        return std::move(checked).error().within(where);
+      }
+      if (!slot_bytes) slot_bytes = ring_of.slot_bytes;
+      if (ring_of.slot_bytes != *slot_bytes) {
         return Error{ErrorCode::kInvalidArgument,
-                     fmt::format("the ring of {} slots of {} bytes between rank {} and rank {} "
-                                 "({}) does not do for collective calls: at least 2 slots of {} "
-                                 "bytes, a multiple of 64, and the same between all ranks ({} "
-                                 "elsewhere)",
-                                 shape.n_slots, shape.slot_bytes, rank, r,
-                                 channels[r].sender->peer(), bytes_min, *slot_bytes)};
+                     fmt::format("{}: a ring has slots of {} bytes, others of the group have {}; "
+                                 "all must be the same",
+                                 where, ring_of.slot_bytes, *slot_bytes)};
       }
     }
   }
@@ -416,8 +429,9 @@ std::string Exchange::missing() const {
     const Peer& peer = peers_[r];
     if (r == rank_) continue;
     const bool sends = peer.next_in == peer.n_in || peer.held;
-    const bool takes = settled_ ? peer.next_out == peer.n_out && peer.channels.sender->flushed()
-                                : peer.channels.sender->settled();
+    const rpc::ChannelSender& sender = *peer.channels.sender;
+    const bool takes = sender.settled() && peer.next_out == peer.n_out && sender.flushed() &&
+                       is_free(peer, peer.direct_until);
     if (sends && takes) continue;
     if (!out.empty()) out += "; ";
     out += !sends ? fmt::format("nothing from {}", peer.name)

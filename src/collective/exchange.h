@@ -35,6 +35,9 @@ struct PeerChannels {
   std::unique_ptr<rpc::ChannelReceiver> receiver;
 };
 
+/// kInvalidArgument: says what a ring must be like to serve a group.
+Result<void> check_ring(const rpc::RingShape& ring);
+
 class Exchange {
  public:
   /// What this rank and another one have for each other.
