@@ -419,7 +419,7 @@ void Exchange::arm(const net::ReadyCallback& ready) {
   for (std::uint32_t i = 1; i < n_ranks(); ++i) {
     const Peer& peer = peer_after(i);
     if (!peer.held) peer.channels.receiver->arm(ready);
-    peer.channels.sender->arm(ready);
+    peer.channels.sender->arm(ready, /*for_completions=*/true);
   }
 }
 
