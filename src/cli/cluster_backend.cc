@@ -69,6 +69,7 @@ class ClusterExecutor final : public model::Executor {
       cluster_options.workers = local_.endpoints();
     }
     cluster_options.split.assign(flags.split.begin(), flags.split.end());
+    cluster_options.n_ranks = flags.n_ranks;
     cluster_options.n_batch = n_batch;
     cluster_options.fetch_allowed = flags.fetch;
     cluster_options.verify = flags.verify;

@@ -100,6 +100,11 @@ void ClusterFlags::add(CLI::App& app) {
   app.add_option("--split", split_text,
                  "How many layers each worker gets, as proportions (default: by free memory)")
       ->type_name("A,B,...");
+  app.add_option(
+         "--tp", n_ranks,
+         "Tensor parallelism: so many consecutive workers share their layers, each with a part of "
+         "every matrix; --split then gives their shares")
+      ->type_name("N");
   app.add_flag_callback(
       "--no-fetch", [this] { fetch = false; },
       "Fail rather than send weights to a worker that lacks them");
@@ -147,6 +152,7 @@ Result<void> ClusterFlags::check() {
     return invalid("--workers and --local-workers exclude each other: name one of them");
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
+  RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, 64));
   if (!workers_text.empty()) {
     for (const std::string_view part : split_at_commas(workers_text)) {
       if (part.empty()) {
@@ -159,13 +165,25 @@ Result<void> ClusterFlags::check() {
     }
     RECUA_RETURN_IF_ERROR(check_worker_list(workers));
   }
+  if (n_ranks > 1) {
+    const std::size_t n_workers = workers.empty() ? n_local_workers : workers.size();
+    if (n_workers == 0) return invalid("--tp needs --workers or --local-workers");
+    if (n_workers % n_ranks != 0) {
+      return invalid(
+          fmt::format("--tp {} makes no whole groups of {} workers, need a multiple of {}", n_ranks,
+                      n_workers, n_ranks));
+    }
+  }
   if (!split_text.empty()) {
     RECUA_ASSIGN_OR_RETURN(split, parse_counts("--split", split_text, 100000));
     const std::size_t n_workers = workers.empty() ? n_local_workers : workers.size();
     if (n_workers == 0) return invalid("--split needs --workers or --local-workers");
-    if (split.size() != n_workers) {
-      return invalid(fmt::format("--split names {} shares for {} workers, need one for each",
-                                 split.size(), n_workers));
+    // Of groups: how many layers; within the only group: how much of each layer.
+    const bool of_groups = n_ranks > 1 && n_workers > n_ranks;
+    const std::size_t n_parts = of_groups ? n_workers / n_ranks : n_workers;
+    if (split.size() != n_parts) {
+      return invalid(fmt::format("--split names {} shares for {} {}, need one for each",
+                                 split.size(), n_parts, of_groups ? "groups" : "workers"));
     }
     if (std::all_of(split.begin(), split.end(), [](std::uint32_t share) { return share == 0; }))
       return invalid("--split gives no worker any layer");

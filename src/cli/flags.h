@@ -56,6 +56,7 @@ struct ClusterFlags {
   [[nodiscard]] bool any() const { return !workers.empty() || n_local_workers > 0; }
 
   std::string workers_text;
+  std::uint32_t n_ranks = 1;  // Workers that share their layers.
   std::string split_text;
 };
 

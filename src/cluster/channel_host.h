@@ -7,12 +7,23 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "net/connection.h"
 #include "rpc/handshake.h"
 
 namespace recua::cluster {
+
+/// A channel after its handshake, before anything runs on it.
+struct ChannelEnd {
+  std::unique_ptr<net::Connection> connection = {};
+  std::uint32_t number = 0;
+  std::string name = {};                     // The other end's.
+  rpc::RingShape ring = {};                  // Of the receiver.
+  std::vector<std::uint32_t> features = {};  // Agreed on.
+};
 
 class ChannelHost {
  public:

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cluster/chunk_server.h"
 #include "cluster/link_book.h"
+#include "cluster/rank_group.h"
 #include "cluster/ring_buffer.h"
 #include "cluster/run_all.h"
 #include "cluster/stage.h"
@@ -72,6 +73,9 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
     if (!options_.push_chunks) {
       std::erase(self_.features, static_cast<std::uint32_t>(rpc::Feature::kPushChunks));
     }
+    if (options_.n_ranks > 1) {
+      self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
+    }
     self_.shared_memory_host = options_.shared_memory_host;
     self_.rdma_ports = options_.rdma_ports;
   }
@@ -96,7 +100,9 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   asio::awaitable<Result<void>> hash();
   asio::awaitable<Result<void>> load(std::size_t index);
   asio::awaitable<Result<void>> open_channels();
-  asio::awaitable<Result<void>> link(std::size_t index);
+  asio::awaitable<Result<void>> link(std::size_t from, std::size_t to, std::uint32_t number);
+  [[nodiscard]] std::vector<asio::awaitable<Result<void>>> plan_links();
+  [[nodiscard]] std::size_t n_ranks() const { return options_.n_ranks; }
   asio::awaitable<Result<void>> start(std::size_t index);
   asio::awaitable<Result<wire::ControlMessage>> call(std::size_t index,
                                                      wire::ControlMessage request,
@@ -234,8 +240,24 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
   for (const Peer& peer : peers_) {
     workers.push_back({.name = peer.name, .reports = peer.info.has(rpc::Feature::kLinks)});
   }
-  links_.set_workers(std::move(workers));
-  RECUA_CO_ASSIGN_OR_RETURN(plan_, plan_layers(cost, offers_, options_.split));
+  links_.set_workers(std::move(workers), options_.n_ranks);
+  const bool tied = file_->find("output.weight") == nullptr;
+  const auto part_bytes = [&](const model::Slice& slice) {
+    std::uint64_t bytes = 0;
+    for (const gguf::TensorInfo& tensor : file_->tensors()) {
+      bytes += model::slice_bytes(hyperparams_, slice, tied, tensor);
+    }
+    return bytes;
+  };
+  RECUA_CO_ASSIGN_OR_RETURN(
+      plan_, plan_ranks(cost, hyperparams_, offers_, options_.n_ranks, options_.split, part_bytes));
+  for (const Peer& peer : peers_) {
+    if (n_ranks() == 1 || peer.info.has(rpc::Feature::kTensorSplit)) continue;
+    co_return Error{ErrorCode::kUnsupported,
+                    fmt::format("worker {} runs recua {}, which cannot share layers with others "
+                                "(--tp): update it (this is {})",
+                                peer.name, peer.info.software_version, RECUA_VERSION)};
+  }
   log_debug("{}", describe(plan_, offers_));
   co_return ok();
 }
@@ -308,16 +330,37 @@ asio::awaitable<Result<wire::ControlMessage>> ClusterImpl::call(std::size_t inde
   co_return reply;
 }
 
-asio::awaitable<Result<void>> ClusterImpl::link(std::size_t index) {
+/// Every rank of a group has the same rows: those of the next group take them from it in turn. The
+/// channel into a worker has its number, channels between ranks have numbers of their own.
+std::vector<asio::awaitable<Result<void>>> ClusterImpl::plan_links() {
+  std::vector<asio::awaitable<Result<void>>> out;
+  for (std::size_t to = n_ranks(); to < peers_.size(); ++to) {
+    out.push_back(link(to - n_ranks(), to, static_cast<std::uint32_t>(to)));
+  }
+  for (std::size_t from = 0; from < peers_.size(); ++from) {
+    const std::size_t group = from / n_ranks() * n_ranks();
+    for (std::size_t to = group; to < group + n_ranks(); ++to) {
+      if (to == from) continue;
+      const std::uint32_t number =
+          group_channel_number({.from = static_cast<std::uint32_t>(from - group),
+                                .to = static_cast<std::uint32_t>(to - group)});
+      out.push_back(link(from, to, number));
+    }
+  }
+  return out;
+}
+
+asio::awaitable<Result<void>> ClusterImpl::link(std::size_t from, std::size_t to,
+                                                std::uint32_t number) {
   wire::ControlMessage request;
   wire::OpenChannel& open = *request.mutable_open_channel();
   open.set_session(id_.session);
   open.set_epoch(id_.epoch);
-  open.set_number(static_cast<std::uint32_t>(index + 1));
-  open.set_host(peers_[index + 1].endpoint.host);
-  open.set_port(peers_[index + 1].endpoint.port);
+  open.set_number(number);
+  open.set_host(peers_[to].endpoint.host);
+  open.set_port(peers_[to].endpoint.port);
   open.set_secret(secret_to_wire(secret_));
-  const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kCallTimeout);
+  const Result<wire::ControlMessage> reply = co_await call(from, std::move(request), kCallTimeout);
   if (!reply.ok()) co_return Error(reply.error());
   co_return ok();
 }
@@ -358,7 +401,7 @@ rpc::LinkContext ClusterImpl::link_context(std::uint32_t number, bool sends) {
   context.env = env_;
   context.policy = options_.link_policy;
   context.self = self_.name;
-  context.other = sends ? peers_.front().name : peers_.back().name;
+  context.other = sends ? peers_[number].name : peers_[peers_.size() - n_ranks()].name;
   context.report = [weak = weak_from_this(), number, sends](const std::string& text) {
     if (const auto alive = weak.lock()) alive->links_.own_report(number, sends, text);
   };
@@ -368,18 +411,20 @@ rpc::LinkContext ClusterImpl::link_context(std::uint32_t number, bool sends) {
 asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   const auto self = shared_from_this();
   using Task = asio::awaitable<Result<void>>;
-  std::vector<Task> links;
-  for (std::size_t i = 0; i + 1 < peers_.size(); ++i) links.push_back(link(i));
-  Result<void> result = co_await run_all(env_.executor, std::move(links));
+  Result<void> result = co_await run_all(env_.executor, plan_links());
   if (!result.ok()) co_return result;
 
-  const std::size_t last = peers_.size() - 1;
+  const std::size_t last = peers_.size() - n_ranks();  // The first rank of the last group.
   rpc::ChannelRequest in;
   in.id = id_;
-  in.number = 0;
   in.direction = rpc::Direction::kConnectorSends;
   in.secret = secret_;
-  RECUA_CO_ASSIGN_OR_RETURN(OpenedChannel first, co_await channel_to(0, in));
+  std::vector<OpenedChannel> firsts;
+  for (std::uint32_t i = 0; i < n_ranks(); ++i) {
+    in.number = i;
+    RECUA_CO_ASSIGN_OR_RETURN(OpenedChannel first, co_await channel_to(i, in));
+    firsts.push_back(std::move(first));
+  }
 
   rpc::ChannelRequest out = in;
   out.number = static_cast<std::uint32_t>(peers_.size());
@@ -408,8 +453,12 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
       .description = fmt::format("{} worker{}, {}", peers_.size(), peers_.size() == 1 ? "" : "s",
                                  describe(plan_, offers_))};
   parts.n_logit_rows = n_logit_rows_;
-  parts.first = rpc::make_link_sender(link_context(in.number, true), std::move(first.connection),
-                                      first.agreed.ring, {}, first.agreed.peer.features);
+  for (std::uint32_t i = 0; i < n_ranks(); ++i) {
+    OpenedChannel& first = firsts[i];
+    parts.firsts.push_back(rpc::make_link_sender(link_context(i, true), std::move(first.connection),
+                                                 first.agreed.ring, {},
+                                                 first.agreed.peer.features));
+  }
   RECUA_CO_ASSIGN_OR_RETURN(parts.last, rpc::make_link_receiver(link_context(out.number, false),
                                                                 std::move(results.connection), id_,
                                                                 out.ring, ring->memory()));
@@ -526,7 +575,9 @@ asio::awaitable<void> ClusterImpl::close() {
   if (executor_ != nullptr && !failure_.has_value()) {
     const auto n_workers = static_cast<std::uint32_t>(peers_.size());
     const RemoteExecutor& ends = *executor_;
-    links_.add_own(0, true, ends.first().transport(), ends.first().counters());
+    for (std::uint32_t i = 0; i < ends.n_firsts(); ++i) {
+      links_.add_own(i, true, ends.first(i).transport(), ends.first(i).counters());
+    }
     links_.add_own(n_workers, false, ends.last().transport(), ends.last().counters());
   }
   for (std::size_t i = 0; i < peers_.size(); ++i) {

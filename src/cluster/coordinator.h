@@ -31,7 +31,8 @@ namespace recua::cluster {
 
 struct ClusterOptions {
   std::vector<net::Endpoint> workers;  // In the order of the layers.
-  std::vector<double> split;           // Relative lengths of their ranges; empty: by memory.
+  std::vector<double> split;           // As plan_ranks() takes it; empty: by memory, evenly.
+  std::uint32_t n_ranks = 1;           // Workers that share their layers; consecutive ones.
   std::uint32_t n_batch = 2048;        // Most rows of a step.
   bool fetch_allowed = true;           // Workers may ask us for chunks they do not have.
   bool push_chunks = true;             // On channels of their own, where workers know that.

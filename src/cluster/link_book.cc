@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "cluster/rank_group.h"
 #include "cluster/weights_channel.h"
 #include "rpc/wire_error.h"
 
@@ -37,13 +38,23 @@ void log_line_of(const std::string& from, const std::string& to, std::string_vie
 
 LinkBook::Names LinkBook::names(std::uint32_t number, std::size_t worker) const {
   if (number == kWeightsChannel) return {.from = kCoordinator, .to = workers_[worker].name};
-  return {.from = number == 0 ? kCoordinator : workers_[number - 1].name,
-          .to = number == workers_.size() ? kCoordinator : workers_[number].name};
+  if (const auto channel = group_channel_of(number)) {
+    const std::size_t group = worker / n_ranks_ * n_ranks_;
+    return {.from = workers_[group + channel->from].name, .to = workers_[group + channel->to].name};
+  }
+  if (number == workers_.size()) return {.from = workers_[last()].name, .to = kCoordinator};
+  const auto sender = sender_to(number);
+  return {.from = sender ? workers_[*sender].name : kCoordinator, .to = workers_[number].name};
 }
 
 bool LinkBook::has_end(std::size_t worker, std::uint32_t number, bool sends) const {
   if (number == kWeightsChannel) return !sends;
-  return sends ? number == worker + 1 : number == worker;
+  if (const auto channel = group_channel_of(number)) {
+    const bool is_rank = channel->from < n_ranks_ && channel->to < n_ranks_;
+    return is_rank && (sends ? channel->from : channel->to) == worker % n_ranks_;
+  }
+  if (!sends) return number == worker;
+  return number == workers_.size() ? worker == last() : sender_to(number) == worker;
 }
 
 void LinkBook::weights_report(std::size_t worker, std::string_view text) const {
@@ -52,7 +63,7 @@ void LinkBook::weights_report(std::size_t worker, std::string_view text) const {
 
 void LinkBook::own_report(std::uint32_t number, bool sends, std::string_view text) const {
   const Names link = names(number);
-  const bool heard_from_sender = !sends && workers_.back().reports;
+  const bool heard_from_sender = !sends && workers_[last()].reports;
   log_line_of(link.from, link.to, text, heard_from_sender);
 }
 
@@ -61,10 +72,12 @@ void LinkBook::report(std::size_t worker, const wire::LinkReport& report) const 
   if (report.number() == kWeightsChannel || !has_end(worker, report.number(), report.sends())) {
     return;
   }
-  const Names link = names(report.number());
+  const Names link = names(report.number(), worker);
   const std::string text = rpc::wire_text(report.text(), kTextBytesMax);
-  // Of the first channel we are the sender ourselves.
-  const bool heard_from_sender = !report.sends() && (worker == 0 || workers_[worker - 1].reports);
+  // Ranks all know links. Into the first workers we send ourselves.
+  const auto sender = sender_to(worker);
+  const bool heard_from_sender = !report.sends() && (group_channel_of(report.number()) || !sender ||
+                                                     workers_[*sender].reports);
   log_line_of(link.from, link.to, text, heard_from_sender);
 }
 

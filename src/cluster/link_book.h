@@ -1,7 +1,7 @@
 #pragma once
 /// What a coordinator knows of the links of its plan: their names, what they run on, and in the
-/// end what they did. Channel 0 leads from the coordinator to the first worker, channel i from
-/// worker i - 1 to worker i, the last one back to the coordinator.
+/// end what they did. Channel i leads into worker i, from the coordinator or from a worker of the
+/// layers before, the last one back to the coordinator. Channels between ranks are only reported.
 /// Channels for weights lead from the coordinator to each worker that lacks some.
 ///
 /// Both ends of a link report and count. The sender's line is shown, the receiver's is for
@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,8 +26,11 @@ class LinkBook {
     std::string name;
     bool reports = true;  // Knows links.
   };
-  /// In the order of the layers.
-  void set_workers(std::vector<Worker> workers) { workers_ = std::move(workers); }
+  /// In the order of the layers; n_ranks of them after one another have their layers in common.
+  void set_workers(std::vector<Worker> workers, std::size_t n_ranks = 1) {
+    workers_ = std::move(workers);
+    n_ranks_ = n_ranks;
+  }
 
   /// Logs what the coordinator's own end of a channel says.
   void own_report(std::uint32_t number, bool sends, std::string_view text) const;
@@ -57,9 +61,17 @@ class LinkBook {
   };
   /// worker: of a channel for weights.
   [[nodiscard]] Names names(std::uint32_t number, std::size_t worker = 0) const;
+  /// Whoever sends on the channel into a worker; nothing: the coordinator.
+  [[nodiscard]] std::optional<std::size_t> sender_to(std::size_t worker) const {
+    if (worker < n_ranks_) return std::nullopt;
+    return worker - n_ranks_;
+  }
+  /// The first worker of the last group, which sends results.
+  [[nodiscard]] std::size_t last() const { return workers_.size() - n_ranks_; }
   [[nodiscard]] bool has_end(std::size_t worker, std::uint32_t number, bool sends) const;
 
   std::vector<Worker> workers_;
+  std::size_t n_ranks_ = 1;
   std::vector<Entry> entries_;
 };
 

@@ -26,6 +26,9 @@ class ThreadLoop final : public StageLoop {
   std::function<bool()> run_one() override {
     return [this] { return loop_.run_one() > 0; };
   }
+  std::unique_ptr<collective::Waiter> new_waiter() override {
+    return std::make_unique<collective::LoopWaiter>(loop_);
+  }
 
  private:
   asio::io_context loop_{1};

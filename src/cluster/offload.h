@@ -11,6 +11,8 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/thread_pool.hpp>
 
+#include "collective/waiter.h"
+
 namespace recua::cluster {
 
 /// A loop on which one stage lives. The destructor ends its thread.
@@ -23,6 +25,8 @@ class StageLoop {
   [[nodiscard]] virtual boost::asio::any_io_executor executor() = 0;
   /// For net::Env::run_one; empty where others live on the loop too.
   [[nodiscard]] virtual std::function<bool()> run_one() { return {}; }
+  /// For collective calls of whoever lives on it; null where others do, too.
+  [[nodiscard]] virtual std::unique_ptr<collective::Waiter> new_waiter() { return nullptr; }
 };
 
 class Offload {

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include <fmt/format.h>
+
+#include "base/bytes.h"
 
 namespace recua::cluster {
 namespace {
@@ -129,10 +132,76 @@ Result<Plan> plan_layers(const ModelCost& model, std::span<const WorkerOffer> wo
   return plan;
 }
 
+Result<Plan> plan_ranks(const ModelCost& model, const model::HyperParams& hyperparams,
+                        std::span<const WorkerOffer> workers, std::uint32_t n_ranks,
+                        std::span<const double> split,
+                        const std::function<std::uint64_t(const model::Slice&)>& part_bytes) {
+  if (n_ranks == 1) return plan_layers(model, workers, split);
+  if (n_ranks == 0 || workers.size() % n_ranks != 0) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("--tp {} needs a multiple of {} workers, not {}", n_ranks, n_ranks,
+                             workers.size())};
+  }
+  const std::size_t n_groups = workers.size() / n_ranks;
+  std::vector<WorkerOffer> groups;
+  for (std::size_t g = 0; g < n_groups; ++g) {
+    const std::span<const WorkerOffer> members = workers.subspan(g * n_ranks, n_ranks);
+    WorkerOffer& group = groups.emplace_back(members.front());
+    for (const WorkerOffer& each : members) {
+      group.memory_bytes = std::min(group.memory_bytes, each.memory_bytes);
+      if (&each != &members.front()) group.name += "+" + each.name;
+    }
+    // What the slices really take is looked at below.
+    group.memory_bytes = checked_mul<std::uint64_t>(group.memory_bytes, n_ranks)
+                             .value_or(std::numeric_limits<std::uint64_t>::max());
+  }
+  std::vector<double> speeds(n_ranks, 1.0);
+  std::span<const double> lengths = split;
+  if (n_groups == 1 && !split.empty()) {
+    if (split.size() != n_ranks) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("--split has {} parts for {} workers; give one number per worker",
+                               split.size(), n_ranks)};
+    }
+    speeds.assign(split.begin(), split.end());
+    lengths = {};
+  }
+  RECUA_ASSIGN_OR_RETURN(const Plan layers, plan_layers(model, groups, lengths));
+  RECUA_ASSIGN_OR_RETURN(const std::vector<model::Share> shares,
+                         model::divide(hyperparams, speeds));
+  Plan plan;
+  for (const model::Slice& layer_slice : layers.slices) {
+    for (std::uint32_t r = 0; r < n_ranks; ++r) {
+      model::Slice& slice = plan.slices.emplace_back(layer_slice);
+      slice.rank = r;
+      slice.n_ranks = n_ranks;
+      slice.shares = shares;
+      const double n_layers = slice.layer_end - slice.layer_begin;
+      const double kv_part = static_cast<double>(shares[r].kv_heads.size()) /
+                             static_cast<double>(hyperparams.n_kv_heads);
+      const auto cache = static_cast<std::uint64_t>(static_cast<double>(model.kv_layer_bytes) *
+                                                    n_layers * kv_part);
+      plan.slice_bytes.push_back(part_bytes(slice) + cache);
+      const WorkerOffer& worker = workers[plan.slices.size() - 1];
+      if (plan.slice_bytes.back() <= worker.memory_bytes) continue;
+      return Error{ErrorCode::kResourceExhausted,
+                   fmt::format("the model does not fit: {} has {} and would need {} as rank {} of "
+                               "{}; add a worker, or use a smaller -c",
+                               worker.name, format_bytes(worker.memory_bytes),
+                               format_bytes(plan.slice_bytes.back()), r, n_ranks)};
+    }
+  }
+  return plan;
+}
+
 std::string describe(const Plan& plan, std::span<const WorkerOffer> workers) {
   std::string out = "layers ";
   for (std::size_t w = 0; w < plan.slices.size(); ++w) {
     const model::Slice& slice = plan.slices[w];
+    if (slice.rank > 0) {
+      out += fmt::format(" + {} ({})", workers[w].name, format_bytes(plan.slice_bytes[w]));
+      continue;
+    }
     out += fmt::format("{}{}-{} on {} ({})", w == 0 ? "" : " | ", slice.layer_begin,
                        slice.layer_end - 1, workers[w].name, format_bytes(plan.slice_bytes[w]));
   }

@@ -4,11 +4,13 @@
 /// Today it splits by layers and by memory (or as the user says); links and speeds come later.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
+#include "model/hyperparams.h"
 #include "model/slice.h"
 
 namespace recua::cluster {
@@ -37,6 +39,15 @@ struct Plan {
 /// kResourceExhausted: the model does not fit; says what each worker has and would need.
 Result<Plan> plan_layers(const ModelCost& model, std::span<const WorkerOffer> workers,
                          std::span<const double> split);
+
+/// Groups of n_ranks consecutive workers that have their layers in common (docs/parallelism.md);
+/// n_ranks 1 is plan_layers(). split gives the groups' relative lengths when there are several, the
+/// ranks' relative shares when there is one. part_bytes: what a slice keeps of all tensors.
+/// kInvalidArgument: workers that make no whole groups, more ranks than query heads.
+Result<Plan> plan_ranks(const ModelCost& model, const model::HyperParams& hyperparams,
+                        std::span<const WorkerOffer> workers, std::uint32_t n_ranks,
+                        std::span<const double> split,
+                        const std::function<std::uint64_t(const model::Slice&)>& part_bytes);
 
 /// "layers 0-7 on a:7500 (3.1 GiB) | 8-15 on b:7500 (3.4 GiB)"
 std::string describe(const Plan& plan, std::span<const WorkerOffer> workers);

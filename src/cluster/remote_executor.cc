@@ -68,10 +68,16 @@ struct RemoteExecutor::State : std::enable_shared_from_this<RemoteExecutor::Stat
   Result<bool> poll();
   Result<void> take(const rpc::Incoming& incoming);
   void fail(const Error& why);
+  /// A channel that it is not decided yet what carries its messages.
+  [[nodiscard]] const rpc::ChannelSender* unsettled() const {
+    const auto found = std::find_if(parts.firsts.begin(), parts.firsts.end(),
+                                    [](const auto& first) { return !first->settled(); });
+    return found == parts.firsts.end() ? nullptr : found->get();
+  }
 
   Parts parts;
   net::Event wake;
-  net::Event settled;  // The first channel is, or never will be.
+  net::Event settled;  // All channels are, or never will be.
   net::SpinBudget budget;
   std::deque<std::shared_ptr<PendingStep>> pending;  // In the order of their results.
   std::deque<OutMessage> queue;                      // Not handed to the channel yet.
@@ -94,7 +100,10 @@ RemoteExecutor::~RemoteExecutor() {
 }
 
 const model::ExecutorInfo& RemoteExecutor::info() const { return state_->parts.info; }
-const rpc::ChannelSender& RemoteExecutor::first() const { return *state_->parts.first; }
+std::size_t RemoteExecutor::n_firsts() const { return state_->parts.firsts.size(); }
+const rpc::ChannelSender& RemoteExecutor::first(std::size_t rank) const {
+  return *state_->parts.firsts[rank];
+}
 const rpc::ChannelReceiver& RemoteExecutor::last() const { return *state_->parts.last; }
 
 void RemoteExecutor::fail(const Error& error) { state_->fail(error); }
@@ -127,11 +136,11 @@ asio::awaitable<Result<void>> RemoteExecutor::wait_until_settled(net::Duration t
                                               expired = true;
                                               raw->settled.notify_all();
                                             });
-  while (!state->parts.first->settled() && !state->failure.has_value()) {
+  while (state->unsettled() != nullptr && !state->failure.has_value()) {
     if (expired) {
       co_return Error{ErrorCode::kTimeout,
                       fmt::format("{} did not settle on a transport within {}",
-                                  state->parts.first->peer(), net::to_string(timeout))};
+                                  state->unsettled()->peer(), net::to_string(timeout))};
     }
     co_await state->settled.wait();
   }
@@ -182,16 +191,25 @@ asio::awaitable<Result<model::StepResult>> RemoteExecutor::step(model::StepBatch
 }
 
 Result<bool> RemoteExecutor::State::poll() {
-  RECUA_ASSIGN_OR_RETURN(bool moved, parts.first->poll());
-  while (sending.size() > parts.first->n_sent() - parts.first->n_completed()) sending.pop_front();
-  while (!queue.empty() && parts.first->credits() > 0) {
+  bool moved = false;
+  std::uint64_t n_unfinished = 0;  // Messages that some rank's channel still reads.
+  for (const auto& first : parts.firsts) {
+    RECUA_ASSIGN_OR_RETURN(const bool moved_first, first->poll());
+    moved = moved || moved_first;
+    n_unfinished = std::max(n_unfinished, first->n_sent() - first->n_completed());
+  }
+  while (sending.size() > n_unfinished) sending.pop_front();
+  const auto has_credit = [](const auto& first) { return first->credits() > 0; };
+  while (!queue.empty() && std::all_of(parts.firsts.begin(), parts.firsts.end(), has_credit)) {
     sending.push_back(std::move(queue.front()));
     queue.pop_front();
     const OutMessage& message = sending.back();
     const rpc::Outgoing outgoing{
         .header = message.header, .rows = {}, .descriptor = message.descriptor.bytes()};
-    RECUA_ASSIGN_OR_RETURN(const bool sent, parts.first->try_send(outgoing));
-    RECUA_CHECK(sent);  // There was a credit, and nobody else sends here.
+    for (const auto& first : parts.firsts) {
+      RECUA_ASSIGN_OR_RETURN(const bool sent, first->try_send(outgoing));
+      RECUA_CHECK(sent);  // There was a credit, and nobody else sends here.
+    }
     moved = true;
   }
   RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, parts.last->poll());
@@ -253,23 +271,23 @@ asio::awaitable<void> RemoteExecutor::State::pump() {
   };
   std::function<void()> arm_fn = [weak = weak_from_this(), ready] {
     const auto state = weak.lock();
-    state->parts.first->arm(ready, /*for_completions=*/false);
+    for (const auto& first : state->parts.firsts) first->arm(ready, /*for_completions=*/false);
     state->parts.last->arm(ready);
   };
   while (!closed && !failure.has_value()) {
     // Spin only while somebody waits, and let a finished step's coroutine run before the next spin.
     // Without anything to wait for the channels are still listened to: a link mends itself, and a
     // lost one is not found out by the next request.
-    const bool idle = pending.empty() && parts.first->settled();
+    const bool idle = pending.empty() && unsettled() == nullptr;
     net::SpinBudget no_spin(net::Duration::zero());
     std::function<bool()> turn_over = [this, idle] {
       return closed || finished_some || failure.has_value() ||
-             idle != (pending.empty() && parts.first->settled());
+             idle != (pending.empty() && unsettled() == nullptr);
     };
     const Result<void> polled =
         co_await poll_until(parts.env, wake, poll_fn, arm_fn, turn_over, idle ? &no_spin : &budget);
     if (!polled.ok()) fail(polled.error());
-    if (parts.first->settled()) settled.notify_all();
+    if (unsettled() == nullptr) settled.notify_all();
     if (std::exchange(finished_some, false)) {
       co_await asio::post(parts.env.executor, asio::use_awaitable);
     }

@@ -1,7 +1,7 @@
 #pragma once
 /// RemoteExecutor: an Executor whose slices run on workers. It writes micro-batches into the
-/// channel of the first stage and takes results from the channel of the last; activations never
-/// pass here.
+/// channels of the first stage's ranks and takes results from the channel of the last; activations
+/// never pass here.
 ///
 /// Steps may overlap: the micro-batches of the next enter the pipeline while the last are under
 /// way. Errors: what a stage said about a batch (kInvalidArgument), or kUnavailable when a worker
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -28,7 +29,7 @@ class RemoteExecutor final : public model::Executor {
     rpc::ChannelId id;
     model::ExecutorInfo info;
     std::uint32_t n_logit_rows = 1;
-    std::unique_ptr<rpc::ChannelSender> first;
+    std::vector<std::unique_ptr<rpc::ChannelSender>> firsts;  // To each rank of the first stage.
     std::unique_ptr<rpc::ChannelReceiver> last;
     std::shared_ptr<void> keep;  // Lives as long: ring memory, control connections.
   };
@@ -47,8 +48,9 @@ class RemoteExecutor final : public model::Executor {
   /// Returns when it is decided what carries the messages. kTimeout; or what broke.
   boost::asio::awaitable<Result<void>> wait_until_settled(net::Duration timeout);
 
-  /// Both ends, for what they say of themselves.
-  [[nodiscard]] const rpc::ChannelSender& first() const;
+  /// All ends, for what they say of themselves.
+  [[nodiscard]] std::size_t n_firsts() const;
+  [[nodiscard]] const rpc::ChannelSender& first(std::size_t rank = 0) const;
   [[nodiscard]] const rpc::ChannelReceiver& last() const;
   [[nodiscard]] const rpc::ChannelCounters& sent() const { return first().counters(); }
   [[nodiscard]] const rpc::ChannelCounters& received() const { return last().counters(); }

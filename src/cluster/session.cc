@@ -58,10 +58,30 @@ std::uint64_t working_bytes(const model::HyperParams& hp, const model::Slice& sl
   const std::uint64_t rows =
       saturated_mul(saturated_mul(row_floats, sizeof(float)), options.n_ubatch);
   const std::uint64_t sent =
-      StageBuffers::bytes(slice, options.n_ubatch, hp.hidden_size, hp.vocab_size);
+      StageBuffers::bytes(slice, options.n_ubatch, hp.hidden_size, hp.vocab_size) +
+      (slice.n_ranks > 1 ? group_bytes(slice.n_ranks) : 0);
   return saturated_add(saturated_add(ring.n_slots * ring.slot_bytes, saturated_add(rows, sent)),
                        4 * std::uint64_t{options.n_pages});
 }
+
+/// Of a rank's tensors only its parts stay in memory, if they can be taken out of a file.
+std::uint64_t weight_bytes(const Session::Request& request, bool has_files) {
+  const model::Share share = model::own_share(request.slice, request.hyperparams);
+  std::uint64_t out = 0;
+  for (const TensorSpec& tensor : request.tensors) {
+    const bool is_cut = has_files && request.slice.n_ranks > 1;
+    out = saturated_add(
+        out,
+        is_cut ? model::part_bytes(model::tensor_part(request.hyperparams, share, tensor.name,
+                                                      tensor.n_in, tensor.n_out, tensor.n_experts),
+                                   tensor.type)
+               : tensor.bytes);
+  }
+  return out;
+}
+
+/// Next ranks that one rank serves.
+constexpr std::size_t kOutsMax = kRanksMax;
 
 Error given_up() { return {ErrorCode::kCancelled, "the session was closed while it was loading"}; }
 
@@ -83,6 +103,10 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
                  fmt::format("slice.n_layers is {}, but the model's metadata says {}",
                              request.slice.n_layers, request.hyperparams.n_layers)};
   }
+  if (request.slice.n_ranks > 1) {
+    RECUA_RETURN_IF_ERROR(
+        model::check_shares(request.hyperparams, request.slice.n_ranks, request.slice.shares));
+  }
   for (const wire::Tensor& tensor : message.tensors()) {
     RECUA_ASSIGN_OR_RETURN(TensorSpec spec, from_wire(tensor));
     request.tensors.push_back(std::move(spec));
@@ -96,6 +120,7 @@ Session::Session(SessionEnv env, Request request, SessionEvents events)
     : env_(std::move(env)),
       request_(std::move(request)),
       events_(std::move(events)),
+      group_(request_.slice.rank, request_.slice.n_ranks),
       ended_(env_.env.executor) {}
 
 Session::~Session() = default;
@@ -108,7 +133,7 @@ asio::awaitable<Result<void>> Session::load(ChunkSource source) {
   ring_shape_ = input_ring(request_.hyperparams, request_.slice, request_.options);
   RECUA_CO_RETURN_IF_ERROR(rpc::validate(ring_shape_));
   const std::uint64_t needed = saturated_add(
-      saturated_add(total, cache),
+      saturated_add(weight_bytes(request_, !env_.models_dir.empty()), cache),
       working_bytes(request_.hyperparams, request_.slice, request_.options, ring_shape_));
   // What is free is asked before this session counts itself.
   if (const std::uint64_t free = env_.memory_free(); needed > free) {
@@ -203,7 +228,7 @@ Result<void> Session::build(const model::WeightSource& weights) {
   RECUA_ASSIGN_OR_RETURN(device_, env_.make_device());
   RECUA_ASSIGN_OR_RETURN(
       runner_, model::SliceRunner::create(*device_, request_.hyperparams, weights, request_.slice,
-                                          request_.options, communicator_));
+                                          request_.options, group_));
   RECUA_ASSIGN_OR_RETURN(ring_, RingBuffer::create(device_.get(), ring_shape_, env_.link_policy));
   return ok();
 }
@@ -214,7 +239,7 @@ Result<rpc::RingShape> Session::ring(const rpc::ChannelRequest& request) const {
     return Error{ErrorCode::kNotFound,
                  fmt::format("session {:016x} is not loaded yet", request.id.session)};
   }
-  return ring_shape_;
+  return group_channel_of(request.number) ? kGroupRing : ring_shape_;
 }
 
 Result<void> Session::attach(std::unique_ptr<net::Connection> connection,
@@ -225,28 +250,35 @@ Result<void> Session::attach(std::unique_ptr<net::Connection> connection,
     }
     return fetcher_->attach(std::move(connection), peer);
   }
-  End end{.connection = std::move(connection),
-          .number = request.number,
-          .name = peer.name,
-          .ring = request.ring,
-          .features = peer.features};
+  ChannelEnd end{.connection = std::move(connection),
+                 .number = request.number,
+                 .name = peer.name,
+                 .ring = request.ring,
+                 .features = peer.features};
   if (request.direction == rpc::Direction::kAcceptorSends) return attach_out(std::move(end));
-  if (!loaded_ || closed_ || in_.connection != nullptr || loop_ != nullptr) {
+  const auto channel = group_channel_of(end.number);
+  if (!loaded_ || closed_ || loop_ != nullptr || (!channel && in_.connection != nullptr)) {
     return Error{ErrorCode::kProtocol, "this session does not wait for an incoming channel"};
   }
+  if (channel) return group_.attach(*channel, std::move(end));
   in_ = std::move(end);
   return ok();
 }
 
-Result<void> Session::attach_out(End end) {
-  if (!loaded_ || closed_ || out_.connection != nullptr || loop_ != nullptr) {
+Result<void> Session::attach_out(ChannelEnd end) {
+  const auto channel = group_channel_of(end.number);
+  const bool is_there = outs_.size() >= kOutsMax ||
+                        std::any_of(outs_.begin(), outs_.end(),
+                                    [&](const auto& out) { return out.number == end.number; });
+  if (!loaded_ || closed_ || loop_ != nullptr || (!channel && is_there)) {
     return Error{ErrorCode::kProtocol, "this session does not wait for an outgoing channel"};
   }
-  out_ = std::move(end);
+  if (channel) return group_.attach(*channel, std::move(end));
+  outs_.push_back(std::move(end));
   return ok();
 }
 
-rpc::LinkContext Session::link_context(const End& end, bool sends) {
+rpc::LinkContext Session::link_context(const ChannelEnd& end, bool sends) {
   rpc::LinkContext context;
   context.env = env_.env;
   context.env.executor = loop_->executor();
@@ -266,16 +298,28 @@ rpc::LinkContext Session::link_context(const End& end, bool sends) {
 }
 
 Result<void> Session::start() {
-  if (in_.connection == nullptr || out_.connection == nullptr) {
+  const bool may_end_here = request_.slice.n_ranks > 1;  // Another rank sends what all have.
+  if (in_.connection == nullptr || (outs_.empty() && !may_end_here)) {
     return Error{ErrorCode::kProtocol,
                  "start_session came before both channels of the slice were open"};
   }
+  RECUA_RETURN_IF_ERROR(group_.check_complete());
   loop_ = env_.offload->new_stage_loop();
+  net::Env stage_env = env_.env;
+  stage_env.executor = loop_->executor();
+  stage_env.run_one = loop_->run_one();
   RECUA_ASSIGN_OR_RETURN(auto in, std::exchange(in_.connection, {})->move_to(loop_->executor()));
-  RECUA_ASSIGN_OR_RETURN(auto out, std::exchange(out_.connection, {})->move_to(loop_->executor()));
+  RECUA_RETURN_IF_ERROR(group_.connect(
+      request_.id, stage_env, env_.link_policy,
+      [this](const ChannelEnd& end, bool sends) { return link_context(end, sends); },
+      loop_->new_waiter()));
+  rpc::RingShape out_ring{.n_slots = 1, .slot_bytes = rpc::kTensorHeaderBytes};  // The smallest.
+  for (const ChannelEnd& out : outs_) {
+    if (&out == &outs_.front() || out.ring.slot_bytes < out_ring.slot_bytes) out_ring = out.ring;
+  }
   RECUA_ASSIGN_OR_RETURN(
       buffers_,
-      StageBuffers::allocate(*device_, *runner_, request_.hyperparams.vocab_size, out_.ring));
+      StageBuffers::allocate(*device_, *runner_, request_.hyperparams.vocab_size, out_ring));
   Stage::Parts parts{.id = request_.id,
                      .device = device_.get(),
                      .runner = runner_.get(),
@@ -290,13 +334,14 @@ Result<void> Session::start() {
                                         ring_shape_, ring_->memory()));
   std::vector<std::span<std::byte>> sources;
   if (!buffers_.memory().empty()) sources.push_back(buffers_.memory());
-  parts.out = rpc::make_link_sender(link_context(out_, true), std::move(out), out_.ring,
-                                    std::move(sources), out_.features);
+  for (ChannelEnd& end : outs_) {
+    RECUA_ASSIGN_OR_RETURN(auto out, std::exchange(end.connection, {})->move_to(loop_->executor()));
+    parts.outs.push_back(rpc::make_link_sender(link_context(end, true), std::move(out), end.ring,
+                                               sources, end.features));
+  }
+  if (request_.slice.n_ranks > 1) parts.group = &group_;
   stage_ = std::make_shared<Stage>(std::move(parts));
 
-  net::Env stage_env = env_.env;
-  stage_env.executor = loop_->executor();
-  stage_env.run_one = loop_->run_one();
   // The control loop may not run out of work before the stage's end has been told there.
   asio::any_io_executor home =
       asio::prefer(env_.env.executor, asio::execution::outstanding_work.tracked);
@@ -315,8 +360,10 @@ Result<void> Session::start() {
 }
 
 void Session::stage_ended(const Result<void>& ended) {
-  for (const rpc::LinkStats& stats : stage_->link_stats()) {
-    const End& end = stats.sends ? out_ : in_;
+  const std::span<const rpc::LinkStats> all = stage_->link_stats();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const rpc::LinkStats& stats = all[i];
+    const ChannelEnd& end = stats.sends ? outs_[i - 1] : in_;
     SessionLink& link = links_.emplace_back(SessionLink{.number = end.number, .stats = stats});
     link.stats.from = stats.sends ? env_.name : end.name;
     link.stats.to = stats.sends ? end.name : env_.name;
@@ -330,7 +377,8 @@ void Session::close() {
   if (closed_.exchange(true)) return;
   if (fetcher_ != nullptr) fetcher_->stop();
   in_.connection.reset();
-  out_.connection.reset();
+  for (ChannelEnd& out : outs_) out.connection.reset();
+  group_.cancel();
   if (stage_ != nullptr) {
     // A busy stage sees the request, a sleeping one is woken. Its end (see start()) drops it and
     // then the session.

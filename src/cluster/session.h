@@ -20,11 +20,11 @@
 #include "cluster/chunks.h"
 #include "cluster/link_wire.h"
 #include "cluster/offload.h"
+#include "cluster/rank_group.h"
 #include "cluster/ring_buffer.h"
 #include "cluster/slice_weights.h"
 #include "cluster/stage.h"
 #include "cluster/weights_fetch.h"
-#include "model/communicator.h"
 #include "model/hyperparams.h"
 #include "model/slice_runner.h"
 #include "net/connection.h"
@@ -93,16 +93,9 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   /// Loads weights and allocates caches. kNotFound: chunks are missing and may not be fetched.
   boost::asio::awaitable<Result<void>> load(ChunkSource source);
 
-  /// A channel of the stage, before it runs.
-  struct End {
-    std::unique_ptr<net::Connection> connection;
-    std::uint32_t number = 0;
-    std::string name;                     // The other end's.
-    rpc::RingShape ring;                  // Of the receiver.
-    std::vector<std::uint32_t> features;  // Agreed on.
-  };
-  /// Takes the channel that this slice sends on. kProtocol: not loaded yet, or there is one.
-  Result<void> attach_out(End end);
+  /// Takes a channel that this slice sends on: to a next one, or to another rank. kProtocol: not
+  /// loaded yet, or it is there already.
+  Result<void> attach_out(ChannelEnd end);
 
   /// Starts the stage.
   Result<void> start();
@@ -117,7 +110,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   boost::asio::awaitable<Result<void>> fetch_missing(std::shared_ptr<SliceWeights> weights,
                                                      ChunkSource source, std::uint64_t total_bytes);
   Result<void> build(const model::WeightSource& weights);
-  [[nodiscard]] rpc::LinkContext link_context(const End& end, bool sends);
+  [[nodiscard]] rpc::LinkContext link_context(const ChannelEnd& end, bool sends);
   void stage_ended(const Result<void>& ended);
 
   SessionEnv env_;
@@ -131,13 +124,13 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   // loop that served them (joining its thread), the memory they used, the weights, the device.
   std::unique_ptr<compute::Device> device_;
   std::unique_ptr<model::WeightSource> weights_;
-  model::SingleRank communicator_;
+  RankGroup group_;
   std::unique_ptr<model::SliceRunner> runner_;
   std::unique_ptr<RingBuffer> ring_;
   StageBuffers buffers_;
   rpc::RingShape ring_shape_;
-  End in_;
-  End out_;
+  ChannelEnd in_;
+  std::vector<ChannelEnd> outs_;
   std::unique_ptr<StageLoop> loop_;
   std::shared_ptr<Stage> stage_;  // Shared with a pending stop() on its loop only.
   std::vector<SessionLink> links_;

@@ -79,23 +79,31 @@ std::span<std::byte> StageBuffers::memory() const {
 }
 
 Result<bool> Stage::poll() {
-  RECUA_ASSIGN_OR_RETURN(bool moved, parts_.out->poll());
+  bool moved = false;
+  for (const auto& out : parts_.outs) {
+    RECUA_ASSIGN_OR_RETURN(const bool moved_out, out->poll());
+    moved = moved || moved_out;
+  }
   if (!incoming_.has_value()) {
     RECUA_ASSIGN_OR_RETURN(incoming_, parts_.in->poll());
     moved = moved || incoming_.has_value();
   }
-  const bool buffer_free =
-      parts_.out->n_sent() - parts_.out->n_completed() < parts_.buffers->size();
-  if (incoming_.has_value() && buffer_free && parts_.out->credits() > 0) {
+  if (incoming_.has_value() && can_send()) {
     RECUA_RETURN_IF_ERROR(work());
     moved = true;
   }
   return moved;
 }
 
+bool Stage::can_send() const {
+  return std::all_of(parts_.outs.begin(), parts_.outs.end(), [this](const auto& out) {
+    return out->credits() > 0 && out->n_sent() - out->n_completed() < parts_.buffers->size();
+  });
+}
+
 Result<void> Stage::work() {
   const rpc::Incoming incoming = *std::exchange(incoming_, std::nullopt);
-  OutBuffer& buffer = parts_.buffers->at(parts_.out->n_sent());
+  OutBuffer& buffer = parts_.buffers->at(n_messages_);
   buffer.descriptor.clear();
   rpc::TensorHeader header = incoming.header;
   header.n_rows = 0;
@@ -137,9 +145,18 @@ Result<void> Stage::work() {
     done = parts_.runner->run(batch, input, output, result_);
   }
 
+  // A batch that is wrong is wrong on every rank. After anything else the ranks have parted.
+  if (!done.ok() && slice.n_ranks > 1 && done.error().code != ErrorCode::kInvalidArgument &&
+      done.error().code != ErrorCode::kResourceExhausted &&
+      done.error().code != ErrorCode::kCorrupt) {
+    return std::move(done).error().within(parts_.name);
+  }
   if (!done.ok()) {
     header.kind = rpc::MessageKind::kFailure;
     encode_failure(std::move(done).error().within(parts_.name), buffer.descriptor);
+  } else if (parts_.outs.empty()) {
+    ++n_messages_;
+    return parts_.in->release(incoming.slot);
   } else if (slice.is_last()) {
     header.kind = rpc::MessageKind::kResult;
     encode_result(result_, buffer.descriptor);
@@ -167,7 +184,7 @@ bool Stage::store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const {
                     [](const model::StepOutput& output) { return !output.logits.empty(); }));
   if (n_rows > buffer.rows.n_rows ||
       rpc::kTensorHeaderBytes + n_rows * row_bytes + buffer.descriptor.size() >
-          parts_.out->ring().slot_bytes) {
+          parts_.outs.front()->ring().slot_bytes) {
     return false;
   }
   std::size_t row = 0;
@@ -193,38 +210,49 @@ Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
   }
   const rpc::Outgoing message{
       .header = header, .rows = rows, .descriptor = buffer.descriptor.bytes()};
-  RECUA_ASSIGN_OR_RETURN(const bool sent, parts_.out->try_send(message));
-  RECUA_CHECK(sent);  // poll() looked for a credit, and nobody else sends here.
+  for (const auto& out : parts_.outs) {
+    RECUA_ASSIGN_OR_RETURN(const bool sent, out->try_send(message));
+    RECUA_CHECK(sent);  // poll() looked for a credit, and nobody else sends here.
+  }
+  ++n_messages_;
   return ok();
+}
+
+void Stage::note_transports() {
+  stats_[0].transport = parts_.in->transport();
+  for (std::size_t i = 0; i < parts_.outs.size(); ++i) {
+    stats_[1 + i].transport = parts_.outs[i]->transport();
+  }
 }
 
 boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   wake_ = std::make_shared<net::Event>(env.executor);
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
-  stats_.resize(2);
+  stats_.resize(1 + parts_.outs.size());
   stats_[0].sends = false;
-  // A link that broke does not know any more what carried its messages: asked before many a sleep.
-  const auto note_transports = [this] {
-    stats_[0].transport = parts_.in->transport();
-    stats_[1].transport = parts_.out->transport();
-  };
   const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
-  std::function<void()> arm_fn = [this, ready, note_transports, n_sleeps = 0U]() mutable {
+  std::function<void()> arm_fn = [this, ready, n_sleeps = 0U]() mutable {
+    // A link that broke does not know any more what carried its messages.
     if (n_sleeps++ % kSleepsPerNote == 0) note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
-    parts_.out->arm(ready, incoming_.has_value());
+    for (const auto& out : parts_.outs) out->arm(ready, incoming_.has_value());
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
-  Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
+  // The links between the ranks find out what they run on before somebody waits for a token.
+  Result<void> ended = parts_.group == nullptr ? ok() : parts_.group->barrier();
+  if (ended.ok()) ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
   if (ended.ok() || stats_[0].transport.empty()) note_transports();
   stats_[0].counters = parts_.in->counters();
-  stats_[1].counters = parts_.out->counters();
+  for (std::size_t i = 0; i < parts_.outs.size(); ++i) {
+    stats_[1 + i].counters = parts_.outs[i]->counters();
+  }
   // Here, on their own loop, where a handler of theirs may still be due.
   parts_.in.reset();
-  parts_.out.reset();
+  parts_.outs.clear();
+  if (parts_.group != nullptr) parts_.group->disconnect();
   co_return ended;
 }
 

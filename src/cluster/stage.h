@@ -1,7 +1,8 @@
 #pragma once
 /// Stage: one slice at work. It takes micro-batches from the channel of the stage before (or of the
-/// coordinator), runs them, and writes the result into the channel of the next stage (the last one:
-/// back to the coordinator).
+/// coordinator), runs them, and writes the result into the channels of the next stage (the last
+/// one: back to the coordinator). One rank of several writes to those of the next ranks that it
+/// serves, perhaps to none: all ranks have the same result.
 ///
 /// A polled state machine: poll() does what can be done now, drive() runs it on a loop, spinning
 /// for a short time before it sleeps. Rows are computed from the slot in which they arrived into a
@@ -21,6 +22,7 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
+#include "cluster/rank_group.h"
 #include "compute/device.h"
 #include "model/slice_runner.h"
 #include "net/connection.h"
@@ -78,9 +80,10 @@ class Stage {
     std::size_t vocab_size = 0;
     std::string name = {};            // Of this stage, for failures: "box2:7500, layers 4-7".
     compute::Buffer* ring = nullptr;  // The memory behind `in`.
-    StageBuffers* buffers = nullptr;  // `out` knows their memory.
+    StageBuffers* buffers = nullptr;  // `outs` know their memory.
     std::unique_ptr<rpc::ChannelReceiver> in = {};
-    std::unique_ptr<rpc::ChannelSender> out = {};
+    std::vector<std::unique_ptr<rpc::ChannelSender>> outs = {};
+    RankGroup* group = nullptr;
     std::mutex* compute_mutex = nullptr;  // Held while computing: sessions share the device.
   };
 
@@ -94,7 +97,7 @@ class Stage {
   void request_stop() { stop_requested_ = true; }
   /// From the stage's loop.
   void wake();
-  /// What its two channels did, once drive() has ended; the input first.
+  /// What its channels did, once drive() has ended; the input first, then the outputs in order.
   [[nodiscard]] const std::vector<rpc::LinkStats>& link_stats() const { return stats_; }
 
  private:
@@ -103,11 +106,15 @@ class Stage {
   Result<void> work();
   /// Puts the result's logits into the buffer's rows; false when they do not fit.
   bool store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const;
+  /// Whether every output has a credit and a buffer.
+  [[nodiscard]] bool can_send() const;
+  void note_transports();
   Result<void> send(OutBuffer& buffer, rpc::TensorHeader header);
 
   Parts parts_;
   std::vector<rpc::LinkStats> stats_;
   std::optional<rpc::Incoming> incoming_;
+  std::uint64_t n_messages_ = 0;  // Done, and sent to all outputs.
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;
   std::shared_ptr<net::Event> wake_;

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
+#include "cluster/rank_group.h"
 
 namespace recua::cluster {
 namespace {
@@ -87,6 +88,17 @@ void to_wire(const model::Slice& slice, wire::Slice& out) {
   out.set_n_layers(slice.n_layers);
   out.set_rank(slice.rank);
   out.set_n_ranks(slice.n_ranks);
+  for (const model::Share& share : slice.shares) {
+    wire::Share& entry = *out.add_shares();
+    entry.set_heads_begin(share.heads.begin);
+    entry.set_heads_end(share.heads.end);
+    entry.set_kv_heads_begin(share.kv_heads.begin);
+    entry.set_kv_heads_end(share.kv_heads.end);
+    entry.set_ffn_begin(share.ffn.begin);
+    entry.set_ffn_end(share.ffn.end);
+    entry.set_vocab_begin(share.vocab.begin);
+    entry.set_vocab_end(share.vocab.end);
+  }
 }
 
 Result<model::Slice> from_wire(const wire::Slice& slice) {
@@ -94,13 +106,23 @@ Result<model::Slice> from_wire(const wire::Slice& slice) {
   RECUA_RETURN_IF_ERROR(check_range("slice.layer_end", slice.layer_end(), 1, slice.n_layers()));
   RECUA_RETURN_IF_ERROR(
       check_range("slice.layer_begin", slice.layer_begin(), 0, slice.layer_end() - 1));
-  RECUA_RETURN_IF_ERROR(check_range("slice.n_ranks", slice.n_ranks(), 1, 1));
+  RECUA_RETURN_IF_ERROR(check_range("slice.n_ranks", slice.n_ranks(), 1, kRanksMax));
   RECUA_RETURN_IF_ERROR(check_range("slice.rank", slice.rank(), 0, slice.n_ranks() - 1));
-  return model::Slice{.layer_begin = slice.layer_begin(),
-                      .layer_end = slice.layer_end(),
-                      .n_layers = slice.n_layers(),
-                      .rank = slice.rank(),
-                      .n_ranks = slice.n_ranks()};
+  const std::uint32_t n_shares = slice.n_ranks() == 1 ? 0 : slice.n_ranks();
+  RECUA_RETURN_IF_ERROR(check_range("slice.shares", static_cast<std::uint64_t>(slice.shares_size()),
+                                    n_shares, n_shares));
+  model::Slice out{.layer_begin = slice.layer_begin(),
+                   .layer_end = slice.layer_end(),
+                   .n_layers = slice.n_layers(),
+                   .rank = slice.rank(),
+                   .n_ranks = slice.n_ranks()};
+  for (const wire::Share& share : slice.shares()) {
+    out.shares.push_back({.heads = {share.heads_begin(), share.heads_end()},
+                          .kv_heads = {share.kv_heads_begin(), share.kv_heads_end()},
+                          .ffn = {share.ffn_begin(), share.ffn_end()},
+                          .vocab = {share.vocab_begin(), share.vocab_end()}});
+  }
+  return out;
 }
 
 void to_wire(const model::SliceOptions& options, wire::SliceOptions& out) {

@@ -114,6 +114,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
         options.memory_bytes != 0 ? options.memory_bytes : sys::memory_info().total_bytes;
     info.n_threads = static_cast<std::uint32_t>(options.n_threads);
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
+    info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
     }

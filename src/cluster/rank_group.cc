@@ -1,0 +1,121 @@
+#include "cluster/rank_group.h"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace recua::cluster {
+
+std::optional<GroupChannel> group_channel_of(std::uint32_t number) {
+  if (number < kGroupChannels || number >= kGroupChannels + kRanksMax * kRanksMax) {
+    return std::nullopt;
+  }
+  const std::uint32_t index = number - kGroupChannels;
+  const GroupChannel channel{.from = index / kRanksMax, .to = index % kRanksMax};
+  if (channel.from == channel.to) return std::nullopt;
+  return channel;
+}
+
+std::uint64_t group_bytes(std::uint32_t n_ranks) {
+  // A ring per other rank, and about two buffers per slot or rank to send from.
+  const std::uint64_t n_buffers = 2 * std::uint64_t{kGroupRing.n_slots + n_ranks};
+  return kGroupRing.slot_bytes * ((n_ranks - 1) * std::uint64_t{kGroupRing.n_slots} + n_buffers);
+}
+
+RankGroup::RankGroup(std::uint32_t rank, std::uint32_t n_ranks)
+    : rank_(rank), n_ranks_(n_ranks), peers_(n_ranks) {}
+
+Result<void> RankGroup::attach(GroupChannel channel, ChannelEnd end) {
+  const bool sends = channel.from == rank_;
+  const std::uint32_t other = sends ? channel.to : channel.from;
+  if ((!sends && channel.to != rank_) || other >= n_ranks_) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("a channel from rank {} to rank {} does not belong to rank {} of {}",
+                             channel.from, channel.to, rank_, n_ranks_)};
+  }
+  ChannelEnd& mine = sends ? peers_[other].out : peers_[other].in;
+  if (mine.connection != nullptr || channels_ != nullptr) {
+    return Error{ErrorCode::kProtocol, fmt::format("the channel from rank {} to rank {} came twice",
+                                                   channel.from, channel.to)};
+  }
+  mine = std::move(end);
+  return ok();
+}
+
+Result<void> RankGroup::check_complete() const {
+  for (std::uint32_t r = 0; r < n_ranks_; ++r) {
+    if (r == rank_) continue;
+    if (peers_[r].in.connection != nullptr && peers_[r].out.connection != nullptr) continue;
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("start_session came before both channels of rank {} with rank {} were "
+                             "open",
+                             rank_, r)};
+  }
+  return ok();
+}
+
+Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
+                                const rpc::LinkPolicy* policy, const MakeContext& make_context,
+                                std::unique_ptr<collective::Waiter> waiter) {
+  if (n_ranks_ == 1) return ok();
+  if (waiter == nullptr) {
+    return Error{ErrorCode::kUnsupported,
+                 "a tensor split needs a thread of its own for each rank, which a simulation of "
+                 "one thread does not have"};
+  }
+  waiter_ = std::move(waiter);
+  collective::CommunicatorParts parts;
+  parts.id = id;
+  parts.rank = rank_;
+  parts.clock = loop_env.clock;
+  parts.waiter = waiter_.get();
+  parts.options.spin = loop_env.spin;
+  parts.channels.resize(n_ranks_);
+  RECUA_ASSIGN_OR_RETURN(parts.ring, collective::SendRing::create(kGroupRing, n_ranks_, 0));
+  for (std::uint32_t r = 0; r < n_ranks_; ++r) {
+    if (r == rank_) continue;
+    Peer& peer = peers_[r];
+    RECUA_ASSIGN_OR_RETURN(peer.ring, RingBuffer::create(nullptr, kGroupRing, policy));
+    RECUA_ASSIGN_OR_RETURN(auto in,
+                           std::exchange(peer.in.connection, {})->move_to(loop_env.executor));
+    RECUA_ASSIGN_OR_RETURN(auto out,
+                           std::exchange(peer.out.connection, {})->move_to(loop_env.executor));
+    RECUA_ASSIGN_OR_RETURN(parts.channels[r].receiver,
+                           rpc::make_link_receiver(make_context(peer.in, false), std::move(in), id,
+                                                   kGroupRing, peer.ring->memory()));
+    std::vector<std::span<std::byte>> sources(1, parts.ring.memory());
+    parts.channels[r].sender =
+        rpc::make_link_sender(make_context(peer.out, true), std::move(out), peer.out.ring,
+                              std::move(sources), peer.out.features);
+  }
+  RECUA_ASSIGN_OR_RETURN(auto made, collective::ChannelCommunicator::create(std::move(parts)));
+  const std::scoped_lock lock(mutex_);
+  channels_ = std::move(made);
+  return ok();
+}
+
+void RankGroup::disconnect() {
+  const std::scoped_lock lock(mutex_);
+  channels_.reset();
+}
+
+void RankGroup::cancel() {
+  const std::scoped_lock lock(mutex_);
+  if (channels_ != nullptr) channels_->cancel();
+}
+
+Result<void> RankGroup::all_reduce(std::span<float> values) {
+  return n_ranks_ == 1 ? ok() : channels_->all_reduce(values);
+}
+Result<void> RankGroup::all_gather(std::span<const float> mine, std::span<const std::size_t> counts,
+                                   std::span<float> out) {
+  if (n_ranks_ > 1) return channels_->all_gather(mine, counts, out);
+  std::copy(mine.begin(), mine.end(), out.begin());
+  return ok();
+}
+Result<void> RankGroup::broadcast(std::span<float> values, std::uint32_t root) {
+  return n_ranks_ == 1 ? ok() : channels_->broadcast(values, root);
+}
+Result<void> RankGroup::barrier() { return n_ranks_ == 1 ? ok() : channels_->barrier(); }
+
+}  // namespace recua::cluster

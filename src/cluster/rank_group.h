@@ -1,0 +1,92 @@
+#pragma once
+/// RankGroup: a rank's place among those that have its layers in common. It collects the channels
+/// to and from each of them, and is the Communicator of its slice once they are all there.
+///
+/// Channels between ranks have numbers of their own, which say from whom to whom. Life: made with
+/// the session -> attach() for each channel -> connect() on the stage's loop -> calls of the
+/// stage's compute thread -> disconnect() there. Threads: attach() on the control loop, cancel()
+/// any.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "cluster/channel_host.h"
+#include "cluster/ring_buffer.h"
+#include "collective/channel_communicator.h"
+#include "model/communicator.h"
+#include "rpc/link.h"
+
+namespace recua::cluster {
+
+/// More ranks would wait for each other longer than they compute.
+inline constexpr std::uint32_t kRanksMax = 64;
+
+/// Numbers of channels between ranks begin here; no plan has so many workers.
+inline constexpr std::uint32_t kGroupChannels = 0x10000;
+
+struct GroupChannel {
+  std::uint32_t from = 0;  // Ranks.
+  std::uint32_t to = 0;
+};
+constexpr std::uint32_t group_channel_number(GroupChannel channel) {
+  return kGroupChannels + channel.from * kRanksMax + channel.to;
+}
+/// Nothing: a number of another kind, or a channel from a rank to itself.
+std::optional<GroupChannel> group_channel_of(std::uint32_t number);
+
+/// Rings between ranks: pieces of a vector, several under way.
+inline constexpr rpc::RingShape kGroupRing{.n_slots = 8, .slot_bytes = (std::uint64_t{128} << 10)};
+/// What a rank's rings and buffers to send from take.
+std::uint64_t group_bytes(std::uint32_t n_ranks);
+
+class RankGroup final : public model::Communicator {
+ public:
+  RankGroup(std::uint32_t rank, std::uint32_t n_ranks);
+
+  [[nodiscard]] std::uint32_t rank() const override { return rank_; }
+  [[nodiscard]] std::uint32_t n_ranks() const override { return n_ranks_; }
+
+  /// Takes a channel that this rank sends or receives on. kProtocol: it is not one of ours, or came
+  /// twice.
+  Result<void> attach(GroupChannel channel, ChannelEnd end);
+  /// kProtocol: names a rank whose channel is missing.
+  Result<void> check_complete() const;
+
+  /// How links are made: as Session::link_context().
+  using MakeContext = std::function<rpc::LinkContext(const ChannelEnd& end, bool sends)>;
+  /// Makes the links on the stage's loop. waiter: of that loop; outlives the group's calls.
+  Result<void> connect(rpc::ChannelId id, const net::Env& loop_env, const rpc::LinkPolicy* policy,
+                       const MakeContext& make_context, std::unique_ptr<collective::Waiter> waiter);
+  /// Drops the links, on their loop.
+  void disconnect();
+  /// Ends a call that waits for others, and all to come. Any thread.
+  void cancel();
+
+  Result<void> all_reduce(std::span<float> values) override;
+  Result<void> all_gather(std::span<const float> mine, std::span<const std::size_t> counts,
+                          std::span<float> out) override;
+  Result<void> broadcast(std::span<float> values, std::uint32_t root) override;
+  Result<void> barrier() override;
+
+ private:
+  struct Peer {
+    ChannelEnd in;
+    ChannelEnd out;
+    std::unique_ptr<RingBuffer> ring;  // What `in` writes to.
+  };
+
+  std::uint32_t rank_;
+  std::uint32_t n_ranks_;
+  std::vector<Peer> peers_;  // By rank; the own one is empty.
+  std::unique_ptr<collective::Waiter> waiter_;
+  std::unique_ptr<collective::ChannelCommunicator> channels_;
+  std::mutex mutex_;  // Of channels_ as cancel() sees it.
+};
+
+}  // namespace recua::cluster
