@@ -69,7 +69,7 @@ class TestGroup {
         EXPECT_EQ(part.size(), values.size()) << "ranks reduce different rows";
         for (std::size_t i = 0; i < sum_.size(); ++i) sum_[i] += part[i];
       }
-      if (!group_.meet(rank_, values)) return lost();
+      if (!group_.wait()) return lost();
       std::copy(sum_.begin(), sum_.end(), values.begin());
       return ok();
     }
@@ -92,16 +92,16 @@ class TestGroup {
         to = std::copy(group_.sent_[r].begin(), group_.sent_[r].end(), to);
       }
       EXPECT_EQ(to, out.data() + out.size());
-      return group_.meet(rank_, mine) ? ok() : lost();
+      return group_.wait() ? ok() : lost();
     }
     Result<void> broadcast(std::span<float> values, std::uint32_t root) override {
       if (!group_.meet(rank_, values)) return lost();
       const std::vector<float> sent(group_.sent_[root].begin(), group_.sent_[root].end());
-      if (!group_.meet(rank_, values)) return lost();
+      if (!group_.wait()) return lost();
       std::copy(sent.begin(), sent.end(), values.begin());
       return ok();
     }
-    Result<void> barrier() override { return group_.meet(rank_, {}) ? ok() : lost(); }
+    Result<void> barrier() override { return group_.wait() ? ok() : lost(); }
 
     std::size_t n_reduces = 0;
 
@@ -114,10 +114,17 @@ class TestGroup {
     std::span<float> begun_;
   };
 
-  /// Waits until all are here with what they send. False: somebody is gone, or late by a minute.
+  /// Waits until all are here with what they send; the others read it until they wait again.
   bool meet(std::uint32_t rank, std::span<const float> sent) {
+    {
+      const std::lock_guard lock(mutex_);
+      sent_[rank] = sent;
+    }
+    return wait();
+  }
+  /// False: somebody is gone, or late by a minute.
+  bool wait() {
     std::unique_lock lock(mutex_);
-    sent_[rank] = sent;
     const std::uint64_t round = round_;
     if (++n_here_ == ranks_.size()) {
       n_here_ = 0;
