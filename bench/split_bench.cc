@@ -134,7 +134,7 @@ class Model {
   }
   ~Model() {
     stop_ = true;
-    ++step_;
+    begin_step();
   }
 
   /// Seconds of the prefill, and of one decode step.
@@ -169,9 +169,13 @@ class Model {
   void run(const model::StepBatch& batch) {
     batch_ = &batch;
     n_done_ = 0;
-    ++step_;
+    begin_step();
     work(0);
     while (n_done_.load() < threads_.size()) __builtin_ia32_pause();
+  }
+  void begin_step() {
+    ++step_;
+    step_.notify_all();
   }
   void work(std::uint32_t rank) {
     model::StepResult result;
@@ -183,14 +187,14 @@ class Model {
   }
   void serve(std::uint32_t rank) {
     for (std::uint64_t seen = 0;;) {
-      while (step_.load() == seen) __builtin_ia32_pause();
+      step_.wait(seen);
       ++seen;
       if (stop_) return;
       work(rank);
       ++n_done_;
-      // Between measurements another model has the processors.
+      // Spins into the next step, but between measurements another model has the processors.
       for (int i = 0; i < 100000 && step_.load() == seen; ++i) __builtin_ia32_pause();
-      while (step_.load() == seen) std::this_thread::sleep_for(std::chrono::microseconds(50));
+      step_.wait(seen);
     }
   }
 

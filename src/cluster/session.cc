@@ -103,10 +103,7 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
                  fmt::format("slice.n_layers is {}, but the model's metadata says {}",
                              request.slice.n_layers, request.hyperparams.n_layers)};
   }
-  if (request.slice.n_ranks > 1) {
-    RECUA_RETURN_IF_ERROR(
-        model::check_shares(request.hyperparams, request.slice.n_ranks, request.slice.shares));
-  }
+  RECUA_RETURN_IF_ERROR(model::check_slice(request.slice, request.hyperparams));
   for (const wire::Tensor& tensor : message.tensors()) {
     RECUA_ASSIGN_OR_RETURN(TensorSpec spec, from_wire(tensor));
     request.tensors.push_back(std::move(spec));

@@ -13,6 +13,7 @@
 
 #include "base/random.h"
 #include "model/hyperparams.h"
+#include "model/slice.h"
 
 namespace recua::model {
 namespace {
@@ -174,6 +175,40 @@ TEST(CheckShares, NamesWhatIsWrong) {
           [](auto& s) { s[1].kv_heads.begin = 1; });
   refused("ends with query head 8, column 256 and token 511; expected 8, 256 and 512", 2,
           [](auto& s) { s[1].vocab.end = 511; });
+}
+
+TEST(CheckSlice, NamesWhatIsWrong) {
+  HyperParams hp = shape(8, 4, 256, 512);
+  hp.n_layers = 4;
+  const Slice good = {.layer_begin = 1,
+                      .layer_end = 3,
+                      .n_layers = 4,
+                      .rank = 1,
+                      .n_ranks = 2,
+                      .shares = divided(hp, {1, 2})};
+  ASSERT_TRUE(check_slice(good, hp).ok());
+  EXPECT_EQ(own_share(good, hp), good.shares[1]);
+  Slice unsplit = good;
+  unsplit.rank = 0;
+  unsplit.n_ranks = 1;
+  unsplit.shares.clear();
+  ASSERT_TRUE(check_slice(unsplit, hp).ok());
+  EXPECT_EQ(own_share(unsplit, hp), whole_share(hp));
+  const auto refused = [&](const std::string& words, auto&& spoil) {
+    Slice slice = good;
+    spoil(slice);
+    const auto result = check_slice(slice, hp);
+    ASSERT_FALSE(result.ok()) << words;
+    EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_NE(result.error().message.find(words), std::string::npos) << result.error().message;
+  };
+  refused("layers 3 to 3 of 4", [](auto& s) { s.layer_begin = 3; });
+  refused("layers 1 to 5 of 4", [](auto& s) { s.layer_end = 5; });
+  refused("of 7", [](auto& s) { s.n_layers = 7; });
+  refused("rank 2 of 2; expected a rank below 2", [](auto& s) { s.rank = 2; });
+  refused("rank 1 of 0", [](auto& s) { s.n_ranks = 0; });
+  refused("2 shares for 4 ranks", [](auto& s) { s.n_ranks = 4; });
+  refused("0 shares for 2 ranks", [](auto& s) { s.shares.clear(); });
 }
 
 }  // namespace

@@ -2,9 +2,29 @@
 
 #include <charconv>
 
+#include <fmt/format.h>
+
 #include "base/check.h"
+#include "model/hyperparams.h"
 
 namespace recua::model {
+
+Result<void> check_slice(const Slice& slice, const HyperParams& hp) {
+  if (slice.n_layers != hp.n_layers || slice.layer_begin >= slice.layer_end ||
+      slice.layer_end > hp.n_layers) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a slice of the layers {} to {} of {}; expected at least one of the "
+                             "model's {}",
+                             slice.layer_begin, slice.layer_end, slice.n_layers, hp.n_layers)};
+  }
+  if (slice.rank >= slice.n_ranks) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a slice is rank {} of {}; expected a rank below {}", slice.rank,
+                             slice.n_ranks, slice.n_ranks)};
+  }
+  if (slice.n_ranks == 1 && slice.shares.empty()) return ok();
+  return check_shares(hp, slice.n_ranks, slice.shares);
+}
 
 Share own_share(const Slice& slice, const HyperParams& hp) {
   if (slice.shares.empty()) return whole_share(hp);

@@ -25,7 +25,11 @@ struct Slice {
   friend bool operator==(const Slice&, const Slice&) = default;
 };
 
-/// The slice's own part of its layers. Its shares were checked (check_shares()).
+/// Whether the layers, the rank and the shares of a slice, perhaps from a peer, fit the model.
+/// kInvalidArgument: names what does not, and what would be right.
+Result<void> check_slice(const Slice& slice, const HyperParams& hp);
+
+/// The slice's own part of its layers. The slice was checked.
 Share own_share(const Slice& slice, const HyperParams& hp);
 
 /// Whether a slice needs the tensor of this name ("blk.3.attn_q.weight", "output.weight"...).

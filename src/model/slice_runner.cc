@@ -42,22 +42,11 @@ Result<SliceOptions> complete(SliceOptions options) {
   return options;
 }
 
-Result<void> check_slice(const Slice& slice, const HyperParams& hp, const Communicator& group) {
-  if (slice.n_layers != hp.n_layers || slice.layer_begin >= slice.layer_end ||
-      slice.layer_end > hp.n_layers) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("a slice of the layers {} to {} of {}; expected at least one of the "
-                             "model's {}",
-                             slice.layer_begin, slice.layer_end, slice.n_layers, hp.n_layers)};
-  }
-  if (slice.rank >= slice.n_ranks || slice.n_ranks != group.n_ranks() ||
-      slice.rank != group.rank()) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("rank {} of {} in a group whose communicator says rank {} of {}",
-                             slice.rank, slice.n_ranks, group.rank(), group.n_ranks())};
-  }
-  if (slice.n_ranks == 1 && slice.shares.empty()) return ok();
-  return check_shares(hp, slice.n_ranks, slice.shares);
+Result<void> check_group(const Slice& slice, const Communicator& group) {
+  if (slice.n_ranks == group.n_ranks() && slice.rank == group.rank()) return ok();
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("rank {} of {} in a group whose communicator says rank {} of {}",
+                           slice.rank, slice.n_ranks, group.rank(), group.n_ranks())};
 }
 
 BatchLimits batch_limits(const HyperParams& hp, const SliceOptions& options) {
@@ -236,7 +225,8 @@ Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
     const Slice& slice, const SliceOptions& options, Communicator& communicator,
     const LoadProgress& progress) {
   RECUA_CHECK(hyperparams.architecture != nullptr);
-  RECUA_RETURN_IF_ERROR(check_slice(slice, hyperparams, communicator));
+  RECUA_RETURN_IF_ERROR(check_group(slice, communicator));
+  RECUA_RETURN_IF_ERROR(check_slice(slice, hyperparams));
   RECUA_ASSIGN_OR_RETURN(const SliceOptions completed, complete(options));
   const Share share = own_share(slice, hyperparams);
   RECUA_ASSIGN_OR_RETURN(
