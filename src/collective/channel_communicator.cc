@@ -47,6 +47,11 @@ Result<void> ChannelCommunicator::begin(Operation operation, std::uint64_t n_val
   if (failure_) return *failure_;
   RECUA_CHECK(!under_way_ && "one call at a time");
   call_ = {.number = n_calls_++, .operation = operation, .n_values = n_values};
+  if (operation == Operation::kAllReduce || operation == Operation::kReduceScatter) {
+    call_.format = options_.sums;
+  } else if (operation == Operation::kAllGather) {
+    call_.format = options_.gathers;
+  }
   under_way_ = true;
   gather_follows_ = false;
   exchange_->prepare();

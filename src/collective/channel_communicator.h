@@ -45,6 +45,9 @@ struct CommunicatorOptions {
   net::Duration spin = net::default_spin();
   /// The longest vector that is summed one-shot. Not set: measured by calibrate().
   std::optional<std::size_t> one_shot_values_max = {};
+  /// For slow links; the same on all ranks. Their errors: collective/wire_format.h.
+  WireFormat sums = WireFormat::kF32;     // Of all_reduce and reduce_scatter.
+  WireFormat gathers = WireFormat::kF32;  // Of all_gather. Broadcasts are exact.
 };
 
 /// One rank's share of a group.

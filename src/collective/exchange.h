@@ -43,7 +43,7 @@ class Exchange {
   /// What this rank and another one have for each other.
   struct Part {
     bool sends = false;
-    std::span<float> out = {};  // To it. With a lossy format it is rounded as the peer sees it.
+    std::span<float> out = {};  // To it. With a lossy format, what this rank keeps is rounded too.
     bool receives = false;
     std::span<float> in = {};  // Where what comes from it goes; not used by sums.
   };
@@ -162,7 +162,7 @@ class Exchange {
   std::size_t first_staged_ = 0;  // Buffer of the first message that all get, if it is copied,
   std::size_t n_staged_ = 0;      // and how many of them have been.
   std::size_t next_sum_ = 0;      // Message of the sum.
-  std::vector<const float*> summands_;
+  std::vector<const std::byte*> summands_;
   std::uint32_t n_idle_ = 0;
   std::string giving_up_;  // Its bytes, for as long as they are sent.
 };

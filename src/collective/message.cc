@@ -48,11 +48,6 @@ std::string_view to_string(Stage stage) {
   return "?";
 }
 
-std::string to_string(WireFormat format) {
-  if (format == WireFormat::kF32) return "f32";
-  return fmt::format("format {}", static_cast<unsigned>(format));
-}
-
 std::string to_string(const CallId& id) {
   std::string out(to_string(id.operation));
   if (id.operation == Operation::kBroadcast) out += fmt::format(" from rank {}", id.root);

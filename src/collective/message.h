@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "collective/wire_format.h"
 
 namespace recua::collective {
 
@@ -35,10 +36,6 @@ enum class Stage : std::uint16_t {
   kGather = 2,   // The sender's own part to everybody.
 };
 [[nodiscard]] std::string_view to_string(Stage stage);
-
-/// How the numbers are written: GGUF's numbers of the types, or one of our own from 0x8000 on.
-enum class WireFormat : std::uint16_t { kF32 = 0 };
-[[nodiscard]] std::string to_string(WireFormat format);
 
 /// One exchange as all ranks must see it.
 struct CallId {

@@ -8,8 +8,9 @@
 namespace recua::collective {
 namespace {
 
-/// What is summed while it stays in the nearest cache.
-constexpr std::size_t kBlock = 1024;
+/// What is summed while it stays in the nearest cache: 4 KiB. Whole blocks of every format.
+constexpr std::size_t kValues = 1024;
+static_assert(kValues % kFormatBlock == 0);
 
 void add_to(float* __restrict sum, const float* __restrict more, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
@@ -17,28 +18,29 @@ void add_to(float* __restrict sum, const float* __restrict more, std::size_t n) 
 
 }  // namespace
 
-void sum_in_rank_order(std::span<const float* const> parts, std::size_t own,
+void sum_in_rank_order(WireFormat format, std::span<const std::byte* const> parts, std::size_t own,
                        std::span<float> values) {
   RECUA_DCHECK(own < parts.size());
-  if (parts.size() == 1) return;
-  // Among the first two ranks the own values can be added to where they are: a + b is b + a.
-  if (own < 2) {
-    for (std::size_t begin = 0; begin < values.size(); begin += kBlock) {
-      const std::size_t n = std::min(kBlock, values.size() - begin);
-      add_to(values.data() + begin, parts[1 - own] + begin, n);
-      for (std::size_t r = 2; r < parts.size(); ++r)
-        add_to(values.data() + begin, parts[r] + begin, n);
+  std::array<float, kValues> sum;
+  std::array<float, kValues> decoded;
+  for (std::size_t begin = 0; begin < values.size(); begin += kValues) {
+    const std::size_t n = std::min(kValues, values.size() - begin);
+    float* const mine = values.data() + begin;
+    const auto part = [&](std::size_t r) -> const float* {
+      if (r == own) return mine;
+      const std::byte* const at = parts[r] + wire_bytes(format, begin);
+      if (format == WireFormat::kF32) return reinterpret_cast<const float*>(at);
+      decode(format, at, std::span(decoded).first(n));
+      return decoded.data();
+    };
+    if (own < 2) {  // The own values can be added to where they are: a + b is b + a.
+      add_to(mine, part(1 - own), n);
+      for (std::size_t r = 2; r < parts.size(); ++r) add_to(mine, part(r), n);
+    } else {
+      std::copy_n(part(0), n, sum.data());
+      for (std::size_t r = 1; r < parts.size(); ++r) add_to(sum.data(), part(r), n);
+      std::copy_n(sum.data(), n, mine);
     }
-    return;
-  }
-  std::array<float, kBlock> sum;
-  for (std::size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const std::size_t n = std::min(kBlock, values.size() - begin);
-    std::copy_n(parts[0] + begin, n, sum.begin());
-    for (std::size_t r = 1; r < parts.size(); ++r) {
-      add_to(sum.data(), (r == own ? values.data() : parts[r]) + begin, n);
-    }
-    std::copy_n(sum.begin(), n, values.data() + begin);
   }
 }
 

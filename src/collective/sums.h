@@ -5,11 +5,14 @@
 #include <cstddef>
 #include <span>
 
+#include "collective/wire_format.h"
+
 namespace recua::collective {
 
-/// values[i] = the sum over ranks r of parts[r][i]; parts[own] is values itself and is not looked
-/// at. parts[r]: [values.size()], r != own, must not overlap values.
-void sum_in_rank_order(std::span<const float* const> parts, std::size_t own,
+/// values[i] = the sum over ranks r of number i of parts[r]; parts[own] is not looked at, values is
+/// that part. parts[r]: wire_bytes(format, values.size()) bytes, 4-byte aligned, not overlapping
+/// values.
+void sum_in_rank_order(WireFormat format, std::span<const std::byte* const> parts, std::size_t own,
                        std::span<float> values);
 
 }  // namespace recua::collective

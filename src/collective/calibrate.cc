@@ -1,0 +1,80 @@
+#include "collective/calibrate.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+namespace recua::collective {
+namespace {
+
+constexpr std::size_t kValuesMin = 1024;
+constexpr std::size_t kValuesMax = std::size_t{1} << 20U;
+constexpr std::size_t kNoLimit = std::size_t{1} << 40U;
+constexpr std::size_t kRounds = 7;  // Of each way, in turns; after one to warm up.
+
+net::Duration median(std::array<net::Duration, kRounds>& times) {
+  std::sort(times.begin(), times.end());
+  return times[kRounds / 2];
+}
+
+double nanoseconds(net::Duration duration) {
+  return static_cast<double>(std::max<std::int64_t>(duration.count(), 1));
+}
+
+}  // namespace
+
+std::size_t choose_switch(const std::vector<Calibration::Point>& points) {
+  std::size_t best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (std::size_t n_one_shot = 0; n_one_shot <= points.size(); ++n_one_shot) {
+    double cost = 0;
+    for (std::size_t i = 0; i < points.size(); ++i) {
+      const double one_shot = nanoseconds(points[i].one_shot);
+      const double scattered = nanoseconds(points[i].scattered);
+      cost += (i < n_one_shot ? one_shot : scattered) / std::min(one_shot, scattered);
+    }
+    if (cost < least) {
+      least = cost;
+      best = n_one_shot;
+    }
+  }
+  if (best == 0) return 0;
+  return best == points.size() ? kNoLimit : points[best - 1].n_values;
+}
+
+Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
+                              net::Duration time_max) {
+  Calibration out;
+  if (const auto fixed = communicator.options().one_shot_values_max) {
+    out.one_shot_values_max = *fixed;
+    return out;
+  }
+  const net::TimePoint begin = clock.now();
+  for (std::size_t n = kValuesMin; n <= kValuesMax; n *= 2) {
+    std::vector<float> values(n);
+    std::array<net::Duration, kRounds> one_shot{};
+    std::array<net::Duration, kRounds> scattered{};
+    for (std::size_t round = 0; round <= kRounds; ++round) {
+      for (const bool whole : {true, false}) {
+        communicator.set_one_shot_values_max(whole ? n : 0);
+        const net::TimePoint start = clock.now();
+        RECUA_RETURN_IF_ERROR(communicator.all_reduce(values));
+        if (round > 0) (whole ? one_shot : scattered)[round - 1] = clock.now() - start;
+      }
+    }
+    out.points.push_back(
+        {.n_values = n, .one_shot = median(one_shot), .scattered = median(scattered)});
+    std::array<float, 1> go_on{clock.now() - begin < time_max ? 1.0F : 0.0F};
+    RECUA_RETURN_IF_ERROR(communicator.broadcast(go_on, 0));
+    if (go_on[0] == 0.0F) break;
+  }
+  // 0 or a power of two, which F32 has exactly.
+  std::array<float, 1> chosen{static_cast<float>(choose_switch(out.points))};
+  RECUA_RETURN_IF_ERROR(communicator.broadcast(chosen, 0));
+  if (communicator.rank() != 0) out.points.clear();
+  out.one_shot_values_max = static_cast<std::size_t>(chosen[0]);
+  communicator.set_one_shot_values_max(out.one_shot_values_max);
+  return out;
+}
+
+}  // namespace recua::collective

@@ -1,0 +1,34 @@
+#pragma once
+/// Measures where one-shot sums stop paying off on a group's links.
+
+#include <cstddef>
+#include <vector>
+
+#include "base/result.h"
+#include "collective/channel_communicator.h"
+
+namespace recua::collective {
+
+struct Calibration {
+  /// What both ways of an all_reduce took, as rank 0 saw it: medians.
+  struct Point {
+    std::size_t n_values = 0;
+    net::Duration one_shot{};
+    net::Duration scattered{};
+  };
+  std::vector<Point> points = {};  // On rank 0 only; empty where options fix the switch.
+  std::size_t one_shot_values_max = 0;
+};
+
+/// Sums vectors of 4 KiB, 8 KiB, ... 4 MiB both ways, then all ranks take rank 0's switch. A
+/// collective call: every rank makes it, at start-up. Nothing happens where the options fix the
+/// switch. Once `time_max` is over no larger vector is tried. Errors: those of the calls.
+Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
+                              net::Duration time_max = std::chrono::milliseconds(200));
+
+/// The largest one-shot vector, from these points: where the sum over sizes of (time as chosen /
+/// time of the better way) is least, so that one noisy size decides nothing. Beyond the sizes the
+/// nearest one's answer holds. 0 or a power of two.
+[[nodiscard]] std::size_t choose_switch(const std::vector<Calibration::Point>& points);
+
+}  // namespace recua::collective
