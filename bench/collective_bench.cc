@@ -1,8 +1,8 @@
 // All-reduce between two processes of this host, over shared memory and over TCP on loopback,
-// against one raw one-way message of the same bytes: "bare", a flag and a memcpy in shared memory or
-// plain send and polled recv on a socket, and "channel", the ping-pong of the same channels that the
-// group uses; a round trip counts as two ways. "Bare both ways" is the least that an all-reduce of
-// two does: both send at once, then both receive and add. All take turns within one run, so that
+// against one raw one-way message of the same bytes: "bare", a flag and a memcpy in shared memory
+// or plain send and polled recv on a socket, and "channel", the ping-pong of the same channels that
+// the group uses; a round trip counts as two ways. "Bare both ways" is the least that an all-reduce
+// of two does: both send at once, then both receive and add. All take turns within one run, so that
 // whatever else the machine does hits all; a ratio is the median of the turns' ratios.
 //
 //   collective_bench [--json] [--turns N] [--rounds N]      default: 21 turns of 300 rounds

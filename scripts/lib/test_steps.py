@@ -14,7 +14,7 @@ from runner import JOBS, ROOT, Counts, build, check, header, log_path, run, run_
 CLANG = ["-DCMAKE_CXX_COMPILER=clang++-19", "-DCMAKE_C_COMPILER=clang-19",
          "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
 # Where threads meet. TSan takes long, so the others wait for --full.
-THREADED_FOLDERS = ["sys", "net", "rpc", "cluster"]
+THREADED_FOLDERS = ["sys", "net", "rpc", "collective", "cluster"]
 FUZZ_SECONDS = 20
 FUZZ_SECONDS_FULL = 600
 # Without a branch point to compare with, clang-tidy looks at the files of this many commits.

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/check.h"
+#include "sys/cpu_features.h"
 
 namespace recua::collective {
 namespace {
@@ -12,15 +13,28 @@ namespace {
 constexpr std::size_t kValues = 1024;
 static_assert(kValues % kFormatBlock == 0);
 
-void add_to(float* __restrict sum, const float* __restrict more, std::size_t n) {
+void add_to_plain(float* __restrict sum, const float* __restrict more, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
 }
+
+#if defined(__x86_64__)
+/// The same with vectors of 8 instead of 4, which halves the time of what lies in the nearest
+/// cache.
+__attribute__((target("avx2"))) void add_to_avx2(float* __restrict sum,
+                                                 const float* __restrict more, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
+}
+#else
+constexpr auto add_to_avx2 = add_to_plain;
+#endif
 
 }  // namespace
 
 void sum_in_rank_order(WireFormat format, std::span<const std::byte* const> parts, std::size_t own,
                        std::span<float> values) {
   RECUA_DCHECK(own < parts.size());
+  static const bool has_avx2 = sys::supported(sys::InstructionSet::kAvx2);
+  const auto add_to = has_avx2 ? add_to_avx2 : add_to_plain;
   std::array<float, kValues> sum;
   std::array<float, kValues> decoded;
   for (std::size_t begin = 0; begin < values.size(); begin += kValues) {
