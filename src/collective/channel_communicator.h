@@ -98,6 +98,10 @@ class ChannelCommunicator final : public model::Communicator {
   [[nodiscard]] std::span<std::byte> registered_memory() const {
     return exchange_->ring().caller();
   }
+  /// For what they count and are reached by; not to be used.
+  [[nodiscard]] const PeerChannels& channels(std::uint32_t rank) const {
+    return exchange_->channels(rank);
+  }
   [[nodiscard]] std::size_t one_shot_values_max() const { return one_shot_values_max_; }
   /// The same number on all ranks.
   void set_one_shot_values_max(std::size_t n) { one_shot_values_max_ = n; }

@@ -144,26 +144,66 @@ TEST_P(Collective, BarrierHoldsEverybodyUntilTheLastHasCome) {
   });
 }
 
-// Calls of all kinds, one right after the other: who is ahead must not disturb who is behind.
-TEST_P(Collective, CallsFollowEachOtherInAnyMix) {
-  TestGroup group(options());
+// Vectors that go from registered memory without a copy, and are overwritten once the card is done.
+TEST_P(Collective, SumsInRegisteredMemory) {
+  TestGroupOptions with_memory = options();
+  constexpr std::size_t kValues = 40'000;
+  with_memory.caller_bytes = kValues * sizeof(float);
+  TestGroup group(with_memory);
+  group.run([&](ChannelCommunicator& communicator) {
+    const std::span<float> values(reinterpret_cast<float*>(communicator.registered_memory().data()),
+                                  kValues);
+    const std::vector<float> expected = serial_sum(3, communicator.n_ranks(), kValues);
+    for (const std::size_t one_shot_max : {kAlways, std::size_t{0}, kAlways}) {
+      communicator.set_one_shot_values_max(one_shot_max);
+      std::ranges::copy(test_values(3, communicator.rank(), kValues), values.begin());
+      const Result<void> reduced = communicator.all_reduce(values);
+      ASSERT_TRUE(reduced.ok()) << reduced.error().message;
+      EXPECT_TRUE(same_bits(values, expected));
+      for (std::uint32_t r = 0; r < communicator.n_ranks(); ++r) {
+        if (r == communicator.rank()) continue;
+        EXPECT_EQ(communicator.channels(r).sender->counters().payload_copies, 0U);
+      }
+    }
+  });
+}
+
+class CollectiveMix : public testing::TestWithParam<std::tuple<Links, std::uint32_t, bool>> {};
+
+INSTANTIATE_TEST_SUITE_P(Groups, CollectiveMix,
+                         testing::Combine(testing::Values(Links::kTcp, Links::kSharedMemory,
+                                                          Links::kRdma),
+                                          testing::Values(2U, 3U, 5U), testing::Bool()),
+                         [](const auto& test) {
+                           return fmt::format("{}_{}_{}", to_string(std::get<0>(test.param)),
+                                              std::get<1>(test.param),
+                                              std::get<2>(test.param) ? "spins" : "sleeps");
+                         });
+
+// Calls of all kinds, one right after the other: who is ahead must not disturb who is behind, and
+// who sleeps is woken.
+TEST_P(CollectiveMix, CallsFollowEachOther) {
+  const auto [links, n, spins] = GetParam();
+  TestGroupOptions options{.n_ranks = n, .links = links};
+  if (!spins) options.communicator.spin = net::Duration::zero();
+  TestGroup group(options);
   group.run([&](ChannelCommunicator& communicator) {
     Rng rng(4);  // The same calls on all ranks.
     const std::uint32_t n_ranks = communicator.n_ranks();
     for (std::uint64_t i = 0; i < 150; ++i) {
-      const std::size_t n = rng.below(4) == 0 ? 4000 : rng.below(200);
-      std::vector<float> values = test_values(i, communicator.rank(), n);
+      const std::size_t n_values = rng.below(4) == 0 ? 4000 : rng.below(200);
+      std::vector<float> values = test_values(i, communicator.rank(), n_values);
       const std::uint64_t kind = rng.below(4);
       const auto root = static_cast<std::uint32_t>(rng.below(n_ranks));
       communicator.set_one_shot_values_max(rng.below(2) * 1000);
       if (kind == 0) {
         ASSERT_TRUE(communicator.broadcast(values, root).ok());
-        ASSERT_TRUE(same_bits(values, test_values(i, root, n)));
+        ASSERT_TRUE(same_bits(values, test_values(i, root, n_values)));
       } else if (kind == 1) {
         ASSERT_TRUE(communicator.barrier().ok());
       } else {
         ASSERT_TRUE(communicator.all_reduce(values).ok());
-        ASSERT_TRUE(same_bits(values, serial_sum(i, n_ranks, n)));
+        ASSERT_TRUE(same_bits(values, serial_sum(i, n_ranks, n_values)));
       }
     }
   });

@@ -421,6 +421,8 @@ bool Exchange::is_drained() const {
 }
 
 void Exchange::arm(const net::ReadyCallback& ready) {
+  n_idle_ =
+      kIdlePollsPerLook - 1;  // The next poll listens to everybody: what is there wakes nobody.
   for (std::uint32_t i = 1; i < n_ranks(); ++i) {
     const Peer& peer = peer_after(i);
     if (!peer.held) peer.channels.receiver->arm(ready);

@@ -76,7 +76,7 @@ class Exchange {
   [[nodiscard]] bool is_drained() const;
 
   /// What a rank that sleeps until something moves does before: `ready` is called from the
-  /// channels' loop. Poll once more after it.
+  /// channels' loop. Poll once more after it: that poll looks at all channels.
   void arm(const net::ReadyCallback& ready);
   /// "nothing from rank 1 (b:7500); rank 2 (c:7500) takes nothing"; empty: nothing is missing.
   [[nodiscard]] std::string missing() const;
