@@ -18,6 +18,7 @@
 #include <boost/asio/awaitable.hpp>
 
 #include "base/result.h"
+#include "cluster/link_transport.h"
 #include "net/connection.h"
 #include "rpc/control.h"
 #include "rpc/handshake.h"
@@ -25,12 +26,6 @@
 
 namespace recua::cluster {
 
-/// In the order in which links prefer them.
-enum class LinkTransport : std::uint8_t { kSharedMemory, kRdma, kTcp };
-inline constexpr LinkTransport kAllLinkTransports[] = {LinkTransport::kSharedMemory,
-                                                       LinkTransport::kRdma, LinkTransport::kTcp};
-/// "shared memory", "rdma", "tcp": the first words of ChannelSender::transport().
-std::string_view to_string(LinkTransport transport);
 /// What a channel's transport() says it runs on.
 LinkTransport transport_of(std::string_view description);
 /// "the peer has no RDMA device" of "tcp, because the peer has no RDMA device"; may be empty.
