@@ -107,20 +107,48 @@ std::vector<RankShare> divide_stage(const ModelShape& model, const std::vector<d
   return ranks;
 }
 
+LayerBytes& LayerBytes::operator+=(const LayerBytes& other) {
+  heads += other.heads;
+  kv += other.kv;
+  ffn += other.ffn;
+  whole += other.whole;
+  return *this;
+}
+
+LayerBytes operator-(LayerBytes a, const LayerBytes& b) {
+  a.heads -= b.heads;
+  a.kv -= b.kv;
+  a.ffn -= b.ffn;
+  a.whole -= b.whole;
+  return a;
+}
+
+LayerBytes layer_bytes(const LayerShape& layer) {
+  return {.heads = total_bytes(layer.heads),
+          .kv = total_bytes(layer.kv),
+          .ffn = total_bytes(layer.ffn),
+          .whole = total_bytes(layer.whole) + layer.vector_bytes};
+}
+
 MemoryNeed memory_need(const ModelShape& model, const StagePlan& stage, std::size_t rank,
                        const MemoryOptions& options) {
+  LayerBytes sum;
+  for (std::uint32_t l = stage.layers.begin; l < stage.layers.end; ++l) {
+    sum += layer_bytes(model.layers[l]);
+  }
+  return memory_need(model, sum, stage, rank, options);
+}
+
+MemoryNeed memory_need(const ModelShape& model, const LayerBytes& layers, const StagePlan& stage,
+                       std::size_t rank, const MemoryOptions& options) {
   const RankShare& share = stage.ranks[rank];
   const std::uint32_t n_kv = kv_heads_of(model, share.heads).size();
   const bool is_first = stage.layers.begin == 0;
   const bool is_last = stage.layers.end == model.n_layers();
   MemoryNeed need;
-  for (std::uint32_t l = stage.layers.begin; l < stage.layers.end; ++l) {
-    const LayerShape& layer = model.layers[l];
-    need.weights += share_of(total_bytes(layer.heads), share.heads.size(), model.n_heads) +
-                    share_of(total_bytes(layer.kv), n_kv, model.n_kv_heads) +
-                    share_of(total_bytes(layer.ffn), share.ffn.size(), model.ffn_size) +
-                    total_bytes(layer.whole) + layer.vector_bytes;
-  }
+  need.weights = share_of(layers.heads, share.heads.size(), model.n_heads) +
+                 share_of(layers.kv, n_kv, model.n_kv_heads) +
+                 share_of(layers.ffn, share.ffn.size(), model.ffn_size) + layers.whole;
   const auto vocab_part = [&](const MatrixShape& matrix) {
     return share_of(matrix.n_bytes, share.vocab.size(), model.vocab_size);
   };

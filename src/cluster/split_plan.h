@@ -74,9 +74,24 @@ struct MemoryOptions {
   std::uint32_t n_ubatch = 512;
 };
 
+/// Weights of some layers by how ranks divide them.
+struct LayerBytes {
+  std::uint64_t heads = 0;
+  std::uint64_t kv = 0;
+  std::uint64_t ffn = 0;
+  std::uint64_t whole = 0;
+
+  LayerBytes& operator+=(const LayerBytes& other);
+  friend LayerBytes operator-(LayerBytes a, const LayerBytes& b);
+};
+LayerBytes layer_bytes(const LayerShape& layer);
+
 /// Rounded up, so that a plan that fits here fits there.
 MemoryNeed memory_need(const ModelShape& model, const StagePlan& stage, std::size_t rank,
                        const MemoryOptions& options);
+/// The same with the sum over the stage's layers known.
+MemoryNeed memory_need(const ModelShape& model, const LayerBytes& layers, const StagePlan& stage,
+                       std::size_t rank, const MemoryOptions& options);
 
 /// That layers and shares cover the model once, in order, and machines exist and occur once.
 /// kInvalidArgument: names the stage, the field and what would be right.
