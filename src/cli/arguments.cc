@@ -16,10 +16,9 @@ struct Alias {
 };
 
 constexpr std::array kAliases = {
-    Alias{"-ub", "--ubatch-size"},
-    Alias{"-ctk", "--cache-type-k"},
-    Alias{"-ctv", "--cache-type-v"},
-    Alias{"-pg", "--prompt-gen"},
+    Alias{"-ub", "--ubatch-size"},   Alias{"-ctk", "--cache-type-k"},
+    Alias{"-ctv", "--cache-type-v"}, Alias{"-pg", "--prompt-gen"},
+    Alias{"-ts", "--split"},         Alias{"--tensor-split", "--split"},
 };
 
 struct Refusal {
@@ -32,8 +31,6 @@ constexpr std::array kRefusals = {
     Refusal{"--n-gpu-layers", "layers are spread with --workers or --local-workers, not to a GPU"},
     Refusal{"--gpu-layers", "layers are spread with --workers or --local-workers, not to a GPU"},
     Refusal{"--rpc", "use --workers HOST:PORT,..."},
-    Refusal{"-ts", "use --split"},
-    Refusal{"--tensor-split", "use --split"},
 };
 
 bool takes_text(std::string_view flag) { return flag == "-p" || flag == "--prompt"; }

@@ -24,6 +24,13 @@ TEST(Arguments, LeavesTheTextOfAPromptAlone) {
   EXPECT_EQ(*out, (std::vector<std::string>{"-p", "-ub", "-p", "-ngl"}));
 }
 
+TEST(Arguments, TakesTheTensorSplitOfOthersForSplit) {
+  const std::array<const char*, 3> given = {"-ts", "2,1", "--tensor-split=3,1"};
+  const auto out = normalize_arguments(given);
+  ASSERT_TRUE(out.ok());
+  EXPECT_EQ(*out, (std::vector<std::string>{"--split", "2,1", "--split=3,1"}));
+}
+
 TEST(Arguments, RefusesGpuLayersWithAdvice) {
   const std::array<const char*, 2> given = {"-ngl", "99"};
   const auto out = normalize_arguments(given);

@@ -1,0 +1,37 @@
+#pragma once
+/// Where `recua plan` gets its model and machines from.
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "cli/flags.h"
+#include "cli/link_flags.h"
+#include "cluster/machines.h"
+#include "cluster/model_shape.h"
+
+namespace recua::cli {
+
+/// A described or measured cluster, and what has to be said about how it came about.
+struct PlanMachines {
+  cluster::ClusterShape shape = {};
+  std::vector<std::string> notes = {};
+};
+
+/// A GGUF file, or a description when the name ends in ".json". Weights are not read.
+Result<cluster::ModelShape> read_model_shape(const std::string& path, quant::DataType k_type,
+                                             quant::DataType v_type);
+
+/// --simulate: machines from a description.
+Result<PlanMachines> described_machines(const std::string& path, const LinkFlags& links);
+
+/// This machine, or the workers that the flags name: memory as they tell it, links as measured from
+/// here, speed as measured here (once, then remembered). remeasure: measure again.
+Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const ClusterFlags& flags,
+                                       const LinkFlags& links, std::uint32_t n_threads,
+                                       bool remeasure);
+
+}  // namespace recua::cli
