@@ -58,6 +58,9 @@ LinkSpec read_transport(JsonFields& fields) {
     fields.fail("transport", fmt::format("is \"{}\", need shm, rdma or tcp", name));
   }
   link.latency_seconds = 1e-6 * fields.number("latency_us", 0.0, kMicrosecondsMax);
+  link.message_seconds =
+      1e-6 * fields.number_or("message_us", 1e6 * typical_message_seconds(link.transport), 0.0,
+                              kMicrosecondsMax);
   link.bytes_per_second = 1e9 / 8 * fields.number("gbit_per_s", 1e-6, kGigaPerSecondMax);
   fields.finish();
   return link;

@@ -4,6 +4,18 @@
 
 namespace recua::cluster {
 
+double typical_message_seconds(LinkTransport transport) {
+  switch (transport) {
+    case LinkTransport::kSharedMemory:
+      return 0.1e-6;
+    case LinkTransport::kRdma:
+      return 0.3e-6;
+    case LinkTransport::kTcp:
+      break;
+  }
+  return 3e-6;
+}
+
 std::optional<LinkSpec> choose_link(std::span<const LinkSpec> links,
                                     std::span<const LinkTransport> allowed) {
   for (const LinkTransport transport : kAllLinkTransports) {

@@ -60,11 +60,16 @@ struct LinkSpec {
   LinkTransport transport = LinkTransport::kTcp;
   double latency_seconds = 0.0;   // One way, of a small message.
   double bytes_per_second = 0.0;  // Of large ones.
+  double message_seconds = 0.0;   // What each message more to another peer costs its sender.
 
   friend bool operator==(const LinkSpec&, const LinkSpec&) = default;
   /// The card moves the bytes while the processor goes on; else the sender is busy meanwhile.
   [[nodiscard]] bool overlaps() const { return transport == LinkTransport::kRdma; }
 };
+
+/// What a message costs its sender on a transport, when nobody has measured it: a system call, a
+/// post to a card, a few cache lines.
+double typical_message_seconds(LinkTransport transport);
 
 /// The one that recua would use: shared memory, else RDMA, else TCP, among those in allowed.
 /// Empty: none of them.

@@ -256,15 +256,12 @@ Result<void> check_memory(const ModelShape& model, const ClusterShape& cluster,
 
 namespace {
 
-std::string names_of(const StagePlan& stage, const ClusterShape& cluster) {
-  constexpr std::size_t kNamesMax = 4;
+std::string names_of(const StagePlan& stage, const ClusterShape& cluster, std::size_t n_max) {
   std::string out;
-  for (std::size_t r = 0; r < stage.ranks.size() && r < kNamesMax; ++r) {
+  for (std::size_t r = 0; r < stage.ranks.size() && r < n_max; ++r) {
     out += (r == 0 ? "" : ", ") + cluster.machines[stage.ranks[r].machine].name;
   }
-  if (stage.ranks.size() > kNamesMax) {
-    out += fmt::format(" and {} more", stage.ranks.size() - kNamesMax);
-  }
+  if (stage.ranks.size() > n_max) out += fmt::format(" and {} more", stage.ranks.size() - n_max);
   return out;
 }
 
@@ -272,6 +269,7 @@ std::string names_of(const StagePlan& stage, const ClusterShape& cluster) {
 
 std::string describe(const SplitPlan& plan, const ClusterShape& cluster) {
   constexpr std::size_t kStagesMax = 8;
+  const std::size_t n_names_max = plan.stages.size() <= 2 ? 8 : 4;
   std::string out;
   for (std::size_t s = 0; s < plan.stages.size(); ++s) {
     const bool left_out = plan.stages.size() > kStagesMax && s >= kStagesMax - 2;
@@ -282,7 +280,7 @@ std::string describe(const SplitPlan& plan, const ClusterShape& cluster) {
     out += stage.layers.size() == 1
                ? fmt::format("{}", stage.layers.begin)
                : fmt::format("{}-{}", stage.layers.begin, stage.layers.end - 1);
-    out += " on " + names_of(stage, cluster);
+    out += " on " + names_of(stage, cluster, stage.ranks.size() > 8 ? 1 : n_names_max);
   }
   return out;
 }

@@ -63,13 +63,15 @@ MachineSpeed shared(MachineSpeed speed, const HostLimits& limits, std::uint32_t 
 
 }  // namespace
 
-double all_reduce_seconds(double bytes, std::size_t n_ranks, double latency_seconds,
-                          double bytes_per_second) {
+double all_reduce_seconds(double bytes, std::size_t n_ranks, const LinkSpec& link) {
   if (n_ranks <= 1) return 0.0;
   const auto n = static_cast<double>(n_ranks);
-  const double one_shot = latency_seconds + (n - 1.0) * bytes / bytes_per_second;
-  const double halves = 2.0 * (latency_seconds + (n - 1.0) / n * bytes / bytes_per_second);
-  return std::min(one_shot, halves);
+  // One message to each peer, of everything or of the peer's part.
+  const auto exchange = [&](double message_bytes) {
+    return link.latency_seconds +
+           (n - 1.0) * (message_bytes / link.bytes_per_second + link.message_seconds);
+  };
+  return std::min(exchange(bytes), 2.0 * exchange(bytes / n));
 }
 
 std::vector<std::uint32_t> active_per_host(const ClusterShape& cluster, const SplitPlan& plan,
@@ -276,6 +278,7 @@ LinkSpec StepModel::worst_link(const StagePlan& a, const StagePlan& b) const {
       const LinkSpec& link = cluster_.link(x.machine, y.machine);
       worst.latency_seconds = std::max(worst.latency_seconds, link.latency_seconds);
       worst.bytes_per_second = std::min(worst.bytes_per_second, link.bytes_per_second);
+      worst.message_seconds = std::max(worst.message_seconds, link.message_seconds);
       worst.transport = std::max(worst.transport, link.transport);
     }
   }
@@ -287,9 +290,7 @@ double StepModel::exchange_seconds(const StagePlan& stage, const StepWork& work)
   if (n <= 1) return 0.0;
   const LinkSpec link = worst_link(stage, stage);
   const double row_bytes = static_cast<double>(sizeof(float)) * model_.hidden_size;
-  const auto reduce = [&](double rows) {
-    return all_reduce_seconds(rows * row_bytes, n, link.latency_seconds, link.bytes_per_second);
-  };
+  const auto reduce = [&](double rows) { return all_reduce_seconds(rows * row_bytes, n, link); };
   const bool is_first = stage.layers.begin == 0;
   const bool is_last = stage.layers.end == model_.n_layers();
   double n_full = 2.0 * stage.layers.size() + (is_first ? 1.0 : 0.0);
@@ -339,9 +340,10 @@ HopSeconds StepModel::hop(const StagePlan& from, const StagePlan& to, std::uint3
   const double bytes = static_cast<double>(sizeof(float)) * model_.hidden_size * n_rows;
   // Every rank of a stage has all rows at the end; they serve the next stage's ranks in turn.
   const std::size_t each = (to.ranks.size() + from.ranks.size() - 1) / from.ranks.size();
-  return {.busy = static_cast<double>(each) * bytes / link.bytes_per_second,
-          .flight = link.latency_seconds,
-          .overlaps = link.overlaps()};
+  return {
+      .busy = static_cast<double>(each) * (bytes / link.bytes_per_second + link.message_seconds),
+      .flight = link.latency_seconds,
+      .overlaps = link.overlaps()};
 }
 
 double StepModel::coordinator_seconds(const StagePlan& stage) const {

@@ -49,9 +49,8 @@ struct HopSeconds {
 
 /// Sum of partial results of `bytes` over n ranks, on links at least as good as these: one-shot
 /// (everybody sends all to everybody) or in two halves (everybody sums a part, then hands it
-/// round), whichever is faster. Latency in s, bandwidth in bytes/s.
-double all_reduce_seconds(double bytes, std::size_t n_ranks, double latency_seconds,
-                          double bytes_per_second);
+/// round), whichever is faster.
+double all_reduce_seconds(double bytes, std::size_t n_ranks, const LinkSpec& link);
 
 /// How many machines of a host are at work at the same time, per machine of a plan: those of its
 /// own stage (all_stages false) or all. Only machines that share a host count.

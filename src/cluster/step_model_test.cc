@@ -10,10 +10,14 @@ namespace recua::cluster {
 namespace {
 
 TEST(AllReduce, IsOneLatencyForSmallAndTwoForLarge) {
-  EXPECT_EQ(all_reduce_seconds(1e6, 1, 1.0, 1.0), 0.0);
+  const LinkSpec link = {.latency_seconds = 1.0, .bytes_per_second = 1000.0};
+  EXPECT_EQ(all_reduce_seconds(1e6, 1, link), 0.0);
   // One shot: 1 + 3 * 100 / 1000; in halves: 2 * (1 + 0.75 * 100 / 1000).
-  EXPECT_DOUBLE_EQ(all_reduce_seconds(100, 4, 1.0, 1000.0), 1.3);
-  EXPECT_DOUBLE_EQ(all_reduce_seconds(10000, 4, 1.0, 1000.0), 2.0 * (1.0 + 7.5));
+  EXPECT_DOUBLE_EQ(all_reduce_seconds(100, 4, link), 1.3);
+  EXPECT_DOUBLE_EQ(all_reduce_seconds(10000, 4, link), 2.0 * (1.0 + 7.5));
+  const LinkSpec busy = {
+      .latency_seconds = 1.0, .bytes_per_second = 1000.0, .message_seconds = 0.1};
+  EXPECT_DOUBLE_EQ(all_reduce_seconds(100, 4, busy), 1.6);
 }
 
 TEST(StepModel, DecodeTakesAsLongAsReadingTheBytes) {

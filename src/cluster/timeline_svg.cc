@@ -26,7 +26,7 @@ constexpr double kTitleHeight = 30.0;
 constexpr double kAxisHeight = 34.0;
 
 // Narrower events are merged with the next of their kind; gaps narrower than that are not seen.
-constexpr double kSeenWidth = 0.3;
+constexpr double kSeenWidth = 0.5;
 
 constexpr const char* kStyle = R"(<style>
 svg { background: #ffffff; font: 11px system-ui, sans-serif; }
@@ -104,21 +104,21 @@ struct Bar {
   double end = 0.0;
 };
 
+/// A path per colour, since a rectangle element for each bar would take five times the bytes.
 void draw_bars(const Timeline& timeline, double top, std::string& out) {
   const double scale = kPlotWidth / timeline.end;
-  // Per lane, place and colour, the bar that may still grow.
-  std::map<std::tuple<std::uint32_t, bool, std::string>, Bar> open;
+  // Per place (card or not) and colour what is drawn already, and per lane the bar that may grow.
+  std::map<std::pair<bool, std::string>, std::string> paths;
+  std::map<std::tuple<bool, std::string, std::uint32_t>, Bar> open;
   const auto write = [&](const auto& key, const Bar& bar) {
-    const auto& [lane, on_card, css] = key;
+    const auto& [on_card, css, lane] = key;
     const double y = top + lane * kLaneHeight + (on_card ? kBarHeight + 1 - kCardHeight : 1.0);
-    fmt::format_to(std::back_inserter(out),
-                   "<rect class=\"{}\" x=\"{:.2f}\" y=\"{:.1f}\" width=\"{:.2f}\" "
-                   "height=\"{:.1f}\"/>\n",
-                   css, kNameWidth + bar.begin, y, std::max(bar.end - bar.begin, kSeenWidth),
-                   on_card ? kCardHeight : kBarHeight);
+    fmt::format_to(std::back_inserter(paths[{on_card, css}]), "M{:.1f} {:g}h{:.1f}v{:g}h{:.1f}z",
+                   kNameWidth + bar.begin, y, std::max(bar.end - bar.begin, kSeenWidth),
+                   on_card ? kCardHeight : kBarHeight, -std::max(bar.end - bar.begin, kSeenWidth));
   };
   for (const TimelineEvent& event : timeline.events) {
-    const auto key = std::tuple(event.lane, event.on_card, std::string(class_of(event)));
+    const auto key = std::tuple(event.on_card, std::string(class_of(event)), event.lane);
     const Bar bar = {.begin = event.begin * scale, .end = event.end * scale};
     const auto [at, is_new] = open.try_emplace(key, bar);
     if (is_new) continue;
@@ -130,11 +130,10 @@ void draw_bars(const Timeline& timeline, double top, std::string& out) {
       at->second = bar;
     }
   }
-  // Cards last, so that they are seen on top of what the processor does.
-  for (const bool on_card : {false, true}) {
-    for (const auto& [key, bar] : open) {
-      if (std::get<1>(key) == on_card) write(key, bar);
-    }
+  for (const auto& [key, bar] : open) write(key, bar);
+  // What cards do comes last in the map, so it is seen on top of what processors do.
+  for (const auto& [key, path] : paths) {
+    fmt::format_to(std::back_inserter(out), "<path class=\"{}\" d=\"{}\"/>\n", key.second, path);
   }
 }
 
