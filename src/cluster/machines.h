@@ -37,11 +37,13 @@ struct MachineSpeed {
   friend bool operator==(const MachineSpeed&, const MachineSpeed&) = default;
 };
 
-/// What workers on one host can do together; 0: no limit. Two one-thread workers on two cores are
-/// each as fast as one alone only until they want the same memory.
+/// What workers on one host can do together; 0 or not there: no limit. Two one-thread workers on
+/// two cores are each as fast as one alone only until they want the same memory.
 struct HostLimits {
   double bytes_per_second = 0.0;
   double macs_per_second = 0.0;
+  std::vector<TypeSpeed> by_type = {};
+  double attention_macs_per_second = 0.0;
 };
 
 inline constexpr std::uint32_t kOwnHost = 0xffffffff;

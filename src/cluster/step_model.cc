@@ -46,18 +46,34 @@ double attention_speed(const MachineSpeed& speed) {
 
 /// What is left for each of n_active machines of a host.
 MachineSpeed shared(MachineSpeed speed, const HostLimits& limits, std::uint32_t n_active) {
-  const auto scale = [n_active](double limit, double own) {
-    return limit > 0.0 && own > 0.0 ? std::min(1.0, limit / (n_active * own)) : 1.0;
+  const auto left = [n_active](double own, double limit) {
+    return limit > 0.0 ? std::min(own, limit / n_active) : own;
   };
-  const double bytes = scale(limits.bytes_per_second, speed.bytes_per_second);
-  const double macs = scale(limits.macs_per_second, speed.macs_per_second);
-  speed.attention_macs_per_second = attention_speed(speed) * macs;
-  speed.bytes_per_second *= bytes;
-  speed.macs_per_second *= macs;
+  // Types that nobody measured together suffer as the rest does: decode was measured with weights
+  // from memory.
+  const double bytes = left(speed.bytes_per_second, limits.bytes_per_second);
+  const double macs = left(speed.macs_per_second, limits.macs_per_second);
+  const double bytes_scale = bytes / speed.bytes_per_second;
+  const double macs_scale = macs / speed.macs_per_second;
   for (TypeSpeed& type : speed.by_type) {
-    type.macs_per_second *= macs;
-    type.decode_macs_per_second *= bytes;  // It was measured with weights from memory.
+    const auto together =
+        std::find_if(limits.by_type.begin(), limits.by_type.end(),
+                     [&](const TypeSpeed& limit) { return limit.type == type.type; });
+    const TypeSpeed limit = together == limits.by_type.end() ? TypeSpeed{} : *together;
+    type.macs_per_second = limit.macs_per_second > 0.0
+                               ? left(type.macs_per_second, limit.macs_per_second)
+                               : type.macs_per_second * macs_scale;
+    type.decode_macs_per_second =
+        limit.decode_macs_per_second > 0.0
+            ? left(type.decode_macs_per_second, limit.decode_macs_per_second)
+            : type.decode_macs_per_second * bytes_scale;
   }
+  speed.attention_macs_per_second =
+      limits.attention_macs_per_second > 0.0
+          ? left(attention_speed(speed), limits.attention_macs_per_second)
+          : attention_speed(speed) * macs_scale;
+  speed.bytes_per_second = bytes;
+  speed.macs_per_second = macs;
   return speed;
 }
 

@@ -1,0 +1,206 @@
+#include "cluster/machine_probe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/random.h"
+#include "quant/quantize.h"
+#include "sys/aligned_buffer.h"
+#include "sys/thread_pool.h"
+
+namespace recua::cluster {
+namespace {
+
+using compute::Rows;
+
+// The width of a model of 7 B weights.
+constexpr std::size_t kWidth = 4096;
+constexpr std::size_t kManyTokens = 128;
+constexpr std::size_t kManyRows = 1024;
+
+constexpr std::size_t kHeads = 32;
+constexpr std::size_t kKvHeads = 8;
+constexpr std::size_t kHeadDim = 128;
+constexpr std::size_t kContext = 1024;
+constexpr std::size_t kQueries = 16;
+
+// Smallest products that the CPU device gives to all threads.
+constexpr std::size_t kSmallWidth = 128;
+
+constexpr int kRunsMin = 5;
+
+/// The median time of a call, in seconds; repeated until enough time has passed.
+double median_seconds(std::chrono::duration<double> at_least, const std::function<void()>& call) {
+  using Clock = std::chrono::steady_clock;
+  call();  // Caches, page tables and scratch memory.
+  std::vector<double> times;
+  const auto begin = Clock::now();
+  while (times.size() < kRunsMin || Clock::now() - begin < at_least) {
+    const auto before = Clock::now();
+    call();
+    times.push_back(std::chrono::duration<double>(Clock::now() - before).count());
+  }
+  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+  std::nth_element(times.begin(), middle, times.end());
+  return *middle;
+}
+
+double read_bytes_per_second(const MachineProbeOptions& options, std::span<const std::byte> bytes) {
+  sys::ThreadPool pool(options.n_threads);
+  std::vector<std::uint64_t> sums(options.n_threads * 8, 0);  // A cache line each.
+  const double seconds = median_seconds(options.duration_each, [&] {
+    pool.run([&](std::size_t thread, std::size_t n_threads) {
+      constexpr std::size_t kStep = 64;
+      const sys::Partition part = sys::partition(bytes.size(), thread, n_threads, kStep);
+      std::uint64_t sum[8] = {};
+      for (std::size_t at = part.begin; at + kStep <= part.end; at += kStep) {
+        std::uint64_t words[8];
+        std::memcpy(words, bytes.data() + at, kStep);
+        for (int i = 0; i < 8; ++i) sum[i] += words[i];
+      }
+      for (const std::uint64_t s : sum) sums[thread * 8] += s;
+    });
+  });
+  // The sums are looked at, so that nobody leaves the loop away.
+  std::uint64_t all = 0;
+  for (const std::uint64_t s : sums) all ^= s;
+  return static_cast<double>(bytes.size()) / (all == 1 ? seconds * 1.000001 : seconds);
+}
+
+/// A buffer of random rows.
+Result<std::unique_ptr<compute::Buffer>> random_rows(compute::Device& device, std::size_t n) {
+  RECUA_ASSIGN_OR_RETURN(auto buffer, device.allocate(n * sizeof(float)));
+  if (buffer->host() == nullptr) {
+    return Error{ErrorCode::kUnsupported, "this device's memory cannot be filled from here"};
+  }
+  Rng rng(1);
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto value = static_cast<float>(rng.normal());
+    std::memcpy(buffer->host() + i * sizeof(float), &value, sizeof(float));
+  }
+  return buffer;
+}
+
+/// Rows of one type that repeat one random row: what they hold does not matter to a product, but
+/// numbers that are none would.
+Result<std::unique_ptr<compute::Weight>> weight_of(compute::Device& device, quant::DataType type,
+                                                   std::size_t n_in, std::size_t n_out,
+                                                   std::span<std::byte> memory) {
+  Rng rng(2);
+  std::vector<float> row(n_in);
+  for (float& value : row) value = static_cast<float>(rng.normal());
+  const std::size_t row_bytes = quant::row_bytes(type, n_in);
+  std::vector<std::byte> stored(row_bytes);
+  quant::quantize_row(type, row.data(), n_in, stored.data());
+  for (std::size_t r = 0; r < n_out; ++r) {
+    std::memcpy(memory.data() + r * row_bytes, stored.data(), row_bytes);
+  }
+  return device.load_weight({.name = "probe",
+                             .type = type,
+                             .n_in = n_in,
+                             .n_out = n_out,
+                             .n_experts = 1,
+                             .bytes = memory.first(n_out * row_bytes),
+                             .owner = nullptr});
+}
+
+Result<TypeSpeed> probe_type(compute::Device& device, const MachineProbeOptions& options,
+                             quant::DataType type, std::span<std::byte> memory) {
+  const std::size_t n_rows = memory.size() / quant::row_bytes(type, kWidth);
+  RECUA_ASSIGN_OR_RETURN(const auto x, random_rows(device, kManyTokens * kWidth));
+  RECUA_ASSIGN_OR_RETURN(
+      const auto out, device.allocate(std::max(n_rows, kManyTokens * kManyRows) * sizeof(float)));
+  TypeSpeed speed = {.type = type};
+  {
+    RECUA_ASSIGN_OR_RETURN(const auto weight, weight_of(device, type, kWidth, n_rows, memory));
+    const double seconds = median_seconds(options.duration_each, [&] {
+      device.matmul(*weight, compute::dense_rows(*x, 1, kWidth),
+                    compute::dense_rows(*out, 1, n_rows));
+      device.sync();
+    });
+    speed.decode_macs_per_second = static_cast<double>(n_rows) * kWidth / seconds;
+  }
+  const std::size_t n_many = std::min(n_rows, kManyRows);
+  RECUA_ASSIGN_OR_RETURN(const auto weight, weight_of(device, type, kWidth, n_many, memory));
+  const double seconds = median_seconds(options.duration_each, [&] {
+    device.matmul(*weight, compute::dense_rows(*x, kManyTokens, kWidth),
+                  compute::dense_rows(*out, kManyTokens, n_many));
+    device.sync();
+  });
+  speed.macs_per_second = static_cast<double>(kManyTokens * n_many) * kWidth / seconds;
+  return speed;
+}
+
+Result<double> probe_attention(compute::Device& device, const MachineProbeOptions& options) {
+  compute::KvLayer layer = {.buffer = nullptr,
+                            .offset = 0,
+                            .page_stride = 0,
+                            .n_pages = 1,
+                            .page_tokens = kContext,
+                            .n_kv_heads = kKvHeads,
+                            .head_dim = kHeadDim,
+                            .k_type = quant::DataType::kF16,
+                            .v_type = quant::DataType::kF16};
+  layer.page_stride = kContext * (layer.k_token_bytes() + layer.v_token_bytes());
+  RECUA_ASSIGN_OR_RETURN(const auto cache, device.allocate(layer.page_stride));
+  if (cache->host() != nullptr) std::memset(cache->host(), 0, layer.page_stride);
+  layer.buffer = cache.get();
+  constexpr std::size_t kCols = kHeads * kHeadDim;
+  RECUA_ASSIGN_OR_RETURN(const auto q, random_rows(device, kQueries * kCols));
+  RECUA_ASSIGN_OR_RETURN(const auto out, device.allocate(kQueries * kCols * sizeof(float)));
+  const std::vector<compute::AttentionRow> rows(
+      kQueries, {.sequence = 0, .position = static_cast<std::uint32_t>(kContext - 1)});
+  const std::uint32_t page = 0;
+  const std::span<const std::uint32_t> table(&page, 1);
+  const compute::AttentionBatch batch = {.rows = rows, .page_tables = {&table, 1}};
+  const double seconds = median_seconds(options.duration_each, [&] {
+    device.attention(layer, compute::dense_rows(*q, kQueries, kCols), kHeads, batch, 0.1F, 0,
+                     compute::dense_rows(*out, kQueries, kCols));
+    device.sync();
+  });
+  return static_cast<double>(kQueries * kContext * 2 * kCols) / seconds;
+}
+
+Result<double> probe_operator(compute::Device& device, const MachineProbeOptions& options) {
+  std::vector<std::byte> memory(kSmallWidth * kSmallWidth * sizeof(float));
+  RECUA_ASSIGN_OR_RETURN(const auto weight, weight_of(device, quant::DataType::kF32, kSmallWidth,
+                                                      kSmallWidth, memory));
+  RECUA_ASSIGN_OR_RETURN(const auto x, random_rows(device, kSmallWidth));
+  RECUA_ASSIGN_OR_RETURN(const auto out, device.allocate(kSmallWidth * sizeof(float)));
+  constexpr int kCalls = 100;  // The clock itself takes tens of nanoseconds.
+  const double seconds = median_seconds(options.duration_each, [&] {
+    for (int i = 0; i < kCalls; ++i) {
+      device.matmul(*weight, compute::dense_rows(*x, 1, kSmallWidth),
+                    compute::dense_rows(*out, 1, kSmallWidth));
+    }
+    device.sync();
+  });
+  return seconds / kCalls;
+}
+
+}  // namespace
+
+Result<MachineSpeed> probe_machine(compute::Device& device, const MachineProbeOptions& options) {
+  RECUA_CHECK(!options.types.empty() && options.n_threads >= 1);
+  RECUA_ASSIGN_OR_RETURN(sys::AlignedBuffer memory,
+                         sys::AlignedBuffer::allocate(options.bytes_streamed));
+  const std::span<std::byte> bytes(memory.data(), options.bytes_streamed);
+  std::memset(bytes.data(), 1, bytes.size());  // So that pages are there.
+  MachineSpeed speed;
+  speed.bytes_per_second = read_bytes_per_second(options, bytes);
+  for (const quant::DataType type : options.types) {
+    RECUA_ASSIGN_OR_RETURN(const TypeSpeed own, probe_type(device, options, type, bytes));
+    speed.by_type.push_back(own);
+  }
+  speed.macs_per_second = speed.by_type.front().macs_per_second;
+  RECUA_ASSIGN_OR_RETURN(speed.attention_macs_per_second, probe_attention(device, options));
+  RECUA_ASSIGN_OR_RETURN(speed.operator_seconds, probe_operator(device, options));
+  return speed;
+}
+
+}  // namespace recua::cluster
