@@ -1,0 +1,171 @@
+"""recua plan: what it predicts before anything is loaded, for described machines and for real workers."""
+
+import json
+import os
+import unittest
+import xml.etree.ElementTree
+from unittest import mock
+
+from harness import EXIT_FAILURE, EXIT_USAGE, ROOT, STORIES, TestCase, addresses, random_model
+
+EXAMPLES = ROOT / "docs" / "planning"
+LARGE = EXAMPLES / "dense-70b.json"
+
+
+def machines(n, memory_gib=64, latency_us=5, gbit=100, transport="rdma"):
+    return {
+        "machines": [{"name": "box", "count": n, "memory_gib": memory_gib, "memory_gb_per_s": 100,
+                      "matmul_gmac_per_s": 2000}],
+        "default_link": {"transports": [
+            {"transport": transport, "latency_us": latency_us, "gbit_per_s": gbit}]},
+    }
+
+
+class Plan(TestCase):
+    def described(self, name="cluster.json", **options):
+        path = self.scratch / name
+        path.write_text(json.dumps(machines(**options)))
+        return path
+
+    def plan(self, *arguments, model=LARGE):
+        return self.succeed("plan", "-m", model, "--json", *arguments).json()
+
+    def test_predicts_for_described_machines(self):
+        answer = self.plan("--simulate", self.described(n=4))
+        best = answer["plans"][0]
+        self.assertEqual(best["kind"], "tensor 4")
+        self.assertEqual(best["stages"][0]["layers"], [0, 80])
+        self.assertEqual([rank["machine"] for rank in best["stages"][0]["ranks"]],
+                         ["box-0", "box-1", "box-2", "box-3"])
+        for plan in answer["plans"]:
+            for key in ("first_token_seconds", "tokens_per_second", "answer_seconds"):
+                self.assertGreater(plan["prediction"][key], 0)
+        self.assertEqual(answer["plans"],
+                         sorted(answer["plans"], key=lambda p: p["prediction"]["answer_seconds"]))
+        text = self.succeed("plan", "-m", LARGE, "--simulate", self.described(n=4)).text
+        for words in ("tensor 4", "one machine", "first token", "why:", answer["reason"]):
+            self.assertIn(words, text)
+
+    def test_slow_links_are_not_worth_it(self):
+        slow = self.described(n=2, latency_us=50000, gbit=0.001, transport="tcp")
+        answer = self.plan("--simulate", slow)
+        self.assertEqual(answer["plans"][0]["kind"], "one machine")
+        self.assertIn("fewer machines are faster: box-1 left out", answer["warnings"][0])
+        forced = self.plan("--simulate", slow, "--use-all")
+        self.assertEqual(forced["plans"][0]["n_machines"], 2)
+        self.assertIn("times as long as one machine would", forced["warnings"][0])
+
+    def test_a_plan_file_comes_back_and_is_judged(self):
+        cluster, saved = self.described(n=4), self.scratch / "plan.json"
+        first = self.plan("--simulate", cluster, "--pp", 2, "--tp", 2, "--save", saved)
+        again = self.plan("--simulate", cluster, "--plan", saved)
+        self.assertEqual(again["plans"][0]["stages"], first["plans"][0]["stages"])
+        self.assertEqual(again["plans"][0]["prediction"], first["plans"][0]["prediction"])
+        self.fail_with(EXIT_USAGE, [saved, "n_layers 80 (this one has 5)", "hidden_size"], "plan",
+                       "-m", STORIES, "--simulate", cluster, "--plan", saved)
+        smaller = self.described("smaller.json", n=3)
+        self.fail_with(EXIT_USAGE, ["box-3", "not among the machines"], "plan", "-m", LARGE,
+                       "--simulate", smaller, "--plan", saved)
+
+    def test_overrides_are_followed(self):
+        cluster = self.described(n=8)
+        self.assertEqual(self.plan("--simulate", cluster, "--tp", 4)["plans"][0]["kind"][-8:],
+                         "tensor 4")
+        split = self.plan("--simulate", self.described(n=2), "--pp", 2, "-ts", "3,1")
+        stages = split["plans"][0]["stages"]
+        self.assertEqual([stage["layers"] for stage in stages], [[0, 60], [60, 80]])
+
+    def test_draws_timelines(self):
+        svg = self.scratch / "timeline.svg"
+        self.plan("--simulate", self.described(n=4), "--pp", 4, "--prompt", 2048, "--streams", 4,
+                  "--svg", svg)
+        root = xml.etree.ElementTree.parse(svg).getroot()
+        text = " ".join(root.itertext())
+        for words in ("box-0", "box-3", "A prompt of 2048 tokens", "Decode", "computing"):
+            self.assertIn(words, text)
+
+    def test_takes_a_thousand_machines(self):
+        for model in ("dense-70b.json", "moe-235b.json"):
+            for cluster in ("boxes-rdma.json", "servers-tcp.json"):
+                with self.subTest(model=model, cluster=cluster):
+                    rows = self.plan("--simulate", EXAMPLES / cluster, "--scale", "1,4,64,1000",
+                                     "--streams", 16, model=EXAMPLES / model)["scale"]
+                    fitting = [row["prediction"]["answer_seconds"] for row in rows if row["fits"]]
+                    self.assertGreaterEqual(len(fitting), 3)
+                    self.assertEqual(fitting, sorted(fitting, reverse=True))
+
+    def test_says_what_is_missing(self):
+        self.fail_with(EXIT_FAILURE, ["box-0 has 4.0 GiB and would need", "box-1", "in all"],
+                       "plan", "-m", LARGE, "--simulate", self.described(n=2, memory_gib=4))
+
+    def test_wrong_usage_is_explained(self):
+        cluster = self.described(n=2)
+        simulate = ["--simulate", cluster]
+        broken = self.scratch / "broken.json"
+        broken.write_text('{"machines": [{"name": "x"}]}')
+        for words, arguments in (
+                (["--model"], simulate),
+                (["--tp", "1 to 64"], ["-m", LARGE, *simulate, "--tp", 65]),
+                (["--pp", "80 layers"], ["-m", LARGE, *simulate, "--pp", 81]),
+                (["--workers", "--simulate"], ["-m", LARGE, *simulate, "--workers", "a:1"]),
+                (["--split", "3 parts for 2"], ["-m", LARGE, *simulate, "--split", "1,1,1"]),
+                (["--prompt"], ["-m", LARGE, *simulate, "--prompt", 0]),
+                (["-c"], ["-m", LARGE, *simulate, "--prompt", 9000, "-c", 4096]),
+                (["--scale"], ["-m", LARGE, *simulate, "--scale", "1,5"]),
+                (["--plan", "--tp"], ["-m", LARGE, *simulate, "--plan", "p", "--tp", 2]),
+                (["machines[0].memory_gib is missing"],
+                 ["-m", LARGE, "--simulate", broken]),
+                (["--simualte", "--simulate"], ["-m", LARGE, "--simualte", cluster])):
+            with self.subTest(arguments=arguments):
+                self.fail_with(EXIT_USAGE, words, "plan", *arguments)
+        self.fail_with(EXIT_FAILURE, ["nowhere.json"], "plan", "-m", LARGE, "--simulate",
+                       self.scratch / "nowhere.json")
+        # Where the file cannot be written.
+        self.fail_with(EXIT_FAILURE, ["--svg"], "plan", "-m", LARGE, *simulate, "--svg",
+                       self.scratch / "nowhere" / "x.svg")
+
+
+class RealMachines(TestCase):
+    """Speeds are measured here once; they differ from run to run, so only shapes are looked at."""
+
+    def setUp(self):
+        super().setUp()
+        self.cache_home = self.scratch / "cache"
+        changed = mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.cache_home))
+        self.cleanup.enter_context(changed)
+
+    def plan(self, *arguments):
+        return self.succeed("plan", "-m", STORIES, "--json", *arguments).json()
+
+    def test_this_machine_is_measured_once(self):
+        first = self.plan("-t", 1)
+        self.assertIn("measured just now", first["notes"][0])
+        self.assertTrue((self.cache_home / "recua" / "machine-speeds.json").is_file())
+        second = self.plan("-t", 1)
+        self.assertIn("measured before", second["notes"][0])
+        self.assertEqual(second["plans"], first["plans"])
+        self.assertIn("measured just now", self.plan("-t", 1, "--remeasure")["notes"][0])
+
+    def test_workers_are_asked_and_not_loaded(self):
+        workers = [self.worker("-t", 1, "--memory", 1) for _ in range(2)]
+        answer = self.plan("--workers", addresses(workers), "--use-all")
+        used = {rank["machine"] for stage in answer["plans"][0]["stages"] for rank in stage["ranks"]}
+        self.assertEqual(used, {worker.address for worker in workers})
+        self.assertTrue(any("links between workers" in note for note in answer["notes"]))
+        for worker in workers:
+            self.check_alive(worker)
+            self.assertNotIn("loading", worker.err)
+
+    def test_memory_is_what_the_worker_offers(self):
+        worker = self.worker("-t", 1, "--memory", 0.02)
+        done = self.fail_with(EXIT_FAILURE, [worker.address, "20.5 MiB", "would need"], "plan",
+                              "-m", random_model(), "--workers", worker.address)
+        self.assertIn("in all", done.message)
+
+    def test_a_worker_that_is_not_there_is_named(self):
+        self.fail_with(EXIT_FAILURE, ["worker 127.0.0.1:1"], "plan", "-m", STORIES, "--workers",
+                       "127.0.0.1:1")
+
+
+if __name__ == "__main__":
+    unittest.main()
