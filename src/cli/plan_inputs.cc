@@ -182,17 +182,18 @@ class FromHere final : public cluster::Measurements {
   std::optional<Error> failure_;
 };
 
+/// The link that recua would use among the transports that were measured.
 std::optional<LinkSpec> link_of(const cluster::LinkReport& report) {
+  std::vector<LinkSpec> links;
   for (const cluster::TransportReport& transport : report.transports) {
-    if (transport.transport != report.chosen || !transport.available) continue;
-    if (transport.latency.empty() || !transport.bandwidth) return std::nullopt;
-    return LinkSpec{
-        .transport = transport.transport,
-        .latency_seconds = std::chrono::duration<double>(transport.latency.front().p50).count(),
-        .bytes_per_second = transport.bandwidth->bytes_per_second,
-        .message_seconds = cluster::typical_message_seconds(transport.transport)};
+    if (!transport.available || transport.latency.empty() || !transport.bandwidth) continue;
+    links.push_back(
+        {.transport = transport.transport,
+         .latency_seconds = std::chrono::duration<double>(transport.latency.front().p50).count(),
+         .bytes_per_second = transport.bandwidth->bytes_per_second,
+         .message_seconds = cluster::typical_message_seconds(transport.transport)});
   }
-  return std::nullopt;
+  return cluster::choose_link(links);
 }
 
 /// Asks and measures the workers.

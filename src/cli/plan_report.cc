@@ -59,7 +59,9 @@ std::string machines_text(const ClusterShape& machines) {
     const double macs = first.speed.by_type.empty() ? first.speed.macs_per_second
                                                     : first.speed.by_type.front().macs_per_second;
     std::string name = first.name;
-    if (end - begin > 1) {
+    if (end - begin == 2) {
+      name += ", " + machines.machines[begin + 1].name;
+    } else if (end - begin > 2) {
       name += fmt::format(" to {} ({})", machines.machines[end - 1].name, end - begin);
     }
     rows.push_back({name, cluster::format_bytes(first.memory_bytes),

@@ -33,9 +33,9 @@ std::string plan_report_json(const PlanReport& report);
 std::string scale_text(const PlanReport& report, const std::vector<ScaleRow>& rows);
 std::string scale_json(const PlanReport& report, const std::vector<ScaleRow>& rows);
 
-/// "850 us", "12.3 ms", "4.56 s", "3 min 20 s": three digits that count.
+/// "8.50 us", "12.3 ms", "4.56 s", "3 min 20 s": three digits that count.
 std::string seconds_text(double seconds);
-/// "0.85", "12.3", "456", "12300": three digits that count.
+/// "0.85", "12.3", "456": three digits that count, or all before the point.
 std::string rate_text(double per_second);
 
 }  // namespace recua::cli
