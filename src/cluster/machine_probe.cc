@@ -34,8 +34,8 @@ constexpr std::size_t kSmallWidth = 128;
 
 constexpr int kRunsMin = 5;
 
-/// Memory in small pages, as that of a mapped model file. With large ones decode was predicted 12
-/// to 16 % too fast (1.1 B weights, Q8_0 and Q4_K, 1 and 2 threads), with small ones 7 to 8 %.
+/// Memory in small pages, as that of a mapped model file. With large ones decode was predicted 4 to
+/// 16 % too fast (1.1 B weights, Q8_0 and Q4_K, 1 and 2 threads), with small ones 7 to 8 % (Q8_0).
 class SmallPages {
  public:
   static Result<SmallPages> allocate(std::size_t n_bytes) {
