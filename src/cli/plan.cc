@@ -79,6 +79,12 @@ Result<void> check(PlanFlags& flags) {
   RECUA_RETURN_IF_ERROR(check_count("--prompt", flags.n_prompt, kPromptMax));
   RECUA_RETURN_IF_ERROR(check_count("--generate", flags.n_generate, kPromptMax));
   RECUA_RETURN_IF_ERROR(check_count("--streams", flags.n_streams, kStreamsMax));
+  const std::uint32_t n_ubatch = std::min({flags.model.n_ubatch, flags.model.n_batch, 512U});
+  if (flags.n_prompt / n_ubatch > cluster::kMicroBatchesMax) {
+    return invalid(
+        fmt::format("--prompt {} makes more than {} micro-batches of {}: use a larger -ub",
+                    flags.n_prompt, cluster::kMicroBatchesMax, n_ubatch));
+  }
   if (!flags.simulate.empty() && !flags.cluster.workers_text.empty()) {
     return invalid("--workers and --simulate exclude each other: name one of them");
   }

@@ -75,11 +75,11 @@ TEST(SpeedFile, StartsAnewWhenTheFileIsBroken) {
     ASSERT_TRUE(store_speed(file, key, speed).ok());
     EXPECT_EQ(load_speed(file, key, types), speed);
   }
-  for (std::uint32_t n = 1; n <= 200; ++n) {
+  for (std::uint32_t n = 1; n <= 70; ++n) {
     ASSERT_TRUE(store_speed(file, {.host = "a", .version = "1", .n_threads = n}, speed).ok());
   }
   EXPECT_FALSE(load_speed(file, {.host = "a", .version = "1", .n_threads = 1}, types));
-  EXPECT_TRUE(load_speed(file, {.host = "a", .version = "1", .n_threads = 200}, types));
+  EXPECT_TRUE(load_speed(file, {.host = "a", .version = "1", .n_threads = 70}, types));
 }
 
 }  // namespace

@@ -10,6 +10,10 @@
 
 namespace recua::cluster {
 
+/// Micro-batches of a prompt: more are not worth their schedule. A caller with a longer prompt
+/// allows larger ones.
+inline constexpr std::uint32_t kMicroBatchesMax = 4096;
+
 struct Workload {
   std::uint32_t n_prompt = 512;      // Tokens of a prompt, at least 1.
   std::uint32_t n_generate = 128;    // Tokens of an answer, at least 1.

@@ -111,6 +111,7 @@ class Plan(TestCase):
                 (["--split", "3 parts for 2"], ["-m", LARGE, *simulate, "--split", "1,1,1"]),
                 (["--prompt"], ["-m", LARGE, *simulate, "--prompt", 0]),
                 (["-c"], ["-m", LARGE, *simulate, "--prompt", 9000, "-c", 4096]),
+                (["--prompt", "-ub"], ["-m", LARGE, *simulate, "--prompt", 5000, "-ub", 1]),
                 (["--scale"], ["-m", LARGE, *simulate, "--scale", "1,5"]),
                 (["--plan", "--tp"], ["-m", LARGE, *simulate, "--plan", "p", "--tp", 2]),
                 (["machines[0].memory_gib is missing"],
