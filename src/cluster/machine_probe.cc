@@ -186,8 +186,9 @@ Result<double> probe_attention(compute::Device& device, const MachineProbeOption
   const std::uint32_t page = 0;
   const std::span<const std::uint32_t> table(&page, 1);
   const compute::AttentionBatch batch = {.rows = rows, .page_tables = {&table, 1}};
+  const compute::HeadGroups heads{.n_heads = kHeads, .n_group = kHeads / kKvHeads};
   const double seconds = median_seconds(options.duration_each, [&] {
-    device.attention(layer, compute::dense_rows(*q, kQueries, kCols), kHeads, batch, 0.1F, 0,
+    device.attention(layer, compute::dense_rows(*q, kQueries, kCols), heads, batch, 0.1F, 0,
                      compute::dense_rows(*out, kQueries, kCols));
     device.sync();
   });
