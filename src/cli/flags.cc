@@ -90,7 +90,7 @@ Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view
   return invalid(fmt::format("{} is '{}', need f16 or f32", flag, text));
 }
 
-void ClusterFlags::add(CLI::App& app) {
+void ClusterFlags::add(CLI::App& app, bool with_ranks) {
   app.add_option("--workers", workers_text,
                  "Spread the model over these machines, where `recua worker` runs")
       ->type_name("HOST:PORT,...");
@@ -100,11 +100,12 @@ void ClusterFlags::add(CLI::App& app) {
   app.add_option("--split", split_text,
                  "How many layers each worker gets, as proportions (default: by free memory)")
       ->type_name("A,B,...");
-  app.add_option(
-         "--tp", n_ranks,
-         "Tensor parallelism: so many consecutive workers share their layers, each with a part of "
-         "every matrix; --split then gives their shares")
-      ->type_name("N");
+  if (with_ranks) {
+    app.add_option("--tp", n_ranks,
+                   "So many consecutive workers share their layers, each with a part of every "
+                   "matrix (tensor parallelism); --split then gives their shares")
+        ->type_name("N");
+  }
   app.add_flag_callback(
       "--no-fetch", [this] { fetch = false; },
       "Fail rather than send weights to a worker that lacks them");

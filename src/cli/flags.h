@@ -51,7 +51,7 @@ struct ClusterFlags {
   bool verify = false;                 // Workers hash their file again.
   double timeout_seconds = 10.0;       // To reach a worker.
 
-  void add(CLI::App& app);
+  void add(CLI::App& app, bool with_ranks = true);  // Else the command has a --tp of its own.
   [[nodiscard]] Result<void> check();
   [[nodiscard]] bool any() const { return !workers.empty() || n_local_workers > 0; }
 

@@ -251,7 +251,7 @@ void register_plan(CLI::App& app, int& exit_code) {
       "plan", "Predict how fast a model will be on machines, and how to spread it");
   const auto flags = std::make_shared<PlanFlags>();
   flags->model.add(*sub);
-  flags->cluster.add(*sub);
+  flags->cluster.add(*sub, /*with_ranks=*/false);
   flags->links.add(*sub);
   sub->add_option("--simulate", flags->simulate, "Plan for the machines that this file describes")
       ->type_name("FILE");
