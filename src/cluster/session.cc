@@ -325,7 +325,7 @@ Result<void> Session::start() {
                                          request_.slice.layer_end - 1),
                      .ring = ring_->buffer(),
                      .buffers = &buffers_,
-                     .compute_mutex = env_.compute_mutex};
+                     .compute_mutex = request_.slice.n_ranks == 1 ? env_.compute_mutex : nullptr};
   RECUA_ASSIGN_OR_RETURN(
       parts.in, rpc::make_link_receiver(link_context(in_, false), std::move(in), request_.id,
                                         ring_shape_, ring_->memory()));

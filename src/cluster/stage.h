@@ -84,7 +84,9 @@ class Stage {
     std::unique_ptr<rpc::ChannelReceiver> in = {};
     std::vector<std::unique_ptr<rpc::ChannelSender>> outs = {};
     RankGroup* group = nullptr;
-    std::mutex* compute_mutex = nullptr;  // Held while computing: sessions share the device.
+    /// Held while computing: sessions share the processors. Not by ranks: two workers would each
+    /// hold their own and wait for the other's.
+    std::mutex* compute_mutex = nullptr;
   };
 
   explicit Stage(Parts parts) : parts_(std::move(parts)) {}

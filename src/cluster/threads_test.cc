@@ -92,8 +92,9 @@ class ClusterThreads : public testing::TestWithParam<Links> {
     return std::move(*out);
   }
 
-  Result<std::unique_ptr<Cluster>> open() {
+  Result<std::unique_ptr<Cluster>> open(std::uint32_t n_ranks = 1) {
     ClusterOptions options;
+    options.n_ranks = n_ranks;
     for (const auto& listener : listeners) options.workers.push_back(listener->endpoint());
     options.cache_dir = scratch / "home";
     if (GetParam() != Links::kTcp) options.link_policy = &policy;
@@ -108,7 +109,8 @@ class ClusterThreads : public testing::TestWithParam<Links> {
 
   /// Greedy tokens of the first reference case.
   Result<std::vector<model::TokenId>> generate(Cluster& cluster, const nlohmann::json& expected,
-                                               std::size_t n) {
+                                               std::size_t n,
+                                               const std::function<void()>& after_the_third = {}) {
     std::vector<model::TokenId> out;
     auto next = expected["prompt_ids"].get<std::vector<model::TokenId>>();
     std::uint32_t position = 0;
@@ -129,6 +131,7 @@ class ClusterThreads : public testing::TestWithParam<Links> {
                              run(cluster.executor().step(std::move(batch))));
       out.push_back(result.outputs.at(0).id);
       next = {out.back()};
+      if (out.size() == 3 && after_the_third) after_the_third();
     }
     return out;
   }
@@ -177,6 +180,40 @@ TEST_P(ClusterThreads, GenerateTheExpectedTokensTwice) {
       EXPECT_TRUE(link.transport.starts_with(wished)) << link.transport;
     }
   }
+}
+
+TEST_P(ClusterThreads, GenerateTheExpectedTokensAsRanks) {
+  const nlohmann::json expected = expected_case();
+  auto greedy = expected["greedy_ids"].get<std::vector<model::TokenId>>();
+  greedy.resize(20);
+  start_workers(4, true);
+  for (const std::uint32_t n_ranks : {2U, 4U}) {  // Two groups of two, then one of four.
+    auto cluster = open(n_ranks);
+    ASSERT_TRUE(cluster.ok()) << cluster.error().message;
+    const auto tokens = generate(**cluster, expected, greedy.size());
+    ASSERT_TRUE(tokens.ok()) << tokens.error().message;
+    EXPECT_EQ(*tokens, greedy);
+    EXPECT_TRUE(run(close(**cluster)));
+  }
+}
+
+TEST_P(ClusterThreads, EndWhenARankLeaves) {
+  start_workers(3, true);
+  auto cluster = open(3);
+  ASSERT_TRUE(cluster.ok()) << cluster.error().message;
+  const auto tokens = generate(**cluster, expected_case(), 200, [this] { workers[1]->stop(); });
+  ASSERT_FALSE(tokens.ok());
+  EXPECT_EQ(tokens.error().code, ErrorCode::kUnavailable) << tokens.error().message;
+}
+
+TEST_P(ClusterThreads, RefuseMoreRanksThanHeads) {
+  start_workers(9, true);
+  const auto refused = open(9);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("1 to 8 ranks work"), std::string::npos)
+      << refused.error().message;
+  EXPECT_EQ(open(2).error().message, "--tp 2 needs a multiple of 2 workers, not 9");
 }
 
 TEST_P(ClusterThreads, EndWhenTheCoordinatorLeavesWithoutAWord) {

@@ -53,6 +53,37 @@ class Split(TestCase):
         spread = self.succeed(*flags, "--workers", addresses(workers)).json()
         self.assertEqual(spread["logprobs"], alone["logprobs"])
 
+    def test_gives_the_greedy_tokens_over_ranks_and_groups_of_them(self):
+        workers = self.workers(4)
+        for n, ranks, more in ((2, 2, []), (3, 3, []), (4, 4, []), (4, 2, []), (3, 3, ["--split", "3,2,1"]),
+                               (4, 2, ["--split", "1,4"]), (2, 2, ["--transport", "tcp"])):
+            with self.subTest(workers=n, ranks=ranks, more=more):
+                self.check_stories("--workers", addresses(workers[:n]), "--tp", ranks, *more, cases=4)
+
+    def test_measures_the_same_perplexity_over_ranks(self):
+        workers = addresses(self.workers(3))
+        for expected in stories_perplexity()["results"]:
+            with self.subTest(ctx=expected["ctx"]):
+                answer = self.succeed("perplexity", "--json", "-m", STORIES, "-f", MODELS / "story.txt", "-c",
+                                      expected["ctx"], *F32_CACHE, "--workers", workers, "--tp", 3).json()
+                self.assertAlmostEqual(answer["ppl"] / expected["ppl"], 1.0, delta=1e-4)
+
+    def test_ranks_serve_two_coordinators_at_once(self):
+        case = stories()["cases"][0]
+        flags = ["run", "--json", "-m", STORIES, "--prompt-ids", ids_flag(case["prompt_ids"]), "-n", 200, "--temp", 0,
+                 "--ignore-eos", *F32_CACHE, "--workers", addresses(self.workers(2)), "--tp", 2]
+        for done in [run.wait() for run in [self.start(*flags), self.start(*flags)]]:
+            self.assertEqual(done.code, 0, str(done))
+            self.assertEqual(done.json()["ids"][:len(case["greedy_ids"])], case["greedy_ids"])
+
+    def test_ranks_that_cannot_be_are_refused(self):
+        workers = addresses(self.workers(3))
+        self.fail_with(EXIT_USAGE, ["--tp 2", "multiple of 2"], "run", "-m", STORIES, "-p", "x", "--workers", workers,
+                       "--tp", 2)
+        self.fail_with(EXIT_USAGE, ["--tp", "--workers"], "run", "-m", STORIES, "-p", "x", "--tp", 2)
+        self.fail_with(EXIT_USAGE, ["--tp", "1 to 64"], "run", "-m", STORIES, "-p", "x", "--workers", workers,
+                       "--tp", 65)
+
     def test_samples_the_same_tokens_for_the_same_seed(self):
         flags = ["run", "--json", "-m", STORIES, "-p", "Lily", "-n", 60, "--temp", 0.9, "--seed", 3]
         alone = self.succeed(*flags).json()
