@@ -63,12 +63,11 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
                  "a tensor split needs a thread of its own for each rank, which a simulation of "
                  "one thread does not have"};
   }
-  waiter_ = std::move(waiter);
   collective::CommunicatorParts parts;
   parts.id = id;
   parts.rank = rank_;
   parts.clock = loop_env.clock;
-  parts.waiter = waiter_.get();
+  parts.waiter = waiter.get();
   parts.options.spin = loop_env.spin;
   parts.channels.resize(n_ranks_);
   RECUA_ASSIGN_OR_RETURN(parts.ring, collective::SendRing::create(kGroupRing, n_ranks_, 0));
@@ -90,6 +89,7 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
   }
   RECUA_ASSIGN_OR_RETURN(auto made, collective::ChannelCommunicator::create(std::move(parts)));
   const std::scoped_lock lock(mutex_);
+  waiter_ = std::move(waiter);
   channels_ = std::move(made);
   return ok();
 }
@@ -97,6 +97,7 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
 void RankGroup::disconnect() {
   const std::scoped_lock lock(mutex_);
   channels_.reset();
+  waiter_.reset();
 }
 
 void RankGroup::cancel() {

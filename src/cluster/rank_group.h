@@ -63,7 +63,7 @@ class RankGroup final : public model::Communicator {
   /// Makes the links on the stage's loop. waiter: of that loop; outlives the group's calls.
   Result<void> connect(rpc::ChannelId id, const net::Env& loop_env, const rpc::LinkPolicy* policy,
                        const MakeContext& make_context, std::unique_ptr<collective::Waiter> waiter);
-  /// Drops the links, on their loop.
+  /// Drops all that lives on the loop; there, unless nothing ever ran.
   void disconnect();
   /// Ends a call that waits for others, and all to come. Any thread.
   void cancel();

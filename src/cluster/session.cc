@@ -120,7 +120,7 @@ Session::Session(SessionEnv env, Request request, SessionEvents events)
       group_(request_.slice.rank, request_.slice.n_ranks),
       ended_(env_.env.executor) {}
 
-Session::~Session() = default;
+Session::~Session() { group_.disconnect(); }  // Its loop goes before it does.
 
 asio::awaitable<Result<void>> Session::load(ChunkSource source) {
   const auto self = shared_from_this();
