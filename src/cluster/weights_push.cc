@@ -69,7 +69,7 @@ class WeightsPusher::Pump {
     const net::ReadyCallback ready = [wake = self->wake_] { wake->notify_all(); };
     std::function<void()> arm_fn = [self, ready] {
       self->stats_.transport = self->out_->transport();  // Which one that broke cannot tell.
-      self->out_->arm(ready, !self->jobs_.empty());
+      self->out_->arm(ready, /*for_completions=*/true);
     };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;
@@ -171,7 +171,6 @@ Result<std::shared_ptr<WeightsPusher>> WeightsPusher::start(Offload& offload, Pa
                          parts.connection->move_to(self->loop_->executor()));
   rpc::LinkContext context = std::move(parts.context);
   context.env.executor = self->loop_->executor();
-  context.env.run_one = self->loop_->run_one();
   context.report = [home, report = std::move(context.report)](const std::string& text) {
     asio::post(home, [report, text] { report(text); });
   };

@@ -104,7 +104,6 @@ Result<void> WeightsReceiver::attach(std::unique_ptr<net::Connection> connection
   rpc::LinkContext context;
   context.env = parts_.env;
   context.env.executor = loop_->executor();
-  context.env.run_one = loop_->run_one();
   context.policy = parts_.policy;
   context.self = parts_.name;
   context.other = peer.name;
