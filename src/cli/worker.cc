@@ -105,6 +105,16 @@ Result<void> run_worker(const WorkerFlags& flags) {
   cluster::Worker worker(
       env, offload, [device_options] { return compute::make_cpu_device(device_options); }, options);
 
+  // Before it says that it listens: whoever reads that may end it at once.
+  asio::signal_set signals(loop, SIGINT, SIGTERM);
+  signals.async_wait([&](const boost::system::error_code& error, int) {
+    if (error) return;
+    log_info("stopping");
+    signals.clear();  // A second one ends us at once.
+    worker.stop();
+    listener->close();
+  });
+
   log_info("{}", probe->description());
   log_info("listening on {}", listener->endpoint().to_string());
   if (!is_loopback(endpoint.host)) {
@@ -116,14 +126,6 @@ Result<void> run_worker(const WorkerFlags& flags) {
   if (!flags.port_file.empty()) {
     RECUA_RETURN_IF_ERROR(write_port_file(flags.port_file, listener->endpoint().to_string()));
   }
-  asio::signal_set signals(loop, SIGINT, SIGTERM);
-  signals.async_wait([&](const boost::system::error_code& error, int) {
-    if (error) return;
-    log_info("stopping");
-    signals.clear();  // A second one ends us at once.
-    worker.stop();
-    listener->close();
-  });
   Result<void> served = ok();
   asio::co_spawn(loop, worker.serve(*listener), [&](std::exception_ptr, Result<void> result) {
     served = std::move(result);
