@@ -68,7 +68,7 @@ int measure(const MeasureFlags& flags) {
   options->shared_memory_host = (*links)->shared_memory_host;
   options->rdma_ports = (*links)->rdma_ports;
 
-  boost::asio::io_context loop{1};
+  boost::asio::io_context loop;  // No hint of one thread, for run_one(): see cluster/offload.cc.
   net::RealClock clock;
   net::TcpNetwork network(loop.get_executor());
   net::Env env;

@@ -31,7 +31,9 @@ class ThreadLoop final : public StageLoop {
   }
 
  private:
-  asio::io_context loop_{1};
+  // Without a hint that there is one thread: with it, what a handler posts would wait for that
+  // handler to end, which may itself sleep in run_one() until then.
+  asio::io_context loop_;
   asio::executor_work_guard<asio::io_context::executor_type> guard_;
   std::jthread thread_;  // Last: joined before the loop goes.
 };
