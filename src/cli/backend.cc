@@ -1,13 +1,13 @@
 #include "cli/backend.h"
 
 #include <algorithm>
-#include <random>
 
 #include <fmt/format.h>
 
 #include "base/log.h"
 #include "cli/cluster_backend.h"
 #include "cli/progress.h"
+#include "cli/run_loop.h"
 #include "compute/cpu/cpu_device.h"
 #include "model/hyperparams.h"
 #include "model/local_executor.h"
@@ -53,15 +53,7 @@ Result<model::SliceOptions> choose_options(const ModelFlags& flags, const Backen
 }
 
 net::Env make_env(Backend& backend) {
-  net::Env env;
-  env.executor = backend.loop.get_executor();
-  env.clock = &backend.clock;
-  env.network = backend.network.get();
-  env.random = [] {
-    std::random_device device;  // One for each call: links call it from their own threads.
-    return (static_cast<std::uint64_t>(device()) << 32) | device();
-  };
-  return env;
+  return real_env(backend.loop, backend.clock, *backend.network);
 }
 
 Result<void> load_here(Backend& backend, const ModelFlags& flags,

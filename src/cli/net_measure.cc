@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -71,15 +70,8 @@ int measure(const MeasureFlags& flags) {
   boost::asio::io_context loop;  // No hint of one thread, for run_one(): see cluster/offload.cc.
   net::RealClock clock;
   net::TcpNetwork network(loop.get_executor());
-  net::Env env;
-  env.executor = loop.get_executor();
-  env.clock = &clock;
-  env.network = &network;
+  net::Env env = real_env(loop, clock, network);
   env.run_one = [&loop] { return loop.run_one() > 0; };  // One link at a time is measured here.
-  env.random = [] {
-    std::random_device device;  // One for each call: links call it from their own threads.
-    return (std::uint64_t{device()} << 32) | device();
-  };
   ProgressBar bar("measuring", ProgressBar::Unit::kCount, std::chrono::milliseconds(300));
   const auto measured = run_on(
       loop,

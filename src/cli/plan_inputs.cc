@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
 #include <set>
 #include <unistd.h>
 #include <utility>
@@ -212,14 +211,7 @@ Result<Asked> ask_workers(const ClusterFlags& flags, const LinkFlags& link_flags
   asio::io_context loop{1};
   net::RealClock clock;
   net::TcpNetwork network(loop.get_executor());
-  net::Env env;
-  env.executor = loop.get_executor();
-  env.clock = &clock;
-  env.network = &network;
-  env.random = [] {
-    std::random_device device;  // One for each call: links call it from their own threads.
-    return (std::uint64_t{device()} << 32) | device();
-  };
+  const net::Env env = real_env(loop, clock, network);
   const auto timeout = std::chrono::duration_cast<net::Duration>(
       std::chrono::duration<double>(flags.timeout_seconds));
   ProgressBar bar("measuring links", ProgressBar::Unit::kCount, std::chrono::milliseconds(300));

@@ -1,8 +1,11 @@
 #pragma once
-/// A coroutine's result for code that is not one.
+/// The loop of a command: what lives on it gets the real world, and code that is no coroutine a
+/// coroutine's result.
 
+#include <cstdint>
 #include <exception>
 #include <optional>
+#include <random>
 #include <utility>
 
 #include <boost/asio/awaitable.hpp>
@@ -10,6 +13,7 @@
 #include <boost/asio/io_context.hpp>
 
 #include "base/check.h"
+#include "net/connection.h"
 
 namespace recua::cli {
 
@@ -20,6 +24,19 @@ boost::asio::awaitable<void> store_result(boost::asio::awaitable<T> coroutine,
   out.emplace(co_await std::move(coroutine));
 }
 }  // namespace detail
+
+/// What is given outlives the Env.
+inline net::Env real_env(boost::asio::io_context& loop, net::Clock& clock, net::Network& network) {
+  net::Env env;
+  env.executor = loop.get_executor();
+  env.clock = &clock;
+  env.network = &network;
+  env.random = [] {
+    std::random_device device;  // One for each call: links call it from their own threads.
+    return (std::uint64_t{device()} << 32) | device();
+  };
+  return env;
+}
 
 /// Runs the loop until the coroutine has ended, not longer: what else lives on the loop
 /// (heartbeats of workers) goes on with the next call.

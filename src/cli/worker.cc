@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <random>
 #include <string>
 #include <system_error>
 #include <unistd.h>
@@ -19,6 +18,7 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/link_flags.h"
+#include "cli/run_loop.h"
 #include "cluster/chunks.h"
 #include "cluster/offload.h"
 #include "compute/cpu/cpu_device.h"
@@ -79,14 +79,7 @@ Result<void> run_worker(const WorkerFlags& flags) {
   asio::io_context loop{1};
   net::RealClock clock;
   net::TcpNetwork network(loop.get_executor());
-  net::Env env;
-  env.executor = loop.get_executor();
-  env.clock = &clock;
-  env.network = &network;
-  env.random = [] {
-    std::random_device device;  // One for each call: links call it from their own threads.
-    return (std::uint64_t{device()} << 32) | device();
-  };
+  const net::Env env = real_env(loop, clock, network);
   RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<net::Listener> listener, network.listen(endpoint));
 
   const std::size_t n_threads =
