@@ -80,9 +80,6 @@ std::uint64_t weight_bytes(const Session::Request& request, bool has_files) {
   return out;
 }
 
-/// Next ranks that one rank serves.
-constexpr std::size_t kOutsMax = kRanksMax;
-
 Error given_up() { return {ErrorCode::kCancelled, "the session was closed while it was loading"}; }
 
 }  // namespace
@@ -264,14 +261,11 @@ Result<void> Session::attach(std::unique_ptr<net::Connection> connection,
 
 Result<void> Session::attach_out(ChannelEnd end) {
   const auto channel = group_channel_of(end.number);
-  const bool is_there = outs_.size() >= kOutsMax ||
-                        std::any_of(outs_.begin(), outs_.end(),
-                                    [&](const auto& out) { return out.number == end.number; });
-  if (!loaded_ || closed_ || loop_ != nullptr || (!channel && is_there)) {
+  if (!loaded_ || closed_ || loop_ != nullptr || (!channel && out_.connection != nullptr)) {
     return Error{ErrorCode::kProtocol, "this session does not wait for an outgoing channel"};
   }
   if (channel) return group_.attach(*channel, std::move(end));
-  outs_.push_back(std::move(end));
+  out_ = std::move(end);
   return ok();
 }
 
@@ -296,7 +290,7 @@ rpc::LinkContext Session::link_context(const ChannelEnd& end, bool sends) {
 
 Result<void> Session::start() {
   const bool may_end_here = request_.slice.n_ranks > 1;  // Another rank sends what all have.
-  if (in_.connection == nullptr || (outs_.empty() && !may_end_here)) {
+  if (in_.connection == nullptr || (out_.connection == nullptr && !may_end_here)) {
     return Error{ErrorCode::kProtocol,
                  "start_session came before both channels of the slice were open"};
   }
@@ -310,13 +304,11 @@ Result<void> Session::start() {
       request_.id, stage_env, env_.link_policy,
       [this](const ChannelEnd& end, bool sends) { return link_context(end, sends); },
       loop_->new_waiter()));
-  rpc::RingShape out_ring{.n_slots = 1, .slot_bytes = rpc::kTensorHeaderBytes};  // The smallest.
-  for (const ChannelEnd& out : outs_) {
-    if (&out == &outs_.front() || out.ring.slot_bytes < out_ring.slot_bytes) out_ring = out.ring;
-  }
-  RECUA_ASSIGN_OR_RETURN(
-      buffers_,
-      StageBuffers::allocate(*device_, *runner_, request_.hyperparams.vocab_size, out_ring));
+  const bool sends = out_.connection != nullptr;
+  const rpc::RingShape no_ring{.n_slots = 1, .slot_bytes = rpc::kTensorHeaderBytes};
+  RECUA_ASSIGN_OR_RETURN(buffers_,
+                         StageBuffers::allocate(*device_, *runner_, request_.hyperparams.vocab_size,
+                                                sends ? out_.ring : no_ring));
   Stage::Parts parts{.id = request_.id,
                      .device = device_.get(),
                      .runner = runner_.get(),
@@ -329,12 +321,13 @@ Result<void> Session::start() {
   RECUA_ASSIGN_OR_RETURN(
       parts.in, rpc::make_link_receiver(link_context(in_, false), std::move(in), request_.id,
                                         ring_shape_, ring_->memory()));
-  std::vector<std::span<std::byte>> sources;
-  if (!buffers_.memory().empty()) sources.push_back(buffers_.memory());
-  for (ChannelEnd& end : outs_) {
-    RECUA_ASSIGN_OR_RETURN(auto out, std::exchange(end.connection, {})->move_to(loop_->executor()));
-    parts.outs.push_back(rpc::make_link_sender(link_context(end, true), std::move(out), end.ring,
-                                               sources, end.features));
+  if (sends) {
+    std::vector<std::span<std::byte>> sources;
+    if (!buffers_.memory().empty()) sources.push_back(buffers_.memory());
+    RECUA_ASSIGN_OR_RETURN(auto out,
+                           std::exchange(out_.connection, {})->move_to(loop_->executor()));
+    parts.out = rpc::make_link_sender(link_context(out_, true), std::move(out), out_.ring,
+                                      std::move(sources), out_.features);
   }
   if (request_.slice.n_ranks > 1) parts.group = &group_;
   stage_ = std::make_shared<Stage>(std::move(parts));
@@ -357,10 +350,8 @@ Result<void> Session::start() {
 }
 
 void Session::stage_ended(const Result<void>& ended) {
-  const std::span<const rpc::LinkStats> all = stage_->link_stats();
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    const rpc::LinkStats& stats = all[i];
-    const ChannelEnd& end = stats.sends ? outs_[i - 1] : in_;
+  for (const rpc::LinkStats& stats : stage_->link_stats()) {
+    const ChannelEnd& end = stats.sends ? out_ : in_;
     SessionLink& link = links_.emplace_back(SessionLink{.number = end.number, .stats = stats});
     link.stats.from = stats.sends ? env_.name : end.name;
     link.stats.to = stats.sends ? end.name : env_.name;
@@ -374,7 +365,7 @@ void Session::close() {
   if (closed_.exchange(true)) return;
   if (fetcher_ != nullptr) fetcher_->stop();
   in_.connection.reset();
-  for (ChannelEnd& out : outs_) out.connection.reset();
+  out_.connection.reset();
   group_.cancel();
   if (stage_ != nullptr) {
     // A busy stage sees the request, a sleeping one is woken. Its end (see start()) drops it and

@@ -130,7 +130,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   StageBuffers buffers_;
   rpc::RingShape ring_shape_;
   ChannelEnd in_;
-  std::vector<ChannelEnd> outs_;
+  ChannelEnd out_;
   std::unique_ptr<StageLoop> loop_;
   std::shared_ptr<Stage> stage_;  // Shared with a pending stop() on its loop only.
   std::vector<SessionLink> links_;

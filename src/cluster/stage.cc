@@ -80,9 +80,8 @@ std::span<std::byte> StageBuffers::memory() const {
 
 Result<bool> Stage::poll() {
   bool moved = false;
-  for (const auto& out : parts_.outs) {
-    RECUA_ASSIGN_OR_RETURN(const bool moved_out, out->poll());
-    moved = moved || moved_out;
+  if (parts_.out != nullptr) {
+    RECUA_ASSIGN_OR_RETURN(moved, parts_.out->poll());
   }
   if (!incoming_.has_value()) {
     RECUA_ASSIGN_OR_RETURN(incoming_, parts_.in->poll());
@@ -96,14 +95,14 @@ Result<bool> Stage::poll() {
 }
 
 bool Stage::can_send() const {
-  return std::all_of(parts_.outs.begin(), parts_.outs.end(), [this](const auto& out) {
-    return out->credits() > 0 && out->n_sent() - out->n_completed() < parts_.buffers->size();
-  });
+  const rpc::ChannelSender* const out = parts_.out.get();
+  if (out == nullptr) return true;
+  return out->credits() > 0 && out->n_sent() - out->n_completed() < parts_.buffers->size();
 }
 
 Result<void> Stage::work() {
   const rpc::Incoming incoming = *std::exchange(incoming_, std::nullopt);
-  OutBuffer& buffer = parts_.buffers->at(n_messages_);
+  OutBuffer& buffer = parts_.buffers->at(parts_.out == nullptr ? 0 : parts_.out->n_sent());
   buffer.descriptor.clear();
   rpc::TensorHeader header = incoming.header;
   header.n_rows = 0;
@@ -154,8 +153,7 @@ Result<void> Stage::work() {
   if (!done.ok()) {
     header.kind = rpc::MessageKind::kFailure;
     encode_failure(std::move(done).error().within(parts_.name), buffer.descriptor);
-  } else if (parts_.outs.empty()) {
-    ++n_messages_;
+  } else if (parts_.out == nullptr) {
     return parts_.in->release(incoming.slot);
   } else if (slice.is_last()) {
     header.kind = rpc::MessageKind::kResult;
@@ -184,7 +182,7 @@ bool Stage::store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const {
                     [](const model::StepOutput& output) { return !output.logits.empty(); }));
   if (n_rows > buffer.rows.n_rows ||
       rpc::kTensorHeaderBytes + n_rows * row_bytes + buffer.descriptor.size() >
-          parts_.outs.front()->ring().slot_bytes) {
+          parts_.out->ring().slot_bytes) {
     return false;
   }
   std::size_t row = 0;
@@ -199,6 +197,7 @@ bool Stage::store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const {
 }
 
 Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
+  if (parts_.out == nullptr) return ok();
   header.session = parts_.id.session;
   header.epoch = parts_.id.epoch;
   header.data_type = static_cast<std::uint16_t>(quant::DataType::kF32);
@@ -210,25 +209,20 @@ Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
   }
   const rpc::Outgoing message{
       .header = header, .rows = rows, .descriptor = buffer.descriptor.bytes()};
-  for (const auto& out : parts_.outs) {
-    RECUA_ASSIGN_OR_RETURN(const bool sent, out->try_send(message));
-    RECUA_CHECK(sent);  // poll() looked for a credit, and nobody else sends here.
-  }
-  ++n_messages_;
+  RECUA_ASSIGN_OR_RETURN(const bool sent, parts_.out->try_send(message));
+  RECUA_CHECK(sent);  // poll() looked for a credit, and nobody else sends here.
   return ok();
 }
 
 void Stage::note_transports() {
   stats_[0].transport = parts_.in->transport();
-  for (std::size_t i = 0; i < parts_.outs.size(); ++i) {
-    stats_[1 + i].transport = parts_.outs[i]->transport();
-  }
+  if (parts_.out != nullptr) stats_[1].transport = parts_.out->transport();
 }
 
 boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   wake_ = std::make_shared<net::Event>(env.executor);
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
-  stats_.resize(1 + parts_.outs.size());
+  stats_.resize(parts_.out == nullptr ? 1 : 2);
   stats_[0].sends = false;
   const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
   std::function<void()> arm_fn = [this, ready, n_sleeps = 0U]() mutable {
@@ -237,7 +231,7 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
-    for (const auto& out : parts_.outs) out->arm(ready, incoming_.has_value());
+    if (parts_.out != nullptr) parts_.out->arm(ready, incoming_.has_value());
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
@@ -246,12 +240,10 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   if (ended.ok()) ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
   if (ended.ok() || stats_[0].transport.empty()) note_transports();
   stats_[0].counters = parts_.in->counters();
-  for (std::size_t i = 0; i < parts_.outs.size(); ++i) {
-    stats_[1 + i].counters = parts_.outs[i]->counters();
-  }
+  if (parts_.out != nullptr) stats_[1].counters = parts_.out->counters();
   // Here, on their own loop, where a handler of theirs may still be due.
   parts_.in.reset();
-  parts_.outs.clear();
+  parts_.out.reset();
   if (parts_.group != nullptr) parts_.group->disconnect();
   co_return ended;
 }

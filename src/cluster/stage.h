@@ -1,8 +1,8 @@
 #pragma once
 /// Stage: one slice at work. It takes micro-batches from the channel of the stage before (or of the
-/// coordinator), runs them, and writes the result into the channels of the next stage (the last
-/// one: back to the coordinator). One rank of several writes to those of the next ranks that it
-/// serves, perhaps to none: all ranks have the same result.
+/// coordinator), runs them, and writes the result into the channel of the next stage (the last
+/// one: back to the coordinator). A rank of several that has no such channel keeps it: all ranks
+/// have the same result.
 ///
 /// A polled state machine: poll() does what can be done now, drive() runs it on a loop, spinning
 /// for a short time before it sleeps. Rows are computed from the slot in which they arrived into a
@@ -80,9 +80,9 @@ class Stage {
     std::size_t vocab_size = 0;
     std::string name = {};            // Of this stage, for failures: "box2:7500, layers 4-7".
     compute::Buffer* ring = nullptr;  // The memory behind `in`.
-    StageBuffers* buffers = nullptr;  // `outs` know their memory.
+    StageBuffers* buffers = nullptr;  // `out` knows their memory.
     std::unique_ptr<rpc::ChannelReceiver> in = {};
-    std::vector<std::unique_ptr<rpc::ChannelSender>> outs = {};
+    std::unique_ptr<rpc::ChannelSender> out = {};  // Null: another rank sends what all have.
     RankGroup* group = nullptr;
     /// Held while computing: sessions share the processors. Not by ranks: two workers would each
     /// hold their own and wait for the other's.
@@ -99,7 +99,7 @@ class Stage {
   void request_stop() { stop_requested_ = true; }
   /// From the stage's loop.
   void wake();
-  /// What its channels did, once drive() has ended; the input first, then the outputs in order.
+  /// What its channels did, once drive() has ended; the input first, then the output if any.
   [[nodiscard]] const std::vector<rpc::LinkStats>& link_stats() const { return stats_; }
 
  private:
@@ -108,7 +108,7 @@ class Stage {
   Result<void> work();
   /// Puts the result's logits into the buffer's rows; false when they do not fit.
   bool store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const;
-  /// Whether every output has a credit and a buffer.
+  /// Whether the output has a credit and a buffer.
   [[nodiscard]] bool can_send() const;
   void note_transports();
   Result<void> send(OutBuffer& buffer, rpc::TensorHeader header);
@@ -116,7 +116,6 @@ class Stage {
   Parts parts_;
   std::vector<rpc::LinkStats> stats_;
   std::optional<rpc::Incoming> incoming_;
-  std::uint64_t n_messages_ = 0;  // Done, and sent to all outputs.
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;
   std::shared_ptr<net::Event> wake_;
