@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/mapped_file.h"
+#include "cluster/plan.h"
 
 namespace recua::cli {
 namespace {
@@ -153,7 +154,7 @@ Result<void> ClusterFlags::check() {
     return invalid("--workers and --local-workers exclude each other: name one of them");
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
-  RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, 64));
+  RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, cluster::kRanksMax));
   if (!workers_text.empty()) {
     for (const std::string_view part : split_at_commas(workers_text)) {
       if (part.empty()) {

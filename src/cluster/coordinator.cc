@@ -103,6 +103,7 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
   asio::awaitable<Result<void>> link(std::size_t from, std::size_t to, std::uint32_t number);
   [[nodiscard]] std::vector<asio::awaitable<Result<void>>> plan_links();
   [[nodiscard]] std::size_t n_ranks() const { return options_.n_ranks; }
+  [[nodiscard]] bool is_tied() const { return file_->find("output.weight") == nullptr; }
   asio::awaitable<Result<void>> start(std::size_t index);
   asio::awaitable<Result<wire::ControlMessage>> call(std::size_t index,
                                                      wire::ControlMessage request,
@@ -241,11 +242,10 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
     workers.push_back({.name = peer.name, .reports = peer.info.has(rpc::Feature::kLinks)});
   }
   links_.set_workers(std::move(workers), options_.n_ranks);
-  const bool tied = file_->find("output.weight") == nullptr;
   const auto part_bytes = [&](const model::Slice& slice) {
     std::uint64_t bytes = 0;
     for (const gguf::TensorInfo& tensor : file_->tensors()) {
-      bytes += model::slice_bytes(hyperparams_, slice, tied, tensor);
+      bytes += model::slice_bytes(hyperparams_, slice, is_tied(), tensor);
     }
     return bytes;
   };
@@ -284,7 +284,6 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   const auto self = shared_from_this();
   Peer& peer = peers_[index];
   const model::Slice& slice = plan_.slices[index];
-  const bool tied = file_->find("output.weight") == nullptr;
   wire::ControlMessage request;
   wire::LoadSlice& load = *request.mutable_load_slice();
   load.set_session(id_.session);
@@ -295,7 +294,7 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   load.set_hyperparams_gguf(std::string(as_text(metadata)));
   peer.chunks = std::make_unique<ChunkServer>(file_, tensors_, id_.session);
   for (std::uint32_t i = 0; i < tensors_.size(); ++i) {
-    if (!model::slice_needs(slice, tied, tensors_[i].name)) continue;
+    if (!model::slice_needs(slice, is_tied(), tensors_[i].name)) continue;
     peer.chunks->announce(i);
     peer.bytes_total += tensors_[i].bytes;
     to_wire(tensors_[i], *load.add_tensors());

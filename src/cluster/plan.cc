@@ -176,11 +176,9 @@ Result<Plan> plan_ranks(const ModelCost& model, const model::HyperParams& hyperp
       slice.rank = r;
       slice.n_ranks = n_ranks;
       slice.shares = shares;
-      const double n_layers = slice.layer_end - slice.layer_begin;
-      const double kv_part = static_cast<double>(shares[r].kv_heads.size()) /
-                             static_cast<double>(hyperparams.n_kv_heads);
-      const auto cache = static_cast<std::uint64_t>(static_cast<double>(model.kv_layer_bytes) *
-                                                    n_layers * kv_part);
+      const std::uint64_t kv_head_bytes = model.kv_layer_bytes / hyperparams.n_kv_heads;
+      const std::uint64_t cache =
+          kv_head_bytes * shares[r].kv_heads.size() * (slice.layer_end - slice.layer_begin);
       plan.slice_bytes.push_back(part_bytes(slice) + cache);
       const WorkerOffer& worker = workers[plan.slices.size() - 1];
       if (plan.slice_bytes.back() <= worker.memory_bytes) continue;

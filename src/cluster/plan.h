@@ -15,6 +15,9 @@
 
 namespace recua::cluster {
 
+/// More ranks of one group would wait for each other longer than they compute.
+inline constexpr std::uint32_t kRanksMax = 64;
+
 /// What a model needs where. All sizes in bytes.
 struct ModelCost {
   std::vector<std::uint64_t> layer_bytes;  // Weights of each layer.

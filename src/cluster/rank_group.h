@@ -17,15 +17,13 @@
 
 #include "base/result.h"
 #include "cluster/channel_host.h"
+#include "cluster/plan.h"
 #include "cluster/ring_buffer.h"
 #include "collective/channel_communicator.h"
 #include "model/communicator.h"
 #include "rpc/link.h"
 
 namespace recua::cluster {
-
-/// More ranks would wait for each other longer than they compute.
-inline constexpr std::uint32_t kRanksMax = 64;
 
 /// Numbers of channels between ranks begin here; no plan has so many workers.
 inline constexpr std::uint32_t kGroupChannels = 0x10000;

@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
-#include "cluster/rank_group.h"
+#include "cluster/plan.h"
 
 namespace recua::cluster {
 namespace {

@@ -28,4 +28,28 @@ class ReadyCallback {
   std::shared_ptr<const std::function<void()>> call_;
 };
 
+/// Leaves a note when a callback is called through it, so that whoever polls knows which of its
+/// sources woke it. Threads: the loop's.
+class NotedCallback {
+ public:
+  /// Notes, then calls ready. The same as before for the same ready.
+  const ReadyCallback& through(const ReadyCallback& ready) {
+    if (ready_ != ready) {
+      ready_ = ready;
+      noting_ = [noted = noted_, ready] {
+        *noted = true;
+        ready();
+      };
+    }
+    return noting_;
+  }
+  /// Whether there is a note; takes it away.
+  bool take() { return std::exchange(*noted_, false); }
+
+ private:
+  std::shared_ptr<bool> noted_ = std::make_shared<bool>(false);  // Shared with callbacks under way.
+  ReadyCallback ready_;
+  ReadyCallback noting_;
+};
+
 }  // namespace recua::net

@@ -94,14 +94,7 @@ class LinkReceiver final : public ChannelReceiver {
   void arm(net::ReadyCallback ready) override {
     ++counters_.sleeps;
     if (!writer_.empty()) connection_->arm_write(ready);
-    if (woken_ != ready) {
-      woken_ = ready;
-      on_readable_ = [readable = readable_, ready] {
-        *readable = true;
-        ready();
-      };
-    }
-    connection_->arm_read(on_readable_);
+    connection_->arm_read(on_readable_.through(ready));
     if (path_ != nullptr) path_->arm(context_.env.executor, ready);
   }
 
@@ -132,8 +125,8 @@ class LinkReceiver final : public ChannelReceiver {
     return message >= n_delivered_ && message < n_told_ + ring_.n_slots;
   }
   [[nodiscard]] bool stream_is_due() {
-    return path_ == nullptr || !path_ready_ || reader_.in_item() ||
-           std::exchange(*readable_, false) || ++n_polls_ % kPollsPerStreamRead == 0;
+    return path_ == nullptr || !path_ready_ || reader_.in_item() || on_readable_.take() ||
+           ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
@@ -518,9 +511,7 @@ class LinkReceiver final : public ChannelReceiver {
   StreamWriter writer_;
   std::uint64_t last_body_ = 0;
   std::uint64_t before_last_body_ = 0;
-  std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
-  net::ReadyCallback woken_;
-  net::ReadyCallback on_readable_;  // Notes it, then calls woken_.
+  net::NotedCallback on_readable_;
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

@@ -143,14 +143,7 @@ class LinkSender final : public ChannelSender {
   void arm(net::ReadyCallback ready, bool for_completions) override {
     ++counters_.sleeps;
     if (!writer_.empty()) connection_->arm_write(ready);
-    if (woken_ != ready) {
-      woken_ = ready;
-      on_readable_ = [readable = readable_, ready] {
-        *readable = true;
-        ready();
-      };
-    }
-    connection_->arm_read(on_readable_);
+    connection_->arm_read(on_readable_.through(ready));
     if (path_ != nullptr) {
       const bool waits = for_completions || credits() == 0 || n_dispatched_ < n_sent_ ||
                          n_reopened_ > 0 || watch(ready);
@@ -191,7 +184,7 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] bool stream_is_due() {
     // With credits left, nothing that the receiver says is urgent.
     const bool is_quiet = path_ != nullptr || (state_ == State::kStream && credits() > 0);
-    return !is_quiet || fencing_ != 0 || !writer_.empty() || std::exchange(*readable_, false) ||
+    return !is_quiet || fencing_ != 0 || !writer_.empty() || on_readable_.take() ||
            ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
@@ -222,10 +215,8 @@ class LinkSender final : public ChannelSender {
   bool watch(const net::ReadyCallback& ready) {
     if (n_completed_ == n_sent_) return false;
     if (watch_timer_ != nullptr && !*watch_is_over_) return false;
-    if (std::exchange(*watch_is_over_, false) && n_completed_ < n_watched_) {
-      *watch_is_over_ = true;
-      return true;
-    }
+    if (*watch_is_over_ && n_completed_ < n_watched_) return true;
+    *watch_is_over_ = false;
     n_watched_ = n_sent_;
     watch_timer_ = context_.env.clock->start_timer(context_.env.executor, now() + kWatchAfter,
                                                    [over = watch_is_over_, ready] {
@@ -601,9 +592,7 @@ class LinkSender final : public ChannelSender {
 
   StreamWriter writer_;
   LinkInbox inbox_;
-  std::shared_ptr<bool> readable_ = std::make_shared<bool>(false);
-  net::ReadyCallback woken_;
-  net::ReadyCallback on_readable_;  // Notes it, then calls woken_.
+  net::NotedCallback on_readable_;
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

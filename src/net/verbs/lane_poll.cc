@@ -102,7 +102,7 @@ std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
 
 bool Lane::poll(std::vector<Announcement>& announcements) {
   State& state = *state_;
-  const bool look = std::exchange(*state.noticed, false) || ++state.n_polls % kPollsPerLook == 0;
+  const bool look = state.on_event.take() || ++state.n_polls % kPollsPerLook == 0;
   const bool had_failed = state.failure.has_value();
   const bool had_connected = state.is_connected;
   if (!had_connected && !had_failed) state.advance_cm();
@@ -167,16 +167,10 @@ void Lane::poll_events() {
 void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready,
                bool for_completions) {
   if (for_completions) state_->queue->arm(executor, ready);
-  if (state_->woken_by_events != ready) {
-    state_->woken_by_events = ready;
-    state_->look = [noticed = state_->noticed, ready] {
-      *noticed = true;
-      ready();
-    };
-  }
-  state_->device->arm_events(executor, state_->look);
-  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, state_->look);
-  if (state_->cm != nullptr) state_->cm->arm(executor, state_->look);
+  const ReadyCallback& noting = state_->on_event.through(ready);
+  state_->device->arm_events(executor, noting);
+  if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, noting);
+  if (state_->cm != nullptr) state_->cm->arm(executor, noting);
 }
 
 }  // namespace recua::net::verbs

@@ -65,10 +65,8 @@ struct Lane::State {
   std::uint64_t piece_bytes_max = 0;
   std::uint32_t mtu_bytes = 0;
 
-  std::shared_ptr<bool> noticed = std::make_shared<bool>(false);  // An event woke us.
+  NotedCallback on_event;
   std::uint32_t n_polls = 0;
-  ReadyCallback woken_by_events;
-  ReadyCallback look;  // Notes the event, then calls woken_by_events.
 
   std::uint64_t requests_posted = 0;
   std::uint64_t requests_done = 0;
