@@ -218,7 +218,10 @@ Result<bool> Exchange::look_around() {
       RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
       moved = moved || polled;
     }
-    if (everybody && !peer.held) RECUA_RETURN_IF_ERROR(receive(peer));
+    if (everybody && !peer.held) {
+      RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
+      moved = moved || came;
+    }
   }
   return moved;
 }

@@ -43,7 +43,8 @@ struct TensorHeader {
   std::uint32_t n_rows = 0;
   std::uint32_t row_bytes = 0;
   std::uint32_t descriptor_bytes = 0;
-  bool last = false;  // The last micro-batch of its step.
+  bool last = false;      // The last micro-batch of its step.
+  bool starving = false;  // As of Outgoing. Set by the sender's channel.
 
   friend bool operator==(const TensorHeader&, const TensorHeader&) = default;
 };

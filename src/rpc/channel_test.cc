@@ -158,6 +158,29 @@ TEST(TcpChannel, NeverStallsWhenTheReceiverReleasesEverything) {
   }
 }
 
+// Who keeps a credit back waits with one left: the receiver, which has no reason to poll again,
+// must tell what it releases.
+TEST(TcpChannel, TellsASenderThatStarvesWithCreditsLeft) {
+  ChannelWorld world({.n_slots = 4, .slot_bytes = 4096});
+  world.settle();
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    const TestMessage message(i, 1, 64, 0);
+    Outgoing outgoing = message.outgoing();
+    outgoing.starving = i == 2;
+    ASSERT_TRUE(*world.sender->try_send(outgoing));
+    world.settle();
+    const auto came = *world.receiver->poll();
+    ASSERT_TRUE(came);
+    EXPECT_EQ(came->header.starving, i == 2);
+    if (i < 2) continue;
+    for (const std::uint32_t slot : {0U, 1U, 2U}) ASSERT_TRUE(world.receiver->release(slot).ok());
+  }
+  world.settle();
+  ASSERT_TRUE(*world.sender->poll());
+  EXPECT_EQ(world.sender->credits(),
+            2U);  // The first release told; no need to tell the others yet.
+}
+
 TEST(TcpChannel, CopiesNothingAndNeedsOneCallPerEqualMessage) {
   ChannelWorld world({.n_slots = 8, .slot_bytes = 4096});
   for (std::uint64_t i = 0; i < 100; ++i) {

@@ -87,7 +87,7 @@ class LinkReceiver final : public ChannelReceiver {
     pass_dropped();
     // Telling costs as much as sending an answer, which is due now: unless the sender waits for it,
     // it is done by the next poll() that finds nothing.
-    const bool waits = n_spent_ - n_told_ >= ring_.n_slots || (starving_ && path_ != nullptr);
+    const bool waits = n_spent_ - n_told_ >= ring_.n_slots || starving_;
     return waits ? return_credits() : ok();
   }
 
@@ -233,7 +233,7 @@ class LinkReceiver final : public ChannelReceiver {
               std::exchange(last_body_, message_bytes(reader_.header()) - kTensorHeaderBytes);
           slot(reader_.header().sequence).descriptor_copied = false;
           // The path does not see that this one took the last credit.
-          if (path_ != nullptr) starving_ = true;
+          starving_ = starving_ || path_ != nullptr || reader_.header().starving;
           RECUA_RETURN_IF_ERROR(complete(reader_.header().sequence, reader_.header()));
           return true;
         case StreamReader::Item::kRecord: {
@@ -470,12 +470,11 @@ class LinkReceiver final : public ChannelReceiver {
   Result<void> return_credits() {
     if (n_released_ == n_told_) return ok();
     if (path_ != nullptr && !path_ready_) return ok();  // The sender's end is not connected yet.
-    const bool starving = starving_ && path_ != nullptr;
     const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
     const std::uint32_t n_left = std::max<std::uint32_t>(1, ring_.n_slots / 4);
-    if (!starving && n_spent + n_left < ring_.n_slots) return ok();
+    if (!starving_ && n_spent + n_left < ring_.n_slots) return ok();
     if (path_ != nullptr) {
-      path_->tell_released(n_released_, starving);
+      path_->tell_released(n_released_, starving_);
       n_told_ = n_released_;
       starving_ = false;
       return ok();
@@ -484,6 +483,7 @@ class LinkReceiver final : public ChannelReceiver {
     const auto credit = encode_credit(n_released_);
     writer_.push_record(std::vector<std::byte>(credit.begin(), credit.end()));
     n_told_ = n_released_;
+    starving_ = false;
     return flush();
   }
 

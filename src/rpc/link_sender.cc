@@ -94,6 +94,7 @@ class LinkSender final : public ChannelSender {
 
     TensorHeader numbered = header;
     numbered.sequence = n_sent_;
+    numbered.starving = message.starving;
     Entry& entry = this->entry(n_sent_);
     entry.head = encode(numbered);
     entry.rows = message.rows;
@@ -102,7 +103,8 @@ class LinkSender final : public ChannelSender {
     entry.done = false;
     entry.flush = header.last || message.flush;
     ++n_sent_;
-    entry.starving = credits() == 0 || message.starving;
+    starving_ = message.starving;
+    entry.starving = credits() == 0 || starving_;
     ++counters_.messages;
     counters_.bytes += bytes;
     RECUA_RETURN_IF_ERROR(dispatch());
@@ -183,7 +185,8 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] net::TimePoint now() const { return context_.env.clock->now(); }
   [[nodiscard]] bool stream_is_due() {
     // With credits left, nothing that the receiver says is urgent.
-    const bool is_quiet = path_ != nullptr || (state_ == State::kStream && credits() > 0);
+    const bool is_quiet =
+        path_ != nullptr || (state_ == State::kStream && credits() > 0 && !starving_);
     return !is_quiet || fencing_ != 0 || !writer_.empty() || on_readable_.take() ||
            ++n_polls_ % kPollsPerStreamRead == 0;
   }
@@ -308,6 +311,7 @@ class LinkSender final : public ChannelSender {
                                     peer(), how, n_released, n_completed_, n_released_)});
     }
     n_released_ = n_released;
+    starving_ = false;
     return ok();
   }
 
@@ -588,6 +592,7 @@ class LinkSender final : public ChannelSender {
   std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.
   std::uint64_t n_completed_ = 0;
   std::uint64_t n_released_ = 0;
+  bool starving_ = false;  // The last message asked for a credit, and none has come since.
   std::size_t n_reopened_ = 0;
 
   StreamWriter writer_;

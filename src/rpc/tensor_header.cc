@@ -13,6 +13,7 @@ namespace {
 constexpr std::array<char, 4> kMagic{'R', 'C', 'T', 'M'};
 constexpr std::array<char, 4> kCreditMagic{'R', 'C', 'C', 'R'};
 constexpr std::uint32_t kFlagLast = 1;
+constexpr std::uint32_t kFlagStarving = 2;
 
 /// Writes fields one after the other into a fixed array.
 template <std::size_t kBytes>
@@ -59,7 +60,7 @@ std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
   writer.write(header.n_rows);
   writer.write(header.row_bytes);
   writer.write(header.descriptor_bytes);
-  writer.write(header.last ? kFlagLast : std::uint32_t{0});
+  writer.write((header.last ? kFlagLast : 0U) | (header.starving ? kFlagStarving : 0U));
   return writer.bytes();  // The reserved 8 bytes stay 0.
 }
 
@@ -87,11 +88,12 @@ Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHead
   const std::uint64_t reserved = *reader.read<std::uint64_t>();
   if (kind < 1 || kind > 5)
     return bad_header("kind", 4, fmt::format("is {}, must be 1 to 5", kind));
-  if ((flags & ~kFlagLast) != 0)
-    return bad_header("flags", 52, fmt::format("is {:#x}, must be 0 or 1", flags));
+  if ((flags & ~(kFlagLast | kFlagStarving)) != 0)
+    return bad_header("flags", 52, fmt::format("is {:#x}, must be 0 to 3", flags));
   if (reserved != 0) return bad_header("reserved", 56, "must be 0");
   out.kind = static_cast<MessageKind>(kind);
   out.last = (flags & kFlagLast) != 0;
+  out.starving = (flags & kFlagStarving) != 0;
   return out;
 }
 

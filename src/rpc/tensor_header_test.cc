@@ -68,7 +68,7 @@ TEST(TensorHeader, NamesTheFieldThatIsWrong) {
   EXPECT_NE(message(0, 0).find("magic at byte 0"), std::string::npos);
   EXPECT_NE(message(4, 6).find("kind at byte 4 is 6"), std::string::npos);
   EXPECT_NE(message(5, 1).find("kind at byte 4"), std::string::npos);
-  EXPECT_NE(message(52, 2).find("flags at byte 52"), std::string::npos);
+  EXPECT_NE(message(52, 4).find("flags at byte 52"), std::string::npos);
   EXPECT_NE(message(63, 1).find("reserved at byte 56"), std::string::npos);
 }
 
