@@ -17,6 +17,8 @@ namespace {
 
 Error invalid(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
 
+constexpr std::uint32_t kDelayMaxUs = 1'000'000;
+
 /// TCP is the last resort of all of them.
 struct Transports {
   bool shared_memory = false;
@@ -120,6 +122,10 @@ void LinkFlags::add(CLI::App& app) {
                  "on, or off to write without immediate data as some iWARP cards must")
       ->type_name("on|off")
       ->capture_default_str();
+  app.add_option("--link-delay", delay_us,
+                 "Hold received tensor messages back for so long, to try a slower network")
+      ->type_name("MICROSECONDS")
+      ->capture_default_str();
 }
 
 Result<void> LinkFlags::check() const {
@@ -130,6 +136,10 @@ Result<void> LinkFlags::check() const {
   }
   if (rdma_immediate != "on" && rdma_immediate != "off") {
     return invalid(fmt::format("--rdma-immediate is '{}', need on or off", rdma_immediate));
+  }
+  if (delay_us > kDelayMaxUs) {
+    return invalid(
+        fmt::format("--link-delay is {}, need at most {} microseconds", delay_us, kDelayMaxUs));
   }
   if (!parsed.rdma && (!rdma_devices.empty() || rdma_gid.has_value())) {
     return invalid(fmt::format("{} needs rdma among the transports, but --transport is '{}'",
@@ -143,6 +153,7 @@ std::vector<std::string> LinkFlags::arguments() const {
                                   rdma_connect,  "--rdma-immediate", rdma_immediate};
   if (!rdma_devices.empty()) out.insert(out.end(), {"--rdma-device", rdma_devices});
   if (rdma_gid.has_value()) out.insert(out.end(), {"--rdma-gid", std::to_string(*rdma_gid)});
+  if (delay_us > 0) out.insert(out.end(), {"--link-delay", std::to_string(delay_us)});
   return out;
 }
 
@@ -157,6 +168,7 @@ Result<std::unique_ptr<LinkSetup>> make_link_setup(const LinkFlags& flags,
   RECUA_ASSIGN_OR_RETURN(policy.ports, port_filter(flags));
   policy.use_immediate = flags.rdma_immediate == "on";
   policy.use_rdma_cm = flags.rdma_connect == "cm";
+  policy.delay = std::chrono::microseconds(flags.delay_us);
   if (transports.rdma) {
     RECUA_ASSIGN_OR_RETURN(std::optional<std::string> why_not, look_for_rdma(*setup, flags));
     policy.allow_rdma = !why_not.has_value();

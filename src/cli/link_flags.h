@@ -24,6 +24,7 @@ struct LinkFlags {
   std::optional<std::uint32_t> rdma_gid = {};
   std::string rdma_connect = "handshake";
   std::string rdma_immediate = "on";
+  std::uint32_t delay_us = 0;
 
   void add(CLI::App& app);
   /// What can be said without looking at the machine.

@@ -116,6 +116,7 @@ TEST(LinkFlags, RefuseWhatIsMalformed) {
   EXPECT_NE(refused({.rdma_devices = "mlx5_0,"}).find("--rdma-device"), std::string::npos);
   EXPECT_NE(refused({.rdma_connect = "tcp"}).find("handshake or cm"), std::string::npos);
   EXPECT_NE(refused({.rdma_immediate = "maybe"}).find("on or off"), std::string::npos);
+  EXPECT_NE(refused({.delay_us = 1'000'001}).find("at most 1000000"), std::string::npos);
   EXPECT_NE(refused({.transports = "tcp", .rdma_gid = 3}).find("--rdma-gid needs rdma"),
             std::string::npos);
 }
@@ -141,7 +142,8 @@ TEST(LinkFlags, AreHandedOnToLocalWorkers) {
                         .rdma_devices = "mlx5_0/1",
                         .rdma_gid = 3,
                         .rdma_connect = "cm",
-                        .rdma_immediate = "off"};
+                        .rdma_immediate = "off",
+                        .delay_us = 50};
   LinkFlags parsed;
   CLI::App app;
   parsed.add(app);

@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
+#include "rpc/delayed_receiver.h"
 #include "rpc/tcp_channel.h"
 #include "rpc/tensor_header.h"
 #include "rpc/test_world.h"
@@ -179,6 +180,26 @@ TEST(TcpChannel, TellsASenderThatStarvesWithCreditsLeft) {
   ASSERT_TRUE(*world.sender->poll());
   EXPECT_EQ(world.sender->credits(),
             2U);  // The first release told; no need to tell the others yet.
+}
+
+// Who sleeps polls once more after arming. What that poll takes in, the connection tells no more.
+TEST(DelayedReceiver, WakesForWhatAPollAfterArmingTookIn) {
+  ChannelWorld world({.n_slots = 4, .slot_bytes = 4096});
+  const auto receiver =
+      make_delayed_receiver(std::move(world.receiver), world.b, std::chrono::milliseconds(500));
+  ASSERT_FALSE(*receiver->poll());
+  int n_woken = 0;
+  receiver->arm([&] { ++n_woken; });
+  const TestMessage message(7, 1, 64, 0);
+  ASSERT_TRUE(*world.sender->try_send(message.outgoing()));
+  world.settle();
+  ASSERT_FALSE(*receiver->poll());
+  n_woken = 0;
+  world.loop.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(n_woken, 1);
+  const auto came = *receiver->poll();
+  ASSERT_TRUE(came);
+  expect_same(*came, message, 0);
 }
 
 TEST(TcpChannel, CopiesNothingAndNeedsOneCallPerEqualMessage) {

@@ -24,6 +24,7 @@ class DelayedReceiver final : public ChannelReceiver {
 
   Result<std::optional<Incoming>> poll() override {
     const net::TimePoint now = env_.clock->now();
+    const bool was_idle = waiting_.empty() && !failure_;
     while (!failure_) {
       Result<std::optional<Incoming>> came = receiver_->poll();
       if (!came.ok()) {
@@ -35,6 +36,8 @@ class DelayedReceiver final : public ChannelReceiver {
         break;
       }
     }
+    // What was taken in now will not wake who has armed before this poll.
+    if (was_idle && ready_) wake_when_due();
     if (!waiting_.empty() && waiting_.front().due <= now) {
       std::optional<Incoming> out = waiting_.front().message;
       waiting_.pop_front();
@@ -50,14 +53,18 @@ class DelayedReceiver final : public ChannelReceiver {
   }
 
   void arm(net::ReadyCallback ready) override {
-    if (failure_ || !waiting_.empty()) {
-      const net::TimePoint due = waiting_.empty() ? failed_at_ + delay_ : waiting_.front().due;
-      timer_ = env_.clock->start_timer(env_.executor, due, ready);
-    }
-    if (!failure_) receiver_->arm(std::move(ready));
+    ready_ = std::move(ready);
+    wake_when_due();
+    if (!failure_) receiver_->arm(ready_);
   }
 
  private:
+  void wake_when_due() {
+    if (waiting_.empty() && !failure_) return;
+    const net::TimePoint due = waiting_.empty() ? failed_at_ + delay_ : waiting_.front().due;
+    timer_ = env_.clock->start_timer(env_.executor, due, ready_);
+  }
+
   struct Waiting {
     Incoming message;
     net::TimePoint due;
@@ -69,6 +76,7 @@ class DelayedReceiver final : public ChannelReceiver {
   std::deque<Waiting> waiting_;
   std::optional<Error> failure_;  // Of the receiver; told in its turn.
   net::TimePoint failed_at_;
+  net::ReadyCallback ready_;  // The newest that was armed.
   std::unique_ptr<net::Timer> timer_;
 };
 

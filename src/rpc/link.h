@@ -39,6 +39,8 @@ struct LinkPolicy {
   net::Duration settle_timeout = std::chrono::seconds(10);
   net::Duration retry_min = std::chrono::seconds(2);  // After a failure, until RDMA is tried again.
   net::Duration retry_max = std::chrono::seconds(60);
+  /// Received messages are held back for so long, to try what a slower link would do.
+  net::Duration delay = net::Duration::zero();
 };
 
 /// Whose link it is.

@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
 #include "rpc/stream_reader.h"
@@ -540,8 +541,12 @@ Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
         fmt::format("{} bytes are no ring of {} slots of {} (at least {} each)",
                     memory.bytes.size(), ring.n_slots, ring.slot_bytes, kTensorHeaderBytes)};
   }
-  return std::unique_ptr<ChannelReceiver>(
-      std::make_unique<LinkReceiver>(std::move(context), std::move(connection), id, ring, memory));
+  const net::Env env = context.env;
+  const net::Duration delay = context.policy ? context.policy->delay : net::Duration::zero();
+  std::unique_ptr<ChannelReceiver> out =
+      std::make_unique<LinkReceiver>(std::move(context), std::move(connection), id, ring, memory);
+  if (delay > net::Duration::zero()) out = make_delayed_receiver(std::move(out), env, delay);
+  return out;
 }
 
 }  // namespace recua::rpc
