@@ -16,9 +16,10 @@ struct Alias {
 };
 
 constexpr std::array kAliases = {
-    Alias{"-ub", "--ubatch-size"},   Alias{"-ctk", "--cache-type-k"},
-    Alias{"-ctv", "--cache-type-v"}, Alias{"-pg", "--prompt-gen"},
-    Alias{"-ts", "--split"},         Alias{"--tensor-split", "--split"},
+    Alias{"-ub", "--ubatch-size"},      Alias{"-ctk", "--cache-type-k"},
+    Alias{"-ctv", "--cache-type-v"},    Alias{"-pg", "--prompt-gen"},
+    Alias{"-np", "--parallel"},         Alias{"-ts", "--split"},
+    Alias{"--tensor-split", "--split"},
 };
 
 struct Refusal {

@@ -1,8 +1,9 @@
 // recua bench: tokens per second, measured on the executor itself, without tokenizer and engine.
 //
-// One sequence. Its first n_depth tokens are cached once per test; each repetition appends to them
-// and is truncated again. Tokens are random, from a fixed seed. Every step asks for one greedy
-// token (the last row of a prompt, each row of a generation), as real use does.
+// Sequences of one length, as a rule one. Their first n_depth tokens are cached once per test; each
+// repetition appends to them and is truncated again. Tokens are random, from a fixed seed. Every
+// step asks for one greedy token (the last row of a prompt, each row of a generation), as real use
+// does.
 
 #include <chrono>
 #include <ctime>
@@ -13,19 +14,19 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
-#include "base/random.h"
 #include "cli/backend.h"
 #include "cli/bench_report.h"
+#include "cli/bench_sequences.h"
 #include "cli/build_info.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/progress.h"
-#include "cli/run_loop.h"
 
 namespace recua::cli {
 namespace {
 
 constexpr std::uint32_t kTokensMax = 1U << 24;
+constexpr std::uint32_t kParallelMax = 256;
 
 struct BenchFlags {
   BackendFlags backend;
@@ -34,6 +35,8 @@ struct BenchFlags {
   std::string n_depth = "0";
   std::vector<std::string> prompt_gen;
   std::uint32_t n_repetitions = 5;
+  std::uint32_t n_parallel = 1;
+  bool apart = false;
   std::string format = "md";
   bool no_warmup = false;
 };
@@ -63,92 +66,37 @@ Result<std::vector<BenchTest>> list_tests(const BenchFlags& flags) {
     return Error{ErrorCode::kInvalidArgument,
                  "nothing to measure: -p and -n are both 0, give one of them a number"};
   }
+  for (BenchTest& test : tests) {
+    test.n_parallel = flags.n_parallel;
+    test.apart = flags.apart;
+  }
   return tests;
 }
-
-/// The sequence that is measured: its length and pages, and steps that make it longer.
-class Sequence {
- public:
-  explicit Sequence(Backend& backend) : backend_(&backend), info_(backend.executor->info()) {}
-
-  /// Appends n tokens in steps of at most n_step.
-  Result<void> append(std::uint32_t n, std::uint32_t n_step) {
-    while (n > 0) {
-      const std::uint32_t n_now = std::min(n, n_step);
-      RECUA_RETURN_IF_ERROR(step(n_now));
-      n -= n_now;
-    }
-    return ok();
-  }
-
-  /// Back to n_tokens; takes effect with the next step.
-  void truncate(std::uint32_t n_tokens) {
-    if (n_tokens == n_tokens_) return;
-    ops_.push_back({.kind = n_tokens == 0 ? model::SequenceOp::Kind::kFree
-                                          : model::SequenceOp::Kind::kTruncate,
-                    .seq = kSeq,
-                    .n_tokens = n_tokens});
-    n_tokens_ = n_tokens;
-  }
-
- private:
-  static constexpr model::SequenceId kSeq = 1;
-
-  [[nodiscard]] std::uint32_t n_pages() const {
-    return (n_tokens_ + info_.page_tokens - 1) / info_.page_tokens;
-  }
-
-  Result<void> step(std::uint32_t n) {
-    model::StepBatch batch;
-    batch.ops = std::move(ops_);
-    ops_.clear();
-    model::SequencePart part{.seq = kSeq, .position = n_tokens_};
-    for (std::uint32_t i = 0; i < n; ++i)
-      part.tokens.push_back(static_cast<TokenId>(rng_.below(info_.vocab_size)));
-    // Page p of the sequence is page p of the cache: there is nobody else.
-    const std::uint32_t first_page = n_pages();
-    n_tokens_ += n;
-    for (std::uint32_t page = first_page; page < n_pages(); ++page) part.new_pages.push_back(page);
-    batch.parts.push_back(std::move(part));
-    sampling::SamplingParams greedy;
-    greedy.temperature = 0.0F;
-    batch.outputs.push_back({.row = n - 1, .sampling = greedy});
-    auto result = run_on(backend_->loop, backend_->executor->step(std::move(batch)));
-    if (!result.ok()) return std::move(result).error();
-    return ok();
-  }
-
-  Backend* backend_;
-  const model::ExecutorInfo& info_;
-  Rng rng_{1};
-  std::uint32_t n_tokens_ = 0;
-  std::vector<model::SequenceOp> ops_;
-};
 
 std::string utc_now() {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
 }
 
-Result<BenchRow> measure(Backend& backend, Sequence& sequence, const BenchTest& test,
+Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const BenchTest& test,
                          const BenchFlags& flags, const std::function<void()>& on_repetition) {
   BenchRow row{.test = test, .test_time = utc_now(), .samples_ns = {}};
-  const std::uint32_t n_batch = backend.executor->info().n_batch;
   if (!flags.no_warmup) {
-    RECUA_RETURN_IF_ERROR(sequence.append(std::min(test.n_prompt, n_batch), n_batch));
-    RECUA_RETURN_IF_ERROR(sequence.append(1, 1));
-    sequence.truncate(0);
+    RECUA_RETURN_IF_ERROR(
+        sequences.prefill(std::min(test.n_prompt, backend.executor->info().n_batch)));
+    RECUA_RETURN_IF_ERROR(sequences.generate(1));
+    sequences.truncate(0);
   }
-  RECUA_RETURN_IF_ERROR(sequence.append(test.n_depth, n_batch));
+  RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_depth));
   for (std::uint32_t i = 0; i < flags.n_repetitions; ++i) {
     const net::TimePoint begin = backend.clock.now();
-    RECUA_RETURN_IF_ERROR(sequence.append(test.n_prompt, n_batch));
-    RECUA_RETURN_IF_ERROR(sequence.append(test.n_gen, 1));
+    RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_prompt));
+    RECUA_RETURN_IF_ERROR(sequences.generate(test.n_gen));
     const auto ns = (backend.clock.now() - begin).count();
     row.samples_ns.push_back(static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 1)));
-    sequence.truncate(test.n_depth);
+    sequences.truncate(test.n_depth);
     on_repetition();
   }
-  sequence.truncate(0);
+  sequences.truncate(0);
   return row;
 }
 
@@ -201,10 +149,15 @@ int bench(BenchFlags& flags) {
     return report({ErrorCode::kInvalidArgument,
                    fmt::format("-r/--repetitions is {}, need a number from 1 to 1000000",
                                flags.n_repetitions)});
+  if (flags.n_parallel == 0 || flags.n_parallel > kParallelMax)
+    return report(
+        {ErrorCode::kInvalidArgument, fmt::format("--parallel is {}, need a number from 1 to {}",
+                                                  flags.n_parallel, kParallelMax)});
   std::uint32_t n_ctx = 1;
   for (const BenchTest& test : *tests)
     n_ctx = std::max(n_ctx, std::max(test.n_depth + test.n_prompt + test.n_gen, test.n_prompt + 1));
-  auto opened = open_backend(flags.backend, {.n_ctx = n_ctx, .with_tokenizer = false});
+  auto opened = open_backend(
+      flags.backend, {.n_ctx = n_ctx, .n_sequences = flags.n_parallel, .with_tokenizer = false});
   if (!opened.ok()) return report(opened.error());
   Backend& backend = **opened;
 
@@ -213,10 +166,12 @@ int bench(BenchFlags& flags) {
     return report(written.error());
   const std::size_t n_total = tests->size() * flags.n_repetitions;
   std::size_t n_done = 0;
-  Sequence sequence(backend);
+  BenchSequences sequences(
+      backend, flags.n_parallel,
+      flags.apart ? BenchSequences::Steps::kApart : BenchSequences::Steps::kTogether);
   for (const BenchTest& test : *tests) {
     ProgressBar bar("bench", ProgressBar::Unit::kCount);
-    const auto row = measure(backend, sequence, test, flags,
+    const auto row = measure(backend, sequences, test, flags,
                              [&] { bar.update(++n_done, n_total, test.name()); });
     bar.finish();
     if (!row.ok()) {
@@ -250,6 +205,12 @@ void register_bench(CLI::App& app, int& exit_code) {
   sub->add_option("-d,--n-depth", flags->n_depth, "Tokens already in the cache")
       ->capture_default_str()
       ->type_name("N,...");
+  sub->add_option("--parallel", flags->n_parallel,
+                  "Sequences that generate at the same time, in steps together; also -np")
+      ->capture_default_str()
+      ->type_name("N");
+  sub->add_flag("--apart", flags->apart,
+                "Each of them in steps of its own, which may be on different workers at a time");
   sub->add_option("-r,--repetitions", flags->n_repetitions, "How often each test is measured")
       ->capture_default_str()
       ->type_name("N");
@@ -259,12 +220,14 @@ void register_bench(CLI::App& app, int& exit_code) {
   sub->add_flag("--no-warmup", flags->no_warmup, "Measure the first, cold step too");
   flags->backend.add(*sub, false);
   sub->footer(
-      "Rows: ppN is prefill of N tokens, tgN generation of N tokens; tokens/s, mean ± "
-      "deviation.\n\n"
+      "Rows: ppN is prefill of N tokens, tgN generation of N tokens, xM by M sequences; tokens/s "
+      "of "
+      "all, mean ± deviation.\n\n"
       "Examples:\n"
       "  recua bench -m model.gguf\n"
       "  recua bench -m model.gguf -p 512,2048 -n 0 -r 3 -t 4\n"
       "  recua bench -m model.gguf -p 0 -n 128 -d 0,4096 -o json\n"
+      "  recua bench -m model.gguf -p 0 -n 64 --parallel 8\n"
       "  recua bench -m model.gguf --workers 10.0.0.5:7500,10.0.0.6:7500");
   sub->callback([flags, &exit_code] { exit_code = bench(*flags); });
 }

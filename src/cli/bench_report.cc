@@ -54,6 +54,8 @@ Json row_json(const BenchSetup& setup, const BenchRow& row) {
   out["n_prompt"] = row.test.n_prompt;
   out["n_gen"] = row.test.n_gen;
   out["n_depth"] = row.test.n_depth;
+  out["n_parallel"] = row.test.n_parallel;
+  out["apart"] = row.test.apart;
   out["test_time"] = row.test_time;
   out["avg_ns"] = static_cast<std::uint64_t>(std::llround(time.mean));
   out["stddev_ns"] = static_cast<std::uint64_t>(std::llround(time.deviation));
@@ -114,12 +116,14 @@ std::string BenchTest::name() const {
   if (n_prompt > 0 && n_gen > 0) out += '+';
   if (n_gen > 0) out += fmt::format("tg{}", n_gen);
   if (n_depth > 0) out += fmt::format(" @ d{}", n_depth);
+  if (n_parallel > 1) out += fmt::format(" x{}{}", n_parallel, apart ? " apart" : "");
   return out;
 }
 
 std::vector<double> BenchRow::samples_ts() const {
   std::vector<double> out;
-  const double n_tokens = static_cast<double>(test.n_prompt) + test.n_gen;
+  const double n_tokens =
+      (static_cast<double>(test.n_prompt) + test.n_gen) * static_cast<double>(test.n_parallel);
   for (const std::uint64_t ns : samples_ns) out.push_back(n_tokens * 1e9 / static_cast<double>(ns));
   return out;
 }

@@ -11,13 +11,16 @@
 
 namespace recua::cli {
 
-/// n_prompt tokens of prefill, then n_gen tokens one by one, behind n_depth tokens already cached.
+/// n_prompt tokens of prefill, then n_gen tokens one by one, behind n_depth tokens already cached;
+/// all that for n_parallel sequences, which generate in steps together or apart.
 struct BenchTest {
   std::uint32_t n_prompt = 0;
   std::uint32_t n_gen = 0;
   std::uint32_t n_depth = 0;
+  std::uint32_t n_parallel = 1;
+  bool apart = false;
 
-  /// "pp512", "tg128", "pp512+tg128", "tg128 @ d4096".
+  /// "pp512", "tg128", "pp512+tg128", "tg128 @ d4096", "tg128 x8", "tg128 x2 apart".
   [[nodiscard]] std::string name() const;
 };
 

@@ -30,6 +30,8 @@ TEST(BenchReport, NamesTestsAsUsersKnowThem) {
   EXPECT_EQ((BenchTest{.n_gen = 128}).name(), "tg128");
   EXPECT_EQ((BenchTest{.n_prompt = 512, .n_gen = 128}).name(), "pp512+tg128");
   EXPECT_EQ((BenchTest{.n_gen = 128, .n_depth = 4096}).name(), "tg128 @ d4096");
+  EXPECT_EQ((BenchTest{.n_gen = 128, .n_parallel = 8}).name(), "tg128 x8");
+  EXPECT_EQ((BenchTest{.n_gen = 128, .n_parallel = 2, .apart = true}).name(), "tg128 x2 apart");
 }
 
 TEST(BenchReport, ComputesMeanAndSampleDeviation) {

@@ -181,6 +181,18 @@ class LocalWorkers(TestCase):
                             "--local-workers", 2).json()
         self.assertEqual({(row["n_prompt"], row["n_gen"]) for row in rows}, {(32, 0), (0, 8)})
 
+    def test_are_benchmarked_with_several_sequences_and_a_slower_link(self):
+        for flags in ((), ("--apart",)):
+            with self.subTest(flags=flags):
+                done = self.succeed("bench", "-m", STORIES, "-p", 32, "-n", 8, "-np", 3, "-r", 2, "-o", "json", "-v",
+                                    "--local-workers", 2, "--link-delay", 300, *flags)
+                for row in done.json():
+                    self.assertEqual((row["n_parallel"], row["apart"]), (3, bool(flags)))
+                self.assertIn("delayed by 300 us", done.message)
+        self.fail_with(EXIT_USAGE, ["--parallel", "1 to 256"], "bench", "-m", STORIES, "-np", 0)
+        self.fail_with(EXIT_USAGE, ["--link-delay", "1000000"], "bench", "-m", STORIES, "--local-workers", 1,
+                       "--link-delay", 2000000)
+
 
 if __name__ == "__main__":
     unittest.main()
