@@ -1,9 +1,7 @@
 // A sender in one of five states: it has not begun, it has offered and waits for the answer, its
 // lanes are being connected, it uses a fast path, or it writes to the connection. Messages wait in
-// entries_, a ring with one entry per credit, until they are complete: their bytes may have to be
-// sent again.
+// outbox_ until they are complete.
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <chrono>
 #include <utility>
@@ -11,14 +9,13 @@
 
 #include <fmt/format.h>
 
-#include "base/bytes.h"
 #include "base/log.h"
 #include "net/deadline.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"
 #include "rpc/link_inbox.h"
 #include "rpc/link_negotiation.h"
-#include "rpc/stream_writer.h"
+#include "rpc/link_outbox.h"
 #include "rpc/tensor_header.h"
 #include "rpc/wire_error.h"
 
@@ -42,7 +39,7 @@ class LinkSender final : public ChannelSender {
         sources_(std::move(sources)),
         state_(no_links.empty() ? State::kStart : State::kStream),
         why_stream_(std::move(no_links)),
-        entries_(ring.n_slots) {
+        outbox_(ring.n_slots) {
     if (context_.policy != nullptr) {
       retry_delay_ = context_.policy->retry_min;
       if (state_ == State::kStream) report(fmt::format("tcp, because {}", why_stream_));
@@ -58,14 +55,11 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] bool settled() const override {
     return state_ == State::kFast || state_ == State::kStream;
   }
-  [[nodiscard]] std::uint32_t credits() const override {
-    if (!settled()) return 0;
-    return ring_.n_slots - static_cast<std::uint32_t>(n_sent_ - n_released_);
-  }
-  [[nodiscard]] std::uint64_t n_sent() const override { return n_sent_; }
-  [[nodiscard]] std::uint64_t n_completed() const override { return n_completed_; }
+  [[nodiscard]] std::uint32_t credits() const override { return settled() ? outbox_.n_free() : 0; }
+  [[nodiscard]] std::uint64_t n_sent() const override { return outbox_.n_sent(); }
+  [[nodiscard]] std::uint64_t n_completed() const override { return outbox_.n_completed(); }
   [[nodiscard]] bool flushed() const override {
-    return n_dispatched_ == n_sent_ && n_reopened_ == 0 && writer_.empty() && settled();
+    return outbox_.all_handed_over() && !outbox_.writes() && settled();
   }
   [[nodiscard]] bool completes_at_once() const override {
     return path_ == nullptr || path_->completes_at_once();
@@ -92,31 +86,19 @@ class LinkSender final : public ChannelSender {
     }
     if (credits() == 0) return false;
 
-    TensorHeader numbered = header;
-    numbered.sequence = n_sent_;
-    numbered.starving = message.starving;
-    Entry& entry = this->entry(n_sent_);
-    entry.head = encode(numbered);
-    entry.rows = message.rows;
-    entry.descriptor = message.descriptor;
-    entry.carrier = Carrier::kNone;
-    entry.done = false;
-    entry.flush = header.last || message.flush;
-    ++n_sent_;
-    starving_ = message.starving;
-    entry.starving = credits() == 0 || starving_;
+    outbox_.push(message);
     ++counters_.messages;
     counters_.bytes += bytes;
     RECUA_RETURN_IF_ERROR(dispatch());
-    RECUA_RETURN_IF_ERROR(flush());
-    advance();
+    RECUA_RETURN_IF_ERROR(write());
+    outbox_.advance(path_.get());
     return true;
   }
 
   Result<bool> poll() override {
     if (failure_) return *failure_;
-    const std::uint64_t completed_before = n_completed_;
-    const std::uint64_t released_before = n_released_;
+    const std::uint64_t completed_before = outbox_.n_completed();
+    const std::uint64_t released_before = outbox_.n_released();
     bool moved = false;
     if (state_ == State::kStart) {
       offer();
@@ -136,19 +118,20 @@ class LinkSender final : public ChannelSender {
     }
     if (deadline_) RECUA_RETURN_IF_ERROR(check_deadline());
     RECUA_RETURN_IF_ERROR(dispatch());
-    RECUA_ASSIGN_OR_RETURN(const bool wrote, flush());
-    advance();
+    RECUA_ASSIGN_OR_RETURN(const bool wrote, write());
+    outbox_.advance(path_.get());
     consider_retry();
-    return moved || wrote || n_completed_ != completed_before || n_released_ != released_before;
+    return moved || wrote || outbox_.n_completed() != completed_before ||
+           outbox_.n_released() != released_before;
   }
 
   void arm(net::ReadyCallback ready, bool for_completions) override {
     ++counters_.sleeps;
-    if (!writer_.empty()) connection_->arm_write(ready);
+    if (outbox_.writes()) connection_->arm_write(ready);
     connection_->arm_read(on_readable_.through(ready));
     if (path_ != nullptr) {
-      const bool waits = for_completions || credits() == 0 || n_dispatched_ < n_sent_ ||
-                         n_reopened_ > 0 || watch(ready);
+      const bool waits =
+          for_completions || credits() == 0 || !outbox_.all_handed_over() || watch(ready);
       path_->arm(context_.env.executor, ready, waits);
     }
     if (deadline_) {
@@ -158,36 +141,12 @@ class LinkSender final : public ChannelSender {
 
  private:
   enum class State { kStart, kOffered, kConnecting, kFast, kStream };
-  enum class Carrier : std::uint8_t { kNone, kFast, kStream };
-
-  /// A message that is not complete.
-  struct Entry {
-    std::array<std::byte, kTensorHeaderBytes> head;
-    std::span<const std::byte> rows;
-    std::span<const std::byte> descriptor;
-    Carrier carrier = Carrier::kNone;
-    bool done = false;
-    bool reopened = false;  // A lane took pieces of it along.
-    bool starving = false;
-    bool flush = false;
-  };
-
-  [[nodiscard]] Entry& entry(std::uint64_t sequence) { return entries_[sequence % ring_.n_slots]; }
-  [[nodiscard]] SlotWrite slot_write(std::uint64_t sequence) {
-    const Entry& from = entry(sequence);
-    return {.sequence = sequence,
-            .head = from.head,
-            .rows = from.rows,
-            .descriptor = from.descriptor,
-            .starving = from.starving,
-            .flush = from.flush};
-  }
   [[nodiscard]] net::TimePoint now() const { return context_.env.clock->now(); }
   [[nodiscard]] bool stream_is_due() {
     // With credits left, nothing that the receiver says is urgent.
     const bool is_quiet =
-        path_ != nullptr || (state_ == State::kStream && credits() > 0 && !starving_);
-    return !is_quiet || fencing_ != 0 || !writer_.empty() || on_readable_.take() ||
+        path_ != nullptr || (state_ == State::kStream && credits() > 0 && !outbox_.starving());
+    return !is_quiet || fencing_ != 0 || outbox_.writes() || on_readable_.take() ||
            ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
@@ -216,11 +175,11 @@ class LinkSender final : public ChannelSender {
   /// A message that is lost completes with an error, which nobody hears of who does not wait for
   /// completions: look after a while. True: messages are overdue, so wait for them after all.
   bool watch(const net::ReadyCallback& ready) {
-    if (n_completed_ == n_sent_) return false;
+    if (n_completed() == n_sent()) return false;
     if (watch_timer_ != nullptr && !*watch_is_over_) return false;
-    if (*watch_is_over_ && n_completed_ < n_watched_) return true;
+    if (*watch_is_over_ && n_completed() < n_watched_) return true;
     *watch_is_over_ = false;
-    n_watched_ = n_sent_;
+    n_watched_ = n_sent();
     watch_timer_ = context_.env.clock->start_timer(context_.env.executor, now() + kWatchAfter,
                                                    [over = watch_is_over_, ready] {
                                                      *over = true;
@@ -231,87 +190,23 @@ class LinkSender final : public ChannelSender {
 
   // ---- Moving messages ------------------------------------------------------------------------
 
-  /// Hands waiting messages to whatever carries them now, in order.
+  /// Hands waiting messages to whatever carries them now.
   Result<void> dispatch() {
-    if (n_reopened_ > 0) RECUA_RETURN_IF_ERROR(resend());
-    while (n_dispatched_ < n_sent_ && settled()) {
-      RECUA_ASSIGN_OR_RETURN(const bool taken, hand_over(n_dispatched_));
-      if (!taken) break;
-      ++n_dispatched_;
-    }
+    if (!settled()) return ok();
+    Result<void> handed = outbox_.dispatch(path_.get());
+    if (!handed.ok()) return fail(std::move(handed).error());
     return ok();
   }
 
-  Result<bool> hand_over(std::uint64_t sequence) {
-    if (path_ != nullptr) {
-      const Result<bool> posted = path_->post(slot_write(sequence));
-      if (posted.ok()) {
-        if (*posted) entry(sequence).carrier = Carrier::kFast;
-        return *posted;
-      }
-      if (posted.error().code != ErrorCode::kResourceExhausted) return fail(posted.error());
-    }
-    write_to_stream(sequence);
-    return true;
-  }
-
-  void write_to_stream(std::uint64_t sequence) {
-    Entry& message = entry(sequence);
-    message.carrier = Carrier::kStream;
-    message.reopened = false;
-    writer_.push_message(sequence, message.head, message.rows, message.descriptor);
-  }
-
-  /// Sends again what lanes took along when they died.
-  Result<void> resend() {
-    for (std::uint64_t i = n_completed_; i < n_dispatched_; ++i) {
-      Entry& message = entry(i);
-      if (!message.reopened) continue;
-      RECUA_ASSIGN_OR_RETURN(const bool taken, hand_over(i));
-      if (!taken) return ok();
-      message.reopened = false;
-      --n_reopened_;
-    }
-    return ok();
-  }
-
-  Result<bool> flush() {
-    if (writer_.empty()) return false;
-    Result<bool> wrote = writer_.flush(*connection_, counters_);
+  Result<bool> write() {
+    Result<bool> wrote = outbox_.write(*connection_, counters_);
     if (!wrote.ok()) return fail(std::move(wrote).error());
-    for (const std::uint64_t sequence : writer_.finished()) entry(sequence).done = true;
-    writer_.finished().clear();
-    return *wrote;
+    return wrote;
   }
 
-  void advance() {
-    while (n_completed_ < n_dispatched_) {
-      const Entry& oldest = entry(n_completed_);
-      const bool released = oldest.carrier == Carrier::kFast && n_completed_ < n_released_;
-      const bool over =
-          oldest.carrier == Carrier::kFast && path_ != nullptr && path_->is_complete(n_completed_);
-      if (!oldest.done && !released && !over) return;
-      if (oldest.reopened) --n_reopened_;
-      entry(n_completed_).reopened = false;
-      ++n_completed_;
-    }
-  }
-
-  /// Only what has been handed over can have come back, and of the stream only what has left.
   Result<void> take_released(std::uint64_t n_released, std::string_view how) {
-    if (n_released <= n_released_) return ok();
-    bool honest = n_released <= n_dispatched_;
-    for (std::uint64_t i = std::max(n_released_, n_completed_); honest && i < n_released; ++i) {
-      honest = entry(i).carrier == Carrier::kFast || entry(i).done;
-    }
-    if (!honest) {
-      return fail(Error{ErrorCode::kProtocol,
-                        fmt::format("{} {} that it released {} slots; it was sent {} messages and "
-                                    "had released {}",
-                                    peer(), how, n_released, n_completed_, n_released_)});
-    }
-    n_released_ = n_released;
-    starving_ = false;
+    Result<void> taken = outbox_.take_released(n_released, peer(), how);
+    if (!taken.ok()) return fail(std::move(taken).error());
     return ok();
   }
 
@@ -354,12 +249,12 @@ class LinkSender final : public ChannelSender {
   void offer() {
     ++generation_;
     proposal_ = LinkProposal::prepare(context_, ring_, sources_, connection_->local_address(),
-                                      n_released_, generation_, !shared_memory_failed_);
+                                      outbox_.n_released(), generation_, !shared_memory_failed_);
     if (!proposal_->worth_offering()) {
       settle_on_stream("this end " + proposal_->none().reason, proposal_->none().temporary);
       return;
     }
-    writer_.push_record(proposal_->record());
+    outbox_.push_record(proposal_->record());
     state_ = State::kOffered;
     deadline_ = now() + context_.policy->settle_timeout;
   }
@@ -443,7 +338,7 @@ class LinkSender final : public ChannelSender {
     wire::LinkReady ready;
     ready.set_generation(generation_);
     ready.set_error(wire_text(error, kReasonBytesMax));
-    writer_.push_record(encode_record(RecordKind::kReady, ready));
+    outbox_.push_record(encode_record(RecordKind::kReady, ready));
   }
 
   void use_path() {
@@ -484,7 +379,7 @@ class LinkSender final : public ChannelSender {
     record.set_lanes(lanes);
     record.set_reason(wire_text(reason, kReasonBytesMax));
     record.set_planned(planned);
-    writer_.push_record(encode_record(RecordKind::kFence, record));
+    outbox_.push_record(encode_record(RecordKind::kFence, record));
     fencing_ |= lanes;
     fence_reason_ = reason;
     deadline_ = now() + kFenceTimeout;
@@ -520,12 +415,7 @@ class LinkSender final : public ChannelSender {
     if (fenced.generation() < generation_ || path_ == nullptr) return ok();
     const LaneMask lanes = fenced.lanes() & path_->lanes();
     if (lanes == 0) return ok();  // Both ends noticed; this is the second report.
-    if (fenced.n_complete() > n_dispatched_ ||
-        fenced.outstanding_size() > static_cast<int>(ring_.n_slots)) {
-      return Error{ErrorCode::kProtocol,
-                   fmt::format("fenced with {} messages complete and {} begun; it was sent {}",
-                               fenced.n_complete(), fenced.outstanding_size(), n_dispatched_)};
-    }
+    RECUA_RETURN_IF_ERROR(outbox_.check(fenced));
     RECUA_RETURN_IF_ERROR(take_released(fenced.n_released(), "says"));
     const std::string reason =
         !fence_reason_.empty() ? std::exchange(fence_reason_, {})
@@ -535,7 +425,7 @@ class LinkSender final : public ChannelSender {
     path_->drop_lanes(lanes);
     fencing_ &= ~lanes;
     if (fencing_ == 0) deadline_.reset();
-    RECUA_RETURN_IF_ERROR(reopen_messages(fenced));
+    outbox_.reopen(fenced, *path_, counters_);
     if (path_->lanes() != 0) {
       report(fmt::format("{} failed: {}; going on over {}", before, reason, path_->description()));
       plan_retry(true);
@@ -553,32 +443,6 @@ class LinkSender final : public ChannelSender {
     return ok();
   }
 
-  /// Finds out what the fenced lanes took along, and plans to send it again.
-  Result<void> reopen_messages(const wire::LinkFenced& fenced) {
-    const bool any_left = path_->lanes() != 0;
-    for (std::uint64_t i = n_completed_; i < n_dispatched_; ++i) {
-      Entry& message = entry(i);
-      if (message.carrier != Carrier::kFast || message.done) continue;
-      std::uint32_t arrived = 0;
-      for (const wire::Outstanding& each : fenced.outstanding()) {
-        if (each.sequence() == i) arrived = each.pieces();
-      }
-      if (i < fenced.n_complete()) arrived = ~std::uint32_t{0};
-      if (!path_->reopen(i, arrived)) {
-        if (!any_left) message.done = true;
-        continue;
-      }
-      ++counters_.resent;
-      if (any_left) {
-        if (!std::exchange(message.reopened, true)) ++n_reopened_;
-      } else {
-        if (message.reopened) --n_reopened_;
-        write_to_stream(i);
-      }
-    }
-    return ok();
-  }
-
   LinkContext context_;
   std::unique_ptr<net::Connection> connection_;
   RingShape ring_;
@@ -586,16 +450,7 @@ class LinkSender final : public ChannelSender {
   State state_;
   std::string why_stream_;
 
-  // Message i in entries_[i % n_slots]. n_completed_ <= n_dispatched_ <= n_sent_.
-  std::vector<Entry> entries_;
-  std::uint64_t n_sent_ = 0;
-  std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.
-  std::uint64_t n_completed_ = 0;
-  std::uint64_t n_released_ = 0;
-  bool starving_ = false;  // The last message asked for a credit, and none has come since.
-  std::size_t n_reopened_ = 0;
-
-  StreamWriter writer_;
+  LinkOutbox outbox_;
   LinkInbox inbox_;
   net::NotedCallback on_readable_;
   std::uint32_t n_polls_ = 0;
