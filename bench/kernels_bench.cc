@@ -2,6 +2,7 @@
 //
 //   read/memory/mib:512          plain 32-byte loads: what a decode kernel can reach at most
 //   dot/q4_k/avx2/k:4096         one token, weights from memory: bytes of weights per second
+//   dot/q4_k/avx2/packed/k:4096  the same from packed weights
 //   matmul/q4_k/avx2/k:4096/tokens:64   many tokens: 2 operations per weight and token per second
 //
 // Compare kernels within one run only: machines drift, and memory is shared with neighbours.
@@ -15,6 +16,7 @@
 
 #include "base/random.h"
 #include "kernels/kernel_table.h"
+#include "kernels/packed.h"
 #include "kernels/random_weights.h"
 #include "sys/aligned_buffer.h"
 #include "sys/thread_pool.h"
@@ -42,6 +44,17 @@ sys::AlignedBuffer repeated_weights(DataType type, std::size_t k, std::size_t n_
   return out;
 }
 
+sys::AlignedBuffer packed_weights(DataType type, const sys::AlignedBuffer& rows, std::size_t k,
+                                  std::size_t n_rows) {
+  sys::AlignedBuffer out = sys::AlignedBuffer::allocate(rows.size()).value();
+  const std::size_t group_bytes = kernels::packed_group_bytes(type, k);
+  for (std::size_t g = 0; g < n_rows / kernels::kPackedRows; ++g) {
+    kernels::pack_group(type, rows.data() + g * group_bytes, kernels::kPackedRows, k,
+                        out.data() + g * group_bytes);
+  }
+  return out;
+}
+
 struct Tokens {
   Tokens(const kernels::KernelTable& table, ActivationKind kind, std::size_t n, std::size_t k,
          std::size_t n_rows)
@@ -54,6 +67,7 @@ struct Tokens {
       if (kind == ActivationKind::kF32) std::copy_n(values.data(), k, reinterpret_cast<float*>(to));
       if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(values.data(), k, to);
       if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(values.data(), k, to);
+      if (kind == ActivationKind::kQ16x32) table.quantize_q16x32(values.data(), k, to);
       x.push_back(to);
       out.push_back(reinterpret_cast<float*>(results.data()) + t * (n_rows + 16));
     }
@@ -64,29 +78,37 @@ struct Tokens {
   std::vector<float*> out;
 };
 
-void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType type, std::size_t k,
-                  std::size_t n_tokens, std::size_t n_threads) {
+enum class Layout { kRows, kPacked };
+
+void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType type, Layout layout,
+                  std::size_t k, std::size_t n_tokens, std::size_t n_threads) {
   const kernels::KernelTable& table = kernels::kernel_table(set);
   const std::size_t row_bytes = quant::row_bytes(type, k);
   const bool decode = n_tokens == 1;
-  const std::size_t n_rows = decode ? kWeightBytes / row_bytes : 1024;
+  const bool packed = layout == Layout::kPacked;
+  const std::size_t n_rows = decode ? kWeightBytes / row_bytes / 16 * 16 : 2048;
   // As the device calls it: some 64 KiB of weights at a time when there are many tokens.
-  const std::size_t chunk = decode ? n_rows : std::max<std::size_t>(16, (64U << 10U) / row_bytes);
-  const sys::AlignedBuffer weights = repeated_weights(type, k, n_rows);
-  const Tokens tokens(table, kernels::activation_kind(type), n_tokens, k, n_rows);
+  const std::size_t chunk =
+      decode || packed ? n_rows : std::max<std::size_t>(16, (64U << 10U) / row_bytes);
+  sys::AlignedBuffer weights = repeated_weights(type, k, n_rows);
+  if (packed) weights = packed_weights(type, weights, k, n_rows);
+  const kernels::MatmulFn kernel = packed ? table.packed_matmul(type) : table.matmul(type);
+  const Tokens tokens(
+      table, packed ? kernels::packed_activation_kind(type) : kernels::activation_kind(type),
+      n_tokens, k, n_rows);
   sys::ThreadPool pool(n_threads);
   for (auto _ : state) {
     pool.run([&](std::size_t thread, std::size_t n) {
       const sys::Partition part = sys::partition(n_rows, thread, n, 16);
       for (std::size_t r = part.begin; r < part.end; r += chunk) {
-        table.matmul(type)({.w = weights.data() + r * row_bytes,
-                            .w_stride = row_bytes,
-                            .n_rows = std::min(chunk, part.end - r),
-                            .n_in = k,
-                            .x = tokens.x.data(),
-                            .out = tokens.out.data(),
-                            .out_offset = r,
-                            .n_tokens = n_tokens});
+        kernel({.w = weights.data() + r * row_bytes,
+                .w_stride = packed ? kernels::kPackedRows * row_bytes : row_bytes,
+                .n_rows = std::min(chunk, part.end - r),
+                .n_in = k,
+                .x = tokens.x.data(),
+                .out = tokens.out.data(),
+                .out_offset = r,
+                .n_tokens = n_tokens});
       }
     });
     benchmark::ClobberMemory();
@@ -132,6 +154,24 @@ std::string lower(std::string_view name) {
   return out;
 }
 
+void register_products(sys::InstructionSet set, DataType type, Layout layout) {
+  const std::string name =
+      fmt::format("{}/{}{}/k:4096", lower(quant::traits(type).name), sys::to_string(set),
+                  layout == Layout::kPacked ? "/packed" : "");
+  for (const std::size_t threads : {1U, 2U}) {
+    const std::string suffix = threads == 1 ? "" : fmt::format("/threads:{}", threads);
+    benchmark::RegisterBenchmark(("dot/" + name + suffix).c_str(), [=](benchmark::State& state) {
+      bench_matmul(state, set, type, layout, 4096, 1, threads);
+    })->UseRealTime();
+  }
+  for (const std::size_t n : {2U, 4U, 8U, 64U, 512U}) {
+    benchmark::RegisterBenchmark(
+        fmt::format("matmul/{}/tokens:{}", name, n).c_str(),
+        [=](benchmark::State& state) { bench_matmul(state, set, type, layout, 4096, n, 1); })
+        ->UseRealTime();
+  }
+}
+
 void register_all() {
   for (const std::size_t n : {1U, 2U}) {
     benchmark::RegisterBenchmark(fmt::format("read/memory/threads:{}", n).c_str(),
@@ -143,20 +183,9 @@ void register_all() {
   }
   for (const sys::InstructionSet set : sys::supported_instruction_sets()) {
     for (const DataType type : quant::kAllDataTypes) {
-      const std::string name =
-          fmt::format("{}/{}/k:4096", lower(quant::traits(type).name), sys::to_string(set));
-      for (const std::size_t threads : {1U, 2U}) {
-        const std::string suffix = threads == 1 ? "" : fmt::format("/threads:{}", threads);
-        benchmark::RegisterBenchmark(
-            ("dot/" + name + suffix).c_str(),
-            [=](benchmark::State& state) { bench_matmul(state, set, type, 4096, 1, threads); })
-            ->UseRealTime();
-      }
-      for (const std::size_t n : {4U, 64U}) {
-        benchmark::RegisterBenchmark(
-            fmt::format("matmul/{}/tokens:{}", name, n).c_str(),
-            [=](benchmark::State& state) { bench_matmul(state, set, type, 4096, n, 1); })
-            ->UseRealTime();
+      register_products(set, type, Layout::kRows);
+      if (kernels::kernel_table(set).packed_matmul(type) != nullptr) {
+        register_products(set, type, Layout::kPacked);
       }
     }
   }

@@ -4,8 +4,10 @@
 /// Weights that are themselves quantized meet 8-bit activations, so that products are exact integer
 /// sums within a block. A row of n elements x lies as three arrays, one after the other:
 ///
-///   kQ8x32    q: i8 [n]     d: f32 [n / 32]    s: f32 [n / 32]
-///   kQ8x256   q: i8 [n]     d: f32 [n / 256]   sums: i16 [n / 16]
+///   kQ8x32    q: i8 [n]     d: f32 [n / 32]    s: f32 [n / 32]     eights: i32 [n / 32]
+///   kQ8x256   q: i8 [n]     d: f32 [n / 256]   sums: i16 [n / 16]  sums32: i16 [n / 32]
+///             offsets: i16 [n / 8]
+///   kQ16x32   q: i16 [n]    d: f32 [n / 32]
 ///
 /// Per block of 32 or 256 elements: d = max|x| / 127 and q = x / d to the nearest, ties to even, so
 /// q is in [-127, 127] (-128 never occurs: the kernels' 16-bit sums rely on it). A block whose
@@ -13,6 +15,12 @@
 /// sums are those of 16 neighbours, in the order in which the kernels need them: within a block of
 /// 256, groups 0 2 4 .. 14, then 1 3 5 .. 15 (sum_index()).
 /// The numbers are the same to the bit on every instruction set.
+///
+/// For packed weights (kernels/packed.h): eights = 8 * (sum of the block's q), which Q4_0's offset
+/// of 8 takes off; sums32 are sums of 32 neighbours, in order; offsets are, per 16 neighbours, -32
+/// times the sum of the elements 0 1 4 5 8 9 12 13 and -32 times the sum of the others, which is
+/// what Q6_K's offset of 32 adds to the two 16-bit sums of a row. kQ16x32 has the same q and d as
+/// kQ8x32, widened, and within each block of 32 the elements 0 2 4 .. 30, then 1 3 5 .. 31.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +29,7 @@
 
 namespace recua::kernels {
 
-enum class ActivationKind { kF32, kQ8x32, kQ8x256 };
+enum class ActivationKind { kF32, kQ8x32, kQ8x256, kQ16x32 };
 
 /// Below this 127 / max|x| may overflow; such values vanish beside anything a model computes.
 inline constexpr float kTiny = 1e-35F;
@@ -38,6 +46,11 @@ constexpr ActivationKind activation_kind(quant::DataType type) {
   }
 }
 
+/// What packed weights of this type are multiplied with.
+constexpr ActivationKind packed_activation_kind(quant::DataType type) {
+  return type == quant::DataType::kQ8_0 ? ActivationKind::kQ16x32 : activation_kind(type);
+}
+
 /// Bytes of a row of n elements, rounded up to a cache line. n is a multiple of the block.
 constexpr std::size_t activation_row_bytes(ActivationKind kind, std::size_t n) {
   std::size_t bytes = 0;
@@ -46,10 +59,13 @@ constexpr std::size_t activation_row_bytes(ActivationKind kind, std::size_t n) {
       bytes = n * 4;
       break;
     case ActivationKind::kQ8x32:
-      bytes = n + n / 32 * 8;
+      bytes = n + n / 32 * 12;
       break;
     case ActivationKind::kQ8x256:
-      bytes = n + n / 256 * 4 + n / 16 * 2;
+      bytes = n + n / 256 * 4 + n / 16 * 2 + n / 32 * 2 + n / 8 * 2;
+      break;
+    case ActivationKind::kQ16x32:
+      bytes = 2 * n + n / 32 * 4;
       break;
   }
   return (bytes + 63) / 64 * 64;
@@ -71,18 +87,35 @@ RECUA_KERNEL_INLINE const float* q8_scales(const std::byte* row, std::size_t n) 
 RECUA_KERNEL_INLINE const float* q8x32_sums(const std::byte* row, std::size_t n) {
   return reinterpret_cast<const float*>(row + n + n / 32 * 4);
 }
+RECUA_KERNEL_INLINE const std::int32_t* q8x32_eights(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const std::int32_t*>(row + n + n / 32 * 8);
+}
 RECUA_KERNEL_INLINE const std::int16_t* q8x256_sums(const std::byte* row, std::size_t n) {
   return reinterpret_cast<const std::int16_t*>(row + n + n / 256 * 4);
+}
+RECUA_KERNEL_INLINE const std::int16_t* q8x256_sums32(const std::byte* row, std::size_t n) {
+  return q8x256_sums(row, n) + n / 16;
+}
+RECUA_KERNEL_INLINE const std::int16_t* q8x256_offsets(const std::byte* row, std::size_t n) {
+  return q8x256_sums32(row, n) + n / 32;
+}
+RECUA_KERNEL_INLINE const std::int16_t* q16_values(const std::byte* row) {
+  return reinterpret_cast<const std::int16_t*>(row);
+}
+RECUA_KERNEL_INLINE const float* q16_scales(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const float*>(row + 2 * n);
 }
 
 namespace scalar {
 /// x: [n], n a multiple of the block; out: activation_row_bytes(), 4-byte aligned.
 void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
 void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
+void quantize_q16x32(const float* x, std::size_t n, std::byte* out);
 }  // namespace scalar
 namespace avx2 {
 void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
 void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
+void quantize_q16x32(const float* x, std::size_t n, std::byte* out);
 }  // namespace avx2
 
 }  // namespace recua::kernels

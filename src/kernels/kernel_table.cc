@@ -15,8 +15,10 @@ constexpr KernelTable make_scalar() {
   KernelTable t{
       .instruction_set = sys::InstructionSet::kScalar,
       .matmul_by_type = {},
+      .packed_matmul_by_type = {},
       .quantize_q8x32 = scalar::quantize_q8x32,
       .quantize_q8x256 = scalar::quantize_q8x256,
+      .quantize_q16x32 = scalar::quantize_q16x32,
       .rms_norm = scalar::rms_norm,
       .silu_mul = scalar::silu_mul,
       .add = scalar::add,
@@ -45,12 +47,18 @@ constexpr KernelTable make_scalar() {
 }
 
 #if defined(__x86_64__)
+constexpr void put_packed(KernelTable& table, DataType type, MatmulFn fn) {
+  table.packed_matmul_by_type[static_cast<std::size_t>(type)] = fn;
+}
+
 constexpr KernelTable make_avx2() {
   KernelTable t{
       .instruction_set = sys::InstructionSet::kAvx2,
       .matmul_by_type = {},
+      .packed_matmul_by_type = {},
       .quantize_q8x32 = avx2::quantize_q8x32,
       .quantize_q8x256 = avx2::quantize_q8x256,
+      .quantize_q16x32 = avx2::quantize_q16x32,
       .rms_norm = avx2::rms_norm,
       .silu_mul = avx2::silu_mul,
       .add = avx2::add,
@@ -75,6 +83,10 @@ constexpr KernelTable make_avx2() {
   put(t, DataType::kQ4_K, avx2::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, avx2::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, avx2::matmul<DataType::kQ6_K>);
+  put_packed(t, DataType::kQ8_0, avx2::packed_matmul<DataType::kQ8_0>);
+  put_packed(t, DataType::kQ4_0, avx2::packed_matmul<DataType::kQ4_0>);
+  put_packed(t, DataType::kQ4_K, avx2::packed_matmul<DataType::kQ4_K>);
+  put_packed(t, DataType::kQ6_K, avx2::packed_matmul<DataType::kQ6_K>);
   return t;
 }
 #endif

@@ -23,8 +23,15 @@ struct KernelTable {
     return matmul_by_type[static_cast<std::size_t>(type)];
   }
 
+  /// From packed weights; null where the type or this instruction set has no such kernel.
+  std::array<MatmulFn, 31> packed_matmul_by_type{};
+  [[nodiscard]] MatmulFn packed_matmul(quant::DataType type) const {
+    return packed_matmul_by_type[static_cast<std::size_t>(type)];
+  }
+
   decltype(&scalar::quantize_q8x32) quantize_q8x32 = nullptr;
   decltype(&scalar::quantize_q8x256) quantize_q8x256 = nullptr;
+  decltype(&scalar::quantize_q16x32) quantize_q16x32 = nullptr;
   decltype(&scalar::rms_norm) rms_norm = nullptr;
   decltype(&scalar::silu_mul) silu_mul = nullptr;
   decltype(&scalar::add) add = nullptr;

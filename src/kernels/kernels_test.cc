@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "kernels/kernel_table.h"
 #include "kernels/random_weights.h"
+#include "kernels/test_products.h"
 #include "quant/dequantize.h"
 #include "quant/half.h"
 
@@ -30,54 +31,6 @@ INSTANTIATE_TEST_SUITE_P(Sets, KernelsTest,
                                              sys::supported_instruction_sets().end()),
                          [](const auto& one) { return std::string(to_string(one.param)); });
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-// Rows of activations as a kernel takes them.
-struct Activations {
-  Activations(const KernelTable& table, ActivationKind kind, std::size_t n_tokens, std::size_t n,
-              const std::vector<float>& values)
-      : row_bytes(activation_row_bytes(kind, n)), bytes(n_tokens * row_bytes) {
-    for (std::size_t t = 0; t < n_tokens; ++t) {
-      const float* x = values.data() + t * n;
-      std::byte* const to = bytes.data() + t * row_bytes;
-      if (kind == ActivationKind::kF32) std::memcpy(to, x, n * sizeof(float));
-      if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(x, n, to);
-      if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(x, n, to);
-      rows.push_back(to);
-    }
-  }
-  // Element i of a row, as the products see it.
-  [[nodiscard]] double value(ActivationKind kind, std::size_t t, std::size_t i,
-                             std::size_t n) const {
-    if (kind == ActivationKind::kF32) return reinterpret_cast<const float*>(rows[t])[i];
-    const std::size_t block = kind == ActivationKind::kQ8x32 ? 32 : 256;
-    return static_cast<double>(q8_values(rows[t])[i]) * q8_scales(rows[t], n)[i / block];
-  }
-
-  std::size_t row_bytes;
-  std::vector<std::byte> bytes;
-  std::vector<const std::byte*> rows;
-};
-
-std::vector<float> multiply(MatmulFn kernel, const std::byte* w, std::size_t w_stride,
-                            std::size_t n_rows, std::size_t n_in,
-                            std::span<const std::byte* const> x) {
-  std::vector<float> out(n_rows * x.size(), NAN);
-  std::vector<float*> out_rows;
-  for (std::size_t t = 0; t < x.size(); ++t) out_rows.push_back(out.data() + t * n_rows);
-  kernel({.w = w,
-          .w_stride = w_stride,
-          .n_rows = n_rows,
-          .n_in = n_in,
-          .x = x.data(),
-          .out = out_rows.data(),
-          .out_offset = 0,
-          .n_tokens = x.size()});
-  return out;
-}
-
 TEST_P(KernelsTest, QuantizedActivationsAreTheSameToTheBit) {
   for (const std::size_t n : {256U, 512U, 1024U}) {
     for (const float scale : {1.0F, 1e-20F, 1e20F, 1e-38F, 0.0F}) {
@@ -85,16 +38,14 @@ TEST_P(KernelsTest, QuantizedActivationsAreTheSameToTheBit) {
       for (float& v : x) v *= scale;
       x[7] = 127.5F * scale;  // Ties occur.
       const float* from = x.data() + 1;
-      std::vector<std::byte> a(activation_row_bytes(ActivationKind::kQ8x32, n));
-      std::vector<std::byte> b(a.size());
-      table_.quantize_q8x32(from, n, a.data());
-      scalar_.quantize_q8x32(from, n, b.data());
-      ASSERT_EQ(a, b) << "q8x32 n " << n << " scale " << scale;
-      a.assign(activation_row_bytes(ActivationKind::kQ8x256, n), {});
-      b.assign(a.size(), {});
-      table_.quantize_q8x256(from, n, a.data());
-      scalar_.quantize_q8x256(from, n, b.data());
-      ASSERT_EQ(a, b) << "q8x256 n " << n << " scale " << scale;
+      for (const ActivationKind kind :
+           {ActivationKind::kQ8x32, ActivationKind::kQ8x256, ActivationKind::kQ16x32}) {
+        std::vector<std::byte> a(activation_row_bytes(kind, n));
+        std::vector<std::byte> b(a.size());
+        quantize(table_, kind, from, n, a.data());
+        quantize(scalar_, kind, from, n, b.data());
+        ASSERT_EQ(a, b) << "kind " << static_cast<int>(kind) << " n " << n << " scale " << scale;
+      }
     }
   }
 }
@@ -113,8 +64,17 @@ TEST_P(KernelsTest, QuantizedActivationsAreTheNearestMultipleAndNeverMinus128) {
     for (std::size_t b = 0; b < n / block; ++b) {
       int sum = 0;
       for (std::size_t i = 0; i < 16; ++i) sum += q8_values(rows.rows[0])[b * block + 16 + i];
+      int first_sum = 0;
+      for (std::size_t i = 0; i < 16; ++i) first_sum += q8_values(rows.rows[0])[b * block + i];
       if (kind == ActivationKind::kQ8x256) {
         ASSERT_EQ(q8x256_sums(rows.rows[0], n)[16 * b + sum_index(1)], sum);
+        ASSERT_EQ(q8x256_sums32(rows.rows[0], n)[8 * b], first_sum + sum);
+        const std::int16_t* const offsets = q8x256_offsets(rows.rows[0], n) + 32 * b + 2;
+        ASSERT_EQ(offsets[0] + offsets[1], -32 * sum);
+        const std::int8_t* const q = q8_values(rows.rows[0]) + b * block + 16;
+        ASSERT_EQ(offsets[0], -32 * (q[0] + q[1] + q[4] + q[5] + q[8] + q[9] + q[12] + q[13]));
+      } else {
+        ASSERT_EQ(q8x32_eights(rows.rows[0], n)[b], 8 * (first_sum + sum));
       }
     }
   }

@@ -21,7 +21,7 @@ namespace recua::kernels {
 
 struct MatmulArgs {
   const std::byte* w = nullptr;  // Row 0, blocks as in quant/blocks.h; any alignment.
-  std::size_t w_stride = 0;      // Bytes from row to row.
+  std::size_t w_stride = 0;      // Bytes from row to row; packed: from group to group.
   std::size_t n_rows = 0;
   std::size_t n_in = 0;                 // A multiple of the type's block size.
   const std::byte* const* x = nullptr;  // [n_tokens] rows, see kernels/activation.h; 4-aligned.
@@ -39,6 +39,21 @@ void matmul(const MatmulArgs& args);
 namespace avx2 {
 template <quant::DataType kType>
 void matmul(const MatmulArgs& args);
-}
+
+/// The same from packed weights (kernels/packed.h), of which args.w is a whole group. Sums in
+/// another order than matmul() does, so between the two results differ by rounding as above; within
+/// each they are row-invariant. It cuts many tokens and rows into what the caches hold by itself.
+/// The scalar twin is matmul() on what unpack_blocks() gives.
+template <quant::DataType kType>
+void packed_matmul(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ4_0>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ8_0>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ4_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ6_K>(const MatmulArgs& args);
+}  // namespace avx2
 
 }  // namespace recua::kernels

@@ -35,9 +35,12 @@ void quantize_q8x32(const float* x, std::size_t n, std::byte* out) {
   auto* q = reinterpret_cast<std::int8_t*>(out);
   auto* d = reinterpret_cast<float*>(out + n);
   float* s = d + n / 32;
+  auto* eights = reinterpret_cast<std::int32_t*>(s + n / 32);
   for (std::size_t b = 0; b < n / 32; ++b) {
     d[b] = quantize_block(x + 32 * b, 32, q + 32 * b);
-    s[b] = d[b] * static_cast<float>(sum_of(q + 32 * b, 32));
+    const int sum = sum_of(q + 32 * b, 32);
+    s[b] = d[b] * static_cast<float>(sum);
+    eights[b] = 8 * sum;
   }
 }
 
@@ -45,11 +48,34 @@ void quantize_q8x256(const float* x, std::size_t n, std::byte* out) {
   auto* q = reinterpret_cast<std::int8_t*>(out);
   auto* d = reinterpret_cast<float*>(out + n);
   auto* sums = reinterpret_cast<std::int16_t*>(out + n + n / 256 * 4);
+  std::int16_t* sums32 = sums + n / 16;
+  std::int16_t* offsets = sums32 + n / 32;
   for (std::size_t b = 0; b < n / 256; ++b) {
     d[b] = quantize_block(x + 256 * b, 256, q + 256 * b);
     for (std::size_t g = 0; g < 16; ++g) {
       sums[16 * b + sum_index(g)] = static_cast<std::int16_t>(sum_of(q + 256 * b + 16 * g, 16));
     }
+    for (std::size_t g = 0; g < 8; ++g) {
+      sums32[8 * b + g] = static_cast<std::int16_t>(sum_of(q + 256 * b + 32 * g, 32));
+    }
+    for (std::size_t g = 0; g < 16; ++g) {
+      const std::int8_t* const group = q + 256 * b + 16 * g;
+      for (std::size_t pair = 0; pair < 2; ++pair) {
+        int sum = 0;
+        for (std::size_t i = 2 * pair; i < 16; i += 4) sum += group[i] + group[i + 1];
+        offsets[32 * b + 2 * g + pair] = static_cast<std::int16_t>(-32 * sum);
+      }
+    }
+  }
+}
+
+void quantize_q16x32(const float* x, std::size_t n, std::byte* out) {
+  auto* q = reinterpret_cast<std::int16_t*>(out);
+  auto* d = reinterpret_cast<float*>(out + 2 * n);
+  for (std::size_t b = 0; b < n / 32; ++b) {
+    std::int8_t block[32];
+    d[b] = quantize_block(x + 32 * b, 32, block);
+    for (std::size_t i = 0; i < 32; ++i) q[32 * b + i / 2 + i % 2 * 16] = block[i];
   }
 }
 

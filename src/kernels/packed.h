@@ -1,0 +1,69 @@
+#pragma once
+/// Packed weights: rows of a quantized matrix in groups of eight, interleaved so that one vector of
+/// 32 bytes holds four neighbouring elements of each of the eight rows.
+///
+/// A kernel then broadcasts four activations to all eight rows, a sum never crosses lanes, and the
+/// result is eight neighbouring outputs (docs/decisions/0008-repacked-weights.md). A group is a run
+/// of n_in / block pieces, one after the other, each as long as the eight blocks that it comes
+/// from: packing moves bytes and bits but loses and adds nothing. In the pieces below, "dwords of"
+/// an array of a block means: the first four bytes of rows 0 .. 7, then the second four of rows
+/// 0 .. 7, and so on. "u8 [8]" is one byte per row.
+///
+///   Q4_0   144  bytes 0..15 d: f16 [8];  16..143 dwords of qs
+///   Q8_0   272  bytes 0..15 d: f16 [8];  16..271 dwords of q
+///   Q4_K  1152  bytes 0..15 d: f16 [8];  16..31 dmin: f16 [8];
+///               32..79 scales, 80..127 mins, each as six-bit planes;  128..1151 dwords of qs
+///   Q6_K  1680  bytes 0..15 d: f16 [8];  16..143 scales: i8 [16][8];
+///               144..1679 for h < 2 and v < 8 the dwords 16 h + v and 16 h + 8 + v of ql and
+///               8 h + v of qh, which make 16 elements: so a product reads from front to back
+///
+/// Six-bit planes of the numbers v[g][r] of groups g < 8 and rows r < 8: first 32 bytes, of which
+/// byte 8 g + r (g < 4) has the low four bits of v[g][r] and, above them, those of v[g + 4][r];
+/// then 16 bytes, of which byte 8 h + r (h < 2) has the upper two bits of v[h][r], v[2 + h][r],
+/// v[4 + h][r] and v[6 + h][r], from the lowest bits up.
+///
+/// A matrix whose rows are no multiple of eight ends in a group filled up with zeros. Activations
+/// are those of packed_activation_kind(type).
+
+#include <cstddef>
+
+#include "quant/data_type.h"
+
+namespace recua::kernels {
+
+inline constexpr std::size_t kPackedRows = 8;
+
+/// Whether there is a packed form of the type.
+constexpr bool has_packed_form(quant::DataType type) {
+  switch (type) {
+    case quant::DataType::kQ4_0:
+    case quant::DataType::kQ8_0:
+    case quant::DataType::kQ4_K:
+    case quant::DataType::kQ6_K:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Bytes of a group of rows of n_in elements.
+constexpr std::size_t packed_group_bytes(quant::DataType type, std::size_t n_in) {
+  return kPackedRows * quant::row_bytes(type, n_in);
+}
+
+/// Groups that hold n_rows rows.
+constexpr std::size_t n_packed_groups(std::size_t n_rows) {
+  return (n_rows + kPackedRows - 1) / kPackedRows;
+}
+
+/// Packs the first n_rows (1 .. 8) rows at `rows`, each row_bytes(type, n_in) after the one before,
+/// into the group at `group`, which they may not overlap. Needs has_packed_form(type).
+void pack_group(quant::DataType type, const std::byte* rows, std::size_t n_rows, std::size_t n_in,
+                std::byte* group);
+
+/// The opposite for one row (0 .. 7) and some of its blocks: writes the blocks [begin, begin + n),
+/// as quant/blocks.h has them, to `out`.
+void unpack_blocks(quant::DataType type, const std::byte* group, std::size_t row, std::size_t begin,
+                   std::size_t n, std::byte* out);
+
+}  // namespace recua::kernels

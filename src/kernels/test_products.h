@@ -1,0 +1,72 @@
+#pragma once
+/// For tests of the matmul kernels: activations of every kind, and a call on some rows.
+
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "kernels/kernel_table.h"
+
+namespace recua::kernels {
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+/// One row of activations as kernels of that kind take it.
+inline void quantize(const KernelTable& table, ActivationKind kind, const float* x, std::size_t n,
+                     std::byte* to) {
+  if (kind == ActivationKind::kF32) std::memcpy(to, x, n * sizeof(float));
+  if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(x, n, to);
+  if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(x, n, to);
+  if (kind == ActivationKind::kQ16x32) table.quantize_q16x32(x, n, to);
+}
+
+/// Rows of activations as a kernel takes them.
+struct Activations {
+  Activations(const KernelTable& table, ActivationKind kind, std::size_t n_tokens, std::size_t n,
+              const std::vector<float>& values)
+      : row_bytes(activation_row_bytes(kind, n)), bytes(n_tokens * row_bytes) {
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      const float* x = values.data() + t * n;
+      std::byte* const to = bytes.data() + t * row_bytes;
+      quantize(table, kind, x, n, to);
+      rows.push_back(to);
+    }
+  }
+  /// Element i of a row, as the products see it.
+  [[nodiscard]] double value(ActivationKind kind, std::size_t t, std::size_t i,
+                             std::size_t n) const {
+    if (kind == ActivationKind::kF32) return reinterpret_cast<const float*>(rows[t])[i];
+    if (kind == ActivationKind::kQ16x32) {
+      const std::size_t place = i / 32 * 32 + i % 32 / 2 + i % 2 * 16;
+      return static_cast<double>(q16_values(rows[t])[place]) * q16_scales(rows[t], n)[i / 32];
+    }
+    const std::size_t block = kind == ActivationKind::kQ8x32 ? 32 : 256;
+    return static_cast<double>(q8_values(rows[t])[i]) * q8_scales(rows[t], n)[i / block];
+  }
+
+  std::size_t row_bytes;
+  std::vector<std::byte> bytes;
+  std::vector<const std::byte*> rows;
+};
+
+inline std::vector<float> multiply(MatmulFn kernel, const std::byte* w, std::size_t w_stride,
+                                   std::size_t n_rows, std::size_t n_in,
+                                   std::span<const std::byte* const> x) {
+  std::vector<float> out(n_rows * x.size(), NAN);
+  std::vector<float*> out_rows;
+  for (std::size_t t = 0; t < x.size(); ++t) out_rows.push_back(out.data() + t * n_rows);
+  kernel({.w = w,
+          .w_stride = w_stride,
+          .n_rows = n_rows,
+          .n_in = n_in,
+          .x = x.data(),
+          .out = out_rows.data(),
+          .out_offset = 0,
+          .n_tokens = x.size()});
+  return out;
+}
+
+}  // namespace recua::kernels
