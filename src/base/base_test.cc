@@ -9,6 +9,7 @@
 #include "base/mapped_file.h"
 #include "base/random.h"
 #include "base/result.h"
+#include "base/scratch_folder.h"
 #include "base/sha256.h"
 
 namespace recua {
@@ -60,6 +61,17 @@ TEST(MappedFile, NamesThePathOfAMissingFile) {
   ASSERT_FALSE(file.ok());
   EXPECT_EQ(file.error().code, ErrorCode::kNotFound);
   EXPECT_NE(file.error().message.find("/nonexistent/model.gguf"), std::string::npos);
+}
+
+TEST(MappedFile, KeepsBytesWhosePagesWereDropped) {
+  const ScratchFolder folder;
+  std::vector<std::byte> bytes(100000);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 7);
+  ASSERT_TRUE(write_file_atomically(folder / "file", bytes).ok());
+  const MappedFile file = MappedFile::open(folder / "file").value();
+  drop_mapped_pages(file.bytes().subspan(5000, 60001));
+  drop_mapped_pages({});
+  EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), file.bytes().begin()));
 }
 
 TEST(MappedFile, ReadsWhatWasWritten) {

@@ -35,6 +35,10 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
+/// Takes the pages of a mapped file's bytes out of this process's memory; whoever reads them again
+/// gets them from the file. Only for bytes of a MappedFile: other memory would lose what it holds.
+void drop_mapped_pages(std::span<const std::byte> bytes);
+
 /// Reads a whole file into a string. kNotFound, kIo, kResourceExhausted (larger than bytes_max).
 Result<std::string> read_file(const std::filesystem::path& path, std::size_t bytes_max);
 

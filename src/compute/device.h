@@ -93,7 +93,8 @@ struct TensorBytes {
   std::size_t n_out = 1;      // Rows.
   std::size_t n_experts = 1;  // Matrices.
   std::span<const std::byte> bytes;
-  std::shared_ptr<const void> owner;
+  std::shared_ptr<const void> owner = {};
+  bool in_mapped_file = false;  // So that a device that copies them may drop the file's pages.
 };
 
 /// How pairs of a head are rotated. Interleaved: (0,1), (2,3)... (llama in GGUF); split half:
@@ -170,7 +171,8 @@ class Device {
   /// kUnsupported: this device's operators cannot reach the host's memory.
   virtual Result<std::unique_ptr<Buffer>> import(std::span<std::byte> host_memory,
                                                  std::shared_ptr<const void> owner);
-  /// kCorrupt: the byte count does not fit the shape. The bytes may stay borrowed (owner is kept).
+  /// kCorrupt: the byte count does not fit the shape. kResourceExhausted: no memory for a copy.
+  /// The bytes may stay borrowed (owner is kept).
   virtual Result<std::unique_ptr<Weight>> load_weight(TensorBytes bytes) = 0;
   /// A vector of n_in elements (norm, bias, RoPE factors) of any type, converted to f32.
   virtual Result<std::unique_ptr<Buffer>> load_vector(const TensorBytes& bytes) = 0;

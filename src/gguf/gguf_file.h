@@ -74,6 +74,9 @@ class GgufFile {
   [[nodiscard]] std::uint32_t version() const { return version_; }
   [[nodiscard]] std::uint64_t alignment() const { return alignment_; }
 
+  /// Whether the bytes of tensors are those of mapped files (else of memory, see parse()).
+  [[nodiscard]] bool is_mapped() const { return shards_.front().file.has_value(); }
+
   [[nodiscard]] std::size_t n_shards() const { return shards_.size(); }
   [[nodiscard]] const std::string& shard_name(std::size_t i) const { return shards_.at(i).name; }
   [[nodiscard]] std::span<const std::byte> shard_bytes(std::size_t i) const {

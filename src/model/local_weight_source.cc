@@ -21,7 +21,8 @@ Result<compute::TensorBytes> LocalWeightSource::tensor(std::string_view tensor_n
                               .n_out = info->shape[1],
                               .n_experts = info->shape[2],
                               .bytes = info->data,
-                              .owner = file_};
+                              .owner = file_,
+                              .in_mapped_file = file_->is_mapped()};
 }
 
 }  // namespace recua::model

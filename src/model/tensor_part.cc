@@ -123,7 +123,8 @@ Result<compute::TensorBytes> cut_tensor(const compute::TensorBytes& whole, const
                               .n_out = part.rows.size(),
                               .n_experts = whole.n_experts,
                               .bytes = {},
-                              .owner = whole.owner};
+                              .owner = whole.owner,
+                              .in_mapped_file = whole.in_mapped_file};
   if (cols.size() == whole.n_in && whole.n_experts == 1) {
     out.bytes = whole.bytes.subspan(part.rows.begin * row_bytes, part.rows.size() * row_bytes);
     return out;
@@ -146,6 +147,7 @@ Result<compute::TensorBytes> cut_tensor(const compute::TensorBytes& whole, const
   }
   out.bytes = memory->bytes();
   out.owner = std::move(memory);
+  out.in_mapped_file = false;
   return out;
 }
 

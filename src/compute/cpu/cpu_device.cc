@@ -60,7 +60,7 @@ Result<std::unique_ptr<Device>> make_cpu_device(const CpuDeviceOptions& options)
       options.n_threads != 0
           ? options.n_threads
           : std::min(kThreadsMax, sys::default_thread_count(sys::detect_topology()));
-  return std::make_unique<CpuDevice>(kernels::kernel_table(set), n_threads);
+  return std::make_unique<CpuDevice>(kernels::kernel_table(set), n_threads, options.repack);
 }
 
 void check_rows(const Rows& rows) {
@@ -107,6 +107,7 @@ Result<std::unique_ptr<Buffer>> CpuDevice::import(std::span<std::byte> host_memo
 
 Result<std::unique_ptr<Weight>> CpuDevice::load_weight(TensorBytes bytes) {
   RECUA_RETURN_IF_ERROR(check_tensor(bytes));
+  if (repack_ && table_.packed_matmul(bytes.type) != nullptr) return pack_weight(std::move(bytes));
   return std::make_unique<CpuWeight>(std::move(bytes));
 }
 
@@ -132,8 +133,7 @@ void CpuDevice::embed(const Weight& table, std::int32_t first_id, std::span<cons
   for_rows(ids.size(), w.n_in() * sizeof(float), [&](std::size_t r) {
     const std::int64_t row = std::int64_t{ids[r]} - first_id;
     if (row >= 0 && static_cast<std::size_t>(row) < w.n_out()) {
-      quant::dequantize_row(w.type(), w.row(0, static_cast<std::size_t>(row)), w.n_in(),
-                            out.row(r));
+      w.dequantize_row(static_cast<std::size_t>(row), out.row(r));
     } else {
       std::memset(out.row(r), 0, w.n_in() * sizeof(float));
     }

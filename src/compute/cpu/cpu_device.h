@@ -1,7 +1,9 @@
 #pragma once
 /// The CPU as a Device: kernels of the best instruction set, on a team of threads of its own.
 ///
-/// Weights stay where they were mapped; nothing is copied or repacked. Operators compute at once,
+/// Weights of types that have a packed form (kernels/packed.h) are copied into it by all threads
+/// when they are loaded, and the mapped file's pages are dropped piece by piece, so that there is
+/// never a second copy; others stay where they were mapped. Operators compute at once,
 /// so sync() does nothing. A step allocates nothing once the scratch memory has grown to its batch.
 /// Operators on little data run on the calling thread alone, which changes no result.
 
@@ -16,6 +18,7 @@ namespace recua::compute {
 struct CpuDeviceOptions {
   std::size_t n_threads = 0;             // 0: one per physical core.
   std::string instruction_set = "auto";  // As sys::choose_instruction_set() takes it.
+  bool repack = true;                    // False: all weights stay where they were mapped.
 };
 
 /// kInvalidArgument, kUnsupported: the instruction set or the number of threads (at most 1024).

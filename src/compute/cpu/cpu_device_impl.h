@@ -13,6 +13,7 @@
 
 #include "compute/device.h"
 #include "kernels/kernel_table.h"
+#include "kernels/packed.h"
 #include "sys/aligned_buffer.h"
 #include "sys/thread_pool.h"
 
@@ -41,23 +42,62 @@ class CpuImportedBuffer final : public Buffer {
   std::shared_ptr<const void> owner_;
 };
 
+/// Memory of weights that were copied, cut from large blocks: huge pages hold the ends and
+/// beginnings of neighbours, instead of being wasted on the end of each.
+class WeightMemory {
+ public:
+  struct Piece {
+    std::shared_ptr<const sys::AlignedBuffer> block;  // Keeps the bytes alive.
+    std::span<std::byte> bytes;                       // 64-byte aligned.
+  };
+  Result<Piece> take(std::size_t bytes);
+
+ private:
+  std::shared_ptr<const sys::AlignedBuffer> block_;
+  std::size_t used_ = 0;
+};
+
+/// Rows as the file has them, or packed in groups of eight, each expert's from a group of its own.
 class CpuWeight final : public Weight {
  public:
   explicit CpuWeight(TensorBytes tensor)
       : tensor_(std::move(tensor)), row_bytes_(quant::row_bytes(tensor_.type, tensor_.n_in)) {}
+  /// tensor without its bytes, and [n_experts, n_packed_groups(n_out)] groups of them.
+  CpuWeight(TensorBytes tensor, WeightMemory::Piece packed) : CpuWeight(std::move(tensor)) {
+    packed_ = std::move(packed);
+    expert_groups_ = kernels::n_packed_groups(tensor_.n_out);
+  }
   [[nodiscard]] quant::DataType type() const override { return tensor_.type; }
   [[nodiscard]] std::size_t n_in() const override { return tensor_.n_in; }
   [[nodiscard]] std::size_t n_out() const override { return tensor_.n_out; }
   [[nodiscard]] std::size_t n_experts() const override { return tensor_.n_experts; }
 
+  [[nodiscard]] bool is_packed() const { return expert_groups_ != 0; }
   [[nodiscard]] std::size_t row_bytes() const { return row_bytes_; }
-  [[nodiscard]] const std::byte* row(std::size_t expert, std::size_t out) const {
-    return tensor_.bytes.data() + (expert * tensor_.n_out + out) * row_bytes_;
+  /// What a kernel takes to begin with row `out`; of packed weights that is one that begins a
+  /// group.
+  [[nodiscard]] const std::byte* at(std::size_t expert, std::size_t out) const {
+    if (!is_packed()) return tensor_.bytes.data() + (expert * tensor_.n_out + out) * row_bytes_;
+    return packed_.bytes.data() + (expert * expert_groups_ + out / kernels::kPackedRows) * stride();
   }
+  /// From row to row, or from group to group.
+  [[nodiscard]] std::size_t stride() const {
+    return is_packed() ? kernels::kPackedRows * row_bytes_ : row_bytes_;
+  }
+  [[nodiscard]] kernels::ActivationKind activation_kind() const {
+    return is_packed() ? kernels::packed_activation_kind(type()) : kernels::activation_kind(type());
+  }
+  [[nodiscard]] kernels::MatmulFn kernel(const kernels::KernelTable& table) const {
+    return is_packed() ? table.packed_matmul(type()) : table.matmul(type());
+  }
+  /// Row `out` of the first matrix as f32 [n_in].
+  void dequantize_row(std::size_t out, float* to) const;
 
  private:
-  TensorBytes tensor_;  // Borrowed bytes and what keeps them alive.
+  TensorBytes tensor_;  // Borrowed bytes and what keeps them alive; no bytes when packed.
   std::size_t row_bytes_ = 0;
+  WeightMemory::Piece packed_;
+  std::size_t expert_groups_ = 0;  // 0: not packed.
 };
 
 /// Memory that grows to what was needed at most and stays. What it held is lost when it grows.
@@ -71,8 +111,8 @@ class Scratch {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads)
-      : table_(table), pool_(n_threads) {}
+  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads, bool repack)
+      : table_(table), repack_(repack), pool_(n_threads) {}
 
   [[nodiscard]] std::string description() const override;
   Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
@@ -121,13 +161,17 @@ class CpuDevice final : public Device {
     });
   }
 
-  /// Fills x_rows_ with what kernels of w's type take for each row of x.
-  void prepare_activations(quant::DataType type, Rows x);
+  /// Copies a weight into its packed form, and drops the pages of a mapped file on the way.
+  Result<std::unique_ptr<Weight>> pack_weight(TensorBytes tensor);
+  /// Fills x_rows_ with what kernels take for each row of x.
+  void prepare_activations(kernels::ActivationKind kind, Rows x);
 
   static constexpr std::size_t kParallelBytes = std::size_t{64} << 10U;
 
   const kernels::KernelTable& table_;
+  bool repack_;
   sys::ThreadPool pool_;
+  WeightMemory weight_memory_;
   Scratch activations_;
   Scratch attention_scratch_;
   std::vector<const std::byte*> x_rows_;    // Per row of x.

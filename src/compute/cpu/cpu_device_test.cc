@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,7 +13,9 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "base/mapped_file.h"
 #include "base/random.h"
+#include "base/scratch_folder.h"
 #include "compute/cpu/test_rows.h"
 #include "kernels/random_weights.h"
 #include "quant/dequantize.h"
@@ -381,6 +384,48 @@ TEST_P(CpuDeviceTest, ExpertsEqualTheirMatricesOneByOne) {
         ASSERT_EQ(sum.at(t, 3), std::fmaf(weight[2 * t + 1], out.at(2 * t + 1, 3), first));
       }
     }
+  }
+}
+
+// What a device keeps of a weight: its packed copy, or the bytes where they are.
+TEST(CpuDevice, KeepsAMappedWeightOnceWhetherItIsRepackedOrNot) {
+  Rng rng(9);
+  const ScratchFolder folder;
+  const DataType type = DataType::kQ4_0;
+  const std::size_t n_in = 1024;
+  const std::size_t n_out = 4099;  // Larger than what is packed at a time.
+  const kernels::RandomWeights weights = kernels::random_weights(type, n_out, n_in, rng);
+  const std::filesystem::path path = folder / "weights";
+  ASSERT_TRUE(write_file_atomically(path, weights.bytes).ok());
+  const std::vector<float> values = kernels::random_floats(2 * n_in, rng);
+  std::vector<std::vector<float>> results;
+  for (const bool repack : {true, false}) {
+    const auto device = make_cpu_device({.n_threads = 2, .repack = repack}).value();
+    auto file = std::make_shared<const MappedFile>(MappedFile::open(path).value());
+    const std::weak_ptr<const MappedFile> watch = file;
+    const auto w = device
+                       ->load_weight({.name = "w",
+                                      .type = type,
+                                      .n_in = n_in,
+                                      .n_out = n_out,
+                                      .bytes = file->bytes(),
+                                      .owner = file,
+                                      .in_mapped_file = true})
+                       .value();
+    ASSERT_TRUE(std::ranges::equal(file->bytes(), weights.bytes)) << "a dropped page changed";
+    file.reset();
+    const bool packs = repack && sys::supported(sys::InstructionSet::kAvx2);
+    EXPECT_EQ(watch.expired(), packs);
+    const TestRows x(*device, 2, n_in, nullptr);
+    for (std::size_t i = 0; i < values.size(); ++i) x.at(i / n_in, i % n_in) = values[i];
+    const TestRows out(*device, 2, n_out, nullptr);
+    device->matmul(*w, x.view, out.view);
+    results.push_back(out.values());
+  }
+  // The same activations and exact sums within blocks: what differs is the rounding of f32 sums.
+  for (std::size_t i = 0; i < results[0].size(); ++i) {
+    const double absolute = weights.part_max * 5 * static_cast<double>(n_in);
+    ASSERT_NEAR(results[0][i], results[1][i], absolute * static_cast<double>(n_in) * 0x1.0p-23);
   }
 }
 

@@ -12,17 +12,18 @@ namespace {
 // Weight rows of one kernel call for many tokens: they stay in the second-level cache while the
 // tokens pass (256 KiB is the smallest such cache in use).
 constexpr std::size_t kWeightChunkBytes = std::size_t{64} << 10U;
-// Threads meet at multiples of a cache line of outputs.
+// Threads meet at multiples of a cache line of outputs, which are whole groups of packed weights.
 constexpr std::size_t kRowGranule = 16;
+static_assert(kRowGranule % kernels::kPackedRows == 0);
 
 void multiply_rows(kernels::MatmulFn kernel, const CpuWeight& w, std::size_t expert,
                    sys::Partition rows, kernels::MatmulArgs args) {
   std::size_t chunk = rows.size();
-  if (args.n_tokens > 1) {
+  if (args.n_tokens > 1 && !w.is_packed()) {  // Packed kernels do it themselves.
     chunk = std::max(kRowGranule, kWeightChunkBytes / w.row_bytes() / kRowGranule * kRowGranule);
   }
   for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
-    args.w = w.row(expert, begin);
+    args.w = w.at(expert, begin);
     args.n_rows = std::min(chunk, rows.end - begin);
     args.out_offset = begin;
     kernel(args);
@@ -31,8 +32,7 @@ void multiply_rows(kernels::MatmulFn kernel, const CpuWeight& w, std::size_t exp
 
 }  // namespace
 
-void CpuDevice::prepare_activations(quant::DataType type, Rows x) {
-  const kernels::ActivationKind kind = kernels::activation_kind(type);
+void CpuDevice::prepare_activations(kernels::ActivationKind kind, Rows x) {
   x_rows_.resize(x.n_rows);
   if (kind == kernels::ActivationKind::kF32) {
     for (std::size_t r = 0; r < x.n_rows; ++r) {
@@ -42,8 +42,9 @@ void CpuDevice::prepare_activations(quant::DataType type, Rows x) {
   }
   const std::size_t row_bytes = kernels::activation_row_bytes(kind, x.n_cols);
   std::byte* const memory = activations_.at_least(x.n_rows * row_bytes);
-  const auto quantize =
-      kind == kernels::ActivationKind::kQ8x32 ? table_.quantize_q8x32 : table_.quantize_q8x256;
+  const auto quantize = kind == kernels::ActivationKind::kQ8x32    ? table_.quantize_q8x32
+                        : kind == kernels::ActivationKind::kQ16x32 ? table_.quantize_q16x32
+                                                                   : table_.quantize_q8x256;
   for_rows(x.n_rows, x.n_cols * sizeof(float), [&](std::size_t r) {
     quantize(x.row(r), x.n_cols, memory + r * row_bytes);
     x_rows_[r] = memory + r * row_bytes;
@@ -56,13 +57,13 @@ void CpuDevice::matmul(const Weight& weight, Rows x, Rows out) {
   check_rows(out);
   RECUA_CHECK(x.n_rows == out.n_rows && x.n_cols == w.n_in() && out.n_cols == w.n_out());
   if (x.n_rows == 0) return;
-  prepare_activations(w.type(), x);
+  prepare_activations(w.activation_kind(), x);
   out_rows_.resize(out.n_rows);
   for (std::size_t r = 0; r < out.n_rows; ++r) out_rows_[r] = out.row(r);
 
-  const kernels::MatmulFn kernel = table_.matmul(w.type());
+  const kernels::MatmulFn kernel = w.kernel(table_);
   const kernels::MatmulArgs args{.w = nullptr,
-                                 .w_stride = w.row_bytes(),
+                                 .w_stride = w.stride(),
                                  .n_rows = 0,
                                  .n_in = w.n_in(),
                                  .x = x_rows_.data(),
@@ -120,7 +121,7 @@ void CpuDevice::moe_matmul(const Weight& weight, Rows x, const Route& route, Row
   RECUA_CHECK(x.n_cols == w.n_in() && out.n_cols == w.n_out());
   RECUA_CHECK(route.ids->bytes() >= n_pairs * sizeof(std::int32_t));
   if (n_pairs == 0) return;
-  prepare_activations(w.type(), x);
+  prepare_activations(w.activation_kind(), x);
 
   const auto* ids = reinterpret_cast<const std::int32_t*>(route.ids->host());
   expert_begin_.assign(w.n_experts() + 1, 0);
@@ -141,7 +142,7 @@ void CpuDevice::moe_matmul(const Weight& weight, Rows x, const Route& route, Row
     out_rows_[place] = out.row(p);
   }
 
-  const kernels::MatmulFn kernel = table_.matmul(w.type());
+  const kernels::MatmulFn kernel = w.kernel(table_);
   run(n_pairs * w.n_out() * w.row_bytes(), [&](std::size_t thread, std::size_t n_threads) {
     const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
     for (std::size_t e = 0; e < w.n_experts(); ++e) {
@@ -149,7 +150,7 @@ void CpuDevice::moe_matmul(const Weight& weight, Rows x, const Route& route, Row
       const std::size_t n = expert_begin_[e + 1] - begin;
       if (n == 0) continue;
       const kernels::MatmulArgs args{.w = nullptr,
-                                     .w_stride = w.row_bytes(),
+                                     .w_stride = w.stride(),
                                      .n_rows = 0,
                                      .n_in = w.n_in(),
                                      .x = x_sorted_.data() + begin,

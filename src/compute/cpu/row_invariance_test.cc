@@ -30,6 +30,10 @@ class RowInvarianceTest : public ::testing::TestWithParam<sys::InstructionSet> {
           make_cpu_device({.n_threads = n, .instruction_set = std::string(to_string(GetParam()))})
               .value());
     }
+    plain_ = make_cpu_device({.n_threads = 1,
+                              .instruction_set = std::string(to_string(GetParam())),
+                              .repack = false})
+                 .value();
   }
   Device& device(std::size_t n_threads) { return *devices_[n_threads - 1]; }
 
@@ -55,9 +59,9 @@ class RowInvarianceTest : public ::testing::TestWithParam<sys::InstructionSet> {
   }
 
   std::unique_ptr<Weight> load(DataType type, std::size_t n_in, std::size_t n_out,
-                               std::size_t n_experts) {
+                               std::size_t n_experts, bool repack = true) {
     weights_ = kernels::random_weights(type, n_experts * n_out, n_in, rng_);
-    return device(1)
+    return (repack ? device(1) : *plain_)
         .load_weight({.name = "w",
                       .type = type,
                       .n_in = n_in,
@@ -70,6 +74,7 @@ class RowInvarianceTest : public ::testing::TestWithParam<sys::InstructionSet> {
 
   Rng rng_{3};
   std::vector<std::unique_ptr<Device>> devices_;
+  std::unique_ptr<Device> plain_;  // Leaves weights as they are.
   kernels::RandomWeights weights_;
 };
 INSTANTIATE_TEST_SUITE_P(Sets, RowInvarianceTest,
@@ -87,6 +92,18 @@ TEST_P(RowInvarianceTest, MatmulOfEveryType) {
     const auto w = load(type, n_in, n_out, 1);
     const TestRows x(device(1), kBatchMax, n_in, &rng_);
     const TestRows out(device(1), kBatchMax, n_out, nullptr);
+    check(out, [&](Device& device, std::size_t first, std::size_t n) {
+      device.matmul(*w, x.view.slice_rows(first, n), out.view.slice_rows(first, n));
+    });
+  }
+}
+
+TEST_P(RowInvarianceTest, MatmulOfWeightsThatAreNotRepacked) {
+  for (const DataType type : {DataType::kQ4_0, DataType::kQ8_0, DataType::kQ4_K, DataType::kQ6_K}) {
+    SCOPED_TRACE(quant::traits(type).name);
+    const auto w = load(type, 512, 403, 1, false);
+    const TestRows x(device(1), kBatchMax, 512, &rng_);
+    const TestRows out(device(1), kBatchMax, 403, nullptr);
     check(out, [&](Device& device, std::size_t first, std::size_t n) {
       device.matmul(*w, x.view.slice_rows(first, n), out.view.slice_rows(first, n));
     });
