@@ -2,7 +2,7 @@
 /// How products with packed weights go over rows and tokens; the formats fill in the inner loops.
 /// Only files built with -mavx2 -mfma -mf16c include this.
 ///
-/// One token goes straight over the packed bytes, group by group. More go in tiles of 16 rows by 3
+/// Few tokens go straight over the packed bytes, group by group. More go in tiles of 16 rows by 3
 /// tokens over weights that were unpacked for them into the first-level cache: 6 + 6 sums, two
 /// vectors of weights and one of activations fit the 16 registers, and each of the three meets two
 /// or three others. Per 16 rows and kChunk blocks the unpacking is paid once for kTokenBlock tokens
@@ -14,7 +14,8 @@
 ///   Unpacked<kGroups>        kChunk pieces of that many groups, ready for tiles
 ///   unpack(w, n, unpacked, g)           n pieces at w become group g of unpacked
 ///   tile(unpacked, x, n_in, b, n, sums) adds the n pieces from block b on to sums [kTokens][16]
-///   dot(w, x, n_in)                     one group times one row of activations
+///   kFew                     tokens that dot() takes at most: as many as have room for their sums
+///   dot<kTokens>(w, x, n_in, sums)      sums [kTokens][8] of one group
 /// An output's f32 sum takes the same operations block after block in tile() and in dot().
 
 #include "kernels/activation.h"
@@ -89,16 +90,27 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
   }
 }
 
+/// All rows by kTokens tokens, each group's bytes read once.
+template <class F, std::size_t kTokens>
+static void few_tokens(const MatmulArgs& args) {
+  for (std::size_t r = 0; r < args.n_rows; r += kPackedRows) {
+    alignas(32) float sums[kTokens][kPackedRows];
+    const std::byte* const group = args.w + r / kPackedRows * args.w_stride;
+    F::template dot<kTokens>(reinterpret_cast<const std::uint8_t*>(group), args.x, args.n_in,
+                             sums[0]);
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      store_rows(args.out[t] + args.out_offset + r, _mm256_load_ps(sums[t]), args.n_rows - r);
+    }
+  }
+}
+
 template <class F>
 RECUA_AVX2_INLINE void multiply_packed(const MatmulArgs& args) {
-  if (args.n_tokens == 1) {
-    for (std::size_t r = 0; r < args.n_rows; r += kPackedRows) {
-      const std::byte* const group = args.w + r / kPackedRows * args.w_stride;
-      store_rows(args.out[0] + args.out_offset + r,
-                 F::dot(reinterpret_cast<const std::uint8_t*>(group), args.x[0], args.n_in),
-                 args.n_rows - r);
-    }
-    return;
+  if (args.n_tokens == 1) return few_tokens<F, 1>(args);
+  if (args.n_tokens == 2) return few_tokens<F, 2>(args);
+  if constexpr (F::kFew >= 4) {
+    if (args.n_tokens == 3) return few_tokens<F, 3>(args);
+    if (args.n_tokens == 4) return few_tokens<F, 4>(args);
   }
   for (std::size_t t = 0; t < args.n_tokens; t += kTokenBlock) {
     const std::size_t n = args.n_tokens - t < kTokenBlock ? args.n_tokens - t : kTokenBlock;

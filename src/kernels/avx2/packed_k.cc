@@ -63,6 +63,7 @@ struct PackedQ4_K {
   static constexpr std::size_t kBlock = 256;
   static constexpr std::size_t kPieceBytes = 1152;
   static constexpr std::size_t kChunk = 2;
+  static constexpr std::size_t kFew = 4;
 
   template <std::size_t kGroups>
   struct Unpacked {
@@ -166,42 +167,71 @@ struct PackedQ4_K {
     }
   }
 
-  static __m256 dot(const std::uint8_t* w, const std::byte* x, std::size_t n_in) {
-    const float* const d = q8_scales(x, n_in);
-    __m256 sum = _mm256_setzero_ps();
+  template <std::size_t kTokens>
+  [[gnu::noinline]] static void dot(const std::uint8_t* w, const std::byte* const* x,
+                                    std::size_t n_in, float* sums) {
+    for (std::size_t t = 0; t < kTokens; ++t) _mm256_store_ps(sums + 8 * t, _mm256_setzero_ps());
     for (std::size_t b = 0; b < n_in / 256; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
-      const std::int8_t* const q = q8_values(x) + 256 * b;
-      const std::int16_t* const sums32 = q8x256_sums32(x, n_in) + 8 * b;
+      const std::int8_t* q[kTokens];
+      __m256i all[kTokens];
+      RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        q[t] = q8_values(x[t]) + 256 * b;
+        all[t] = _mm256_setzero_si256();
+      }
       alignas(32) std::uint8_t scales[64];
       alignas(32) std::uint8_t mins[64];
       prefetch<128>(piece + kPrefetchBytes);
       six_bits(piece + 32, scales);
       six_bits(piece + 80, mins);
-      __m256i all = _mm256_setzero_si256();
-      __m256i all_mins = _mm256_setzero_si256();
       for (std::size_t c = 0; c < 4; ++c) {
         const std::uint8_t* const from = piece + 128 + 256 * c;
         prefetch<256>(from + kPrefetchBytes);
-        __m256i low = _mm256_setzero_si256();
-        __m256i high = _mm256_setzero_si256();
+        __m256i low[kTokens];
+        __m256i high[kTokens];
         RECUA_UNROLL
         for (std::size_t j = 0; j < 8; ++j) {
           const __m256i bytes = load256(from + 32 * j);
-          const std::int8_t* const at = q + 64 * c + 4 * j;
-          low = _mm256_add_epi16(low, _mm256_maddubs_epi16(low_nibbles(bytes), broadcast32(at)));
-          high = _mm256_add_epi16(high,
-                                  _mm256_maddubs_epi16(high_nibbles(bytes), broadcast32(at + 32)));
+          const __m256i lows = low_nibbles(bytes);
+          const __m256i highs = high_nibbles(bytes);
+          RECUA_UNROLL
+          for (std::size_t t = 0; t < kTokens; ++t) {
+            const std::int8_t* const at = q[t] + 64 * c + 4 * j;
+            const __m256i first = _mm256_maddubs_epi16(lows, broadcast32(at));
+            const __m256i second = _mm256_maddubs_epi16(highs, broadcast32(at + 32));
+            low[t] = j == 0 ? first : _mm256_add_epi16(low[t], first);
+            high[t] = j == 0 ? second : _mm256_add_epi16(high[t], second);
+            pin(low[t]);
+            pin(high[t]);
+          }
         }
-        all = _mm256_add_epi32(all, _mm256_madd_epi16(low, twice_u16(scales + 16 * c)));
-        all = _mm256_add_epi32(all, _mm256_madd_epi16(high, twice_u16(scales + 16 * c + 8)));
-        all_mins = _mm256_add_epi32(
-            all_mins, _mm256_madd_epi16(pairs_u16(mins + 16 * c), broadcast32(sums32 + 2 * c)));
+        const __m256i low_scale = twice_u16(scales + 16 * c);
+        const __m256i high_scale = twice_u16(scales + 16 * c + 8);
+        RECUA_UNROLL
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          all[t] = _mm256_add_epi32(all[t], _mm256_madd_epi16(low[t], low_scale));
+          all[t] = _mm256_add_epi32(all[t], _mm256_madd_epi16(high[t], high_scale));
+          pin(all[t]);
+        }
       }
-      sum = add_block(all, all_mins, _mm256_broadcast_ss(d + b), load8_f16(piece),
-                      load8_f16(piece + 16), sum);
+      const __m256 d = load8_f16(piece);
+      const __m256 dmin = load8_f16(piece + 16);
+      RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        const std::int16_t* const sums32 = q8x256_sums32(x[t], n_in) + 8 * b;
+        __m256i all_mins = _mm256_setzero_si256();
+        RECUA_UNROLL
+        for (std::size_t c = 0; c < 4; ++c) {
+          const __m256i value = broadcast32(sums32 + 2 * c);
+          all_mins = _mm256_add_epi32(all_mins, _mm256_madd_epi16(value, pairs_u16(mins + 16 * c)));
+        }
+        float* const sum = sums + 8 * t;
+        _mm256_store_ps(
+            sum, add_block(all[t], all_mins, _mm256_broadcast_ss(q8_scales(x[t], n_in) + b), d,
+                           dmin, _mm256_load_ps(sum)));
+      }
     }
-    return sum;
   }
 };
 
@@ -209,6 +239,7 @@ struct PackedQ6_K {
   static constexpr std::size_t kBlock = 256;
   static constexpr std::size_t kPieceBytes = 1680;
   static constexpr std::size_t kChunk = 2;
+  static constexpr std::size_t kFew = 2;  // Four groups' sums each.
 
   template <std::size_t kGroups>
   struct Unpacked {
@@ -321,41 +352,62 @@ struct PackedQ6_K {
     }
   }
 
-  static __m256 dot(const std::uint8_t* w, const std::byte* x, std::size_t n_in) {
-    const float* const d = q8_scales(x, n_in);
-    __m256 sum = _mm256_setzero_ps();
+  template <std::size_t kTokens>
+  [[gnu::noinline]] static void dot(const std::uint8_t* w, const std::byte* const* x,
+                                    std::size_t n_in, float* sums) {
+    __m256 sum[kTokens];
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) sum[t] = _mm256_setzero_ps();
     for (std::size_t b = 0; b < n_in / 256; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
-      __m256i all = _mm256_setzero_si256();
+      __m256i all[kTokens];
       RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) all[t] = _mm256_setzero_si256();
       for (std::size_t half = 0; half < 2; ++half) {
-        RECUA_UNROLL
         for (std::size_t i = 0; i < 2; ++i) {  // Groups i, 2 + i, 4 + i and 6 + i of the half.
-          prefetch<kPieceBytes / 4>(piece + (2 * half + i) * (kPieceBytes / 4) + kPrefetchBytes);
-          const std::int8_t* const q = q8_values(x) + 256 * b + 128 * half + 16 * i;
-          const std::int16_t* const offsets = q8x256_offsets(x, n_in) + 32 * b + 16 * half + 2 * i;
-          __m256i s[4];
+          const std::size_t quarter = 2 * half + i;
+          prefetch<kPieceBytes / 4>(piece + quarter * (kPieceBytes / 4) + kPrefetchBytes);
+          __m256i s[4][kTokens];
           RECUA_UNROLL
-          for (std::size_t j = 0; j < 4; ++j) s[j] = broadcast32(offsets + 4 * j);
+          for (std::size_t t = 0; t < kTokens; ++t) {
+            const std::int16_t* const offsets =
+                q8x256_offsets(x[t], n_in) + 32 * b + 16 * half + 2 * i;
+            RECUA_UNROLL
+            for (std::size_t j = 0; j < 4; ++j) s[j][t] = broadcast32(offsets + 4 * j);
+          }
           RECUA_UNROLL
           for (std::size_t v = 0; v < 4; ++v) {
             const Quarters four = quarters(piece, half, 4 * i + v);
             RECUA_UNROLL
-            for (std::size_t j = 0; j < 4; ++j) {
-              s[j] = _mm256_add_epi16(
-                  s[j], _mm256_maddubs_epi16(four.q[j], broadcast32(q + 32 * j + 4 * v)));
+            for (std::size_t t = 0; t < kTokens; ++t) {
+              const std::int8_t* const q = q8_values(x[t]) + 256 * b + 128 * half + 16 * i + 4 * v;
+              RECUA_UNROLL
+              for (std::size_t j = 0; j < 4; ++j) {
+                s[j][t] = _mm256_add_epi16(
+                    s[j][t], _mm256_maddubs_epi16(four.q[j], broadcast32(q + 32 * j)));
+                pin(s[j][t]);
+              }
             }
           }
           RECUA_UNROLL
           for (std::size_t j = 0; j < 4; ++j) {
             const __m256i scale = twice_i16(piece + 16 + 8 * (8 * half + 2 * j + i));
-            all = _mm256_add_epi32(all, _mm256_madd_epi16(s[j], scale));
+            RECUA_UNROLL
+            for (std::size_t t = 0; t < kTokens; ++t) {
+              all[t] = _mm256_add_epi32(all[t], _mm256_madd_epi16(s[j][t], scale));
+              pin(all[t]);
+            }
           }
         }
       }
-      sum = add_block(all, d + b, load8_f16(piece), sum);
+      const __m256 d = load8_f16(piece);
+      RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        sum[t] = add_block(all[t], q8_scales(x[t], n_in) + b, d, sum[t]);
+      }
     }
-    return sum;
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) _mm256_store_ps(sums + 8 * t, sum[t]);
   }
 };
 

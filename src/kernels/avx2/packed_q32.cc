@@ -30,6 +30,7 @@ struct PackedQ4_0 {
   static constexpr std::size_t kBlock = 32;
   static constexpr std::size_t kPieceBytes = 144;
   static constexpr std::size_t kChunk = 16;
+  static constexpr std::size_t kFew = 4;
 
   template <std::size_t kGroups>
   struct Unpacked {
@@ -105,28 +106,49 @@ struct PackedQ4_0 {
     }
   }
 
-  static __m256 dot(const std::uint8_t* w, const std::byte* x, std::size_t n_in) {
-    const std::int8_t* const q = q8_values(x);
-    const float* const d = q8_scales(x, n_in);
-    const std::int32_t* const eights = q8x32_eights(x, n_in);
-    __m256 sum = _mm256_setzero_ps();
+  template <std::size_t kTokens>
+  [[gnu::noinline]] static void dot(const std::uint8_t* w, const std::byte* const* x,
+                                    std::size_t n_in, float* sums) {
+    const std::int8_t* q[kTokens];
+    const float* d[kTokens];
+    const std::int32_t* eights[kTokens];
+    __m256 sum[kTokens];
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      q[t] = q8_values(x[t]);
+      d[t] = q8_scales(x[t], n_in);
+      eights[t] = q8x32_eights(x[t], n_in);
+      sum[t] = _mm256_setzero_ps();
+    }
     for (std::size_t b = 0; b < n_in / 32; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
       prefetch<kPieceBytes>(piece + kPrefetchBytes);
-      __m256i low = _mm256_setzero_si256();
-      __m256i high = _mm256_setzero_si256();
+      __m256i s[kTokens];
       RECUA_UNROLL
       for (std::size_t j = 0; j < 4; ++j) {
         const __m256i bytes = load256(piece + 16 + 32 * j);
-        const std::int8_t* const at = q + 32 * b + 4 * j;
-        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(low_nibbles(bytes), broadcast32(at)));
-        high =
-            _mm256_add_epi16(high, _mm256_maddubs_epi16(high_nibbles(bytes), broadcast32(at + 16)));
+        const __m256i low = low_nibbles(bytes);
+        const __m256i high = high_nibbles(bytes);
+        RECUA_UNROLL
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          const std::int8_t* const at = q[t] + 32 * b + 4 * j;
+          const __m256i product = _mm256_maddubs_epi16(low, broadcast32(at));
+          s[t] = j == 0 ? product : _mm256_add_epi16(s[t], product);
+          pin(s[t]);
+          s[t] = _mm256_add_epi16(s[t], _mm256_maddubs_epi16(high, broadcast32(at + 16)));
+          pin(s[t]);
+        }
       }
-      const __m256i all = _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
-      sum = add_block(_mm256_sub_epi32(all, broadcast32(eights + b)), d + b, load8_f16(piece), sum);
+      const __m256 scale = load8_f16(piece);
+      RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        const __m256i all = _mm256_madd_epi16(s[t], _mm256_set1_epi16(1));
+        sum[t] =
+            add_block(_mm256_sub_epi32(all, broadcast32(eights[t] + b)), d[t] + b, scale, sum[t]);
+      }
     }
-    return sum;
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) _mm256_store_ps(sums + 8 * t, sum[t]);
   }
 };
 
@@ -134,6 +156,7 @@ struct PackedQ8_0 {
   static constexpr std::size_t kBlock = 32;
   static constexpr std::size_t kPieceBytes = 272;
   static constexpr std::size_t kChunk = 8;
+  static constexpr std::size_t kFew = 4;
 
   // Of four elements of a row, 0 and 2 and then 1 and 3 become the two 16-bit halves of its lane:
   // that takes shifts only, and the activations have the same order.
@@ -211,24 +234,45 @@ struct PackedQ8_0 {
     }
   }
 
-  static __m256 dot(const std::uint8_t* w, const std::byte* x, std::size_t n_in) {
-    const std::int16_t* const q = q16_values(x);
-    const float* const d = q16_scales(x, n_in);
-    __m256 sum = _mm256_setzero_ps();
+  template <std::size_t kTokens>
+  [[gnu::noinline]] static void dot(const std::uint8_t* w, const std::byte* const* x,
+                                    std::size_t n_in, float* sums) {
+    const std::int16_t* q[kTokens];
+    const float* d[kTokens];
+    __m256 sum[kTokens];
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      q[t] = q16_values(x[t]);
+      d[t] = q16_scales(x[t], n_in);
+      sum[t] = _mm256_setzero_ps();
+    }
     for (std::size_t b = 0; b < n_in / 32; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
       prefetch<kPieceBytes>(piece + kPrefetchBytes);
-      __m256i s[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+      __m256i s[kTokens];
       RECUA_UNROLL
       for (std::size_t j = 0; j < 8; ++j) {
         const __m256i bytes = load256(piece + 16 + 32 * j);
-        const std::int16_t* const at = q + 32 * b + 2 * j;
-        s[0] = _mm256_add_epi32(s[0], _mm256_madd_epi16(even(bytes), broadcast32(at)));
-        s[1] = _mm256_add_epi32(s[1], _mm256_madd_epi16(odd(bytes), broadcast32(at + 16)));
+        const __m256i evens = even(bytes);
+        const __m256i odds = odd(bytes);
+        RECUA_UNROLL
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          const std::int16_t* const at = q[t] + 32 * b + 2 * j;
+          const __m256i product = _mm256_madd_epi16(evens, broadcast32(at));
+          s[t] = j == 0 ? product : _mm256_add_epi32(s[t], product);
+          pin(s[t]);
+          s[t] = _mm256_add_epi32(s[t], _mm256_madd_epi16(odds, broadcast32(at + 16)));
+          pin(s[t]);
+        }
       }
-      sum = add_block(_mm256_add_epi32(s[0], s[1]), d + b, load8_f16(piece), sum);
+      const __m256 scale = load8_f16(piece);
+      RECUA_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        sum[t] = add_block(s[t], d[t] + b, scale, sum[t]);
+      }
     }
-    return sum;
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) _mm256_store_ps(sums + 8 * t, sum[t]);
   }
 };
 
