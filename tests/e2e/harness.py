@@ -51,7 +51,7 @@ class Done:
         return f"`recua {command}` exited with {self.code}; standard error:\n{self.message}"
 
 
-def wait_until(condition, what, seconds=10.0):
+def wait_until(condition, what, seconds=60.0):
     """Returns condition()'s first true value."""
     deadline = time.monotonic() + seconds * SLOW
     while True:
