@@ -1,7 +1,8 @@
-// Runs once per weight, at memory speed or not far from it: plain copies of four bytes, which the
-// compiler does as well as anybody; only the scales of Q4_K need bit by bit care.
+// Runs once per weight and should not take longer than reading it: eight rows are read side by side
+// and each piece is written from front to back.
 #include "kernels/packed.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -13,21 +14,25 @@ namespace {
 
 using quant::DataType;
 
-// Copies unit i of `array` (kUnit bytes each) to or from place `row` of unit i of eight rows.
-template <std::size_t kUnit, class Array>
-void put_units(const Array& array, std::size_t row, std::byte* piece) {
-  static_assert(sizeof(Array) % kUnit == 0);
-  const auto* from = reinterpret_cast<const std::byte*>(&array);
-  for (std::size_t i = 0; i < sizeof(Array) / kUnit; ++i) {
-    std::memcpy(piece + (i * kPackedRows + row) * kUnit, from + i * kUnit, kUnit);
+// The same block of eight rows.
+using Blocks = const std::byte* const (&)[kPackedRows];
+
+// Unit i (kUnit bytes) of the array at `offset` of each block, for i < n_units, row by row.
+template <std::size_t kUnit>
+void interleave(Blocks blocks, std::size_t offset, std::size_t n_units, std::byte* piece) {
+  for (std::size_t i = 0; i < n_units; ++i) {
+    for (std::size_t row = 0; row < kPackedRows; ++row) {
+      std::memcpy(piece, blocks[row] + offset + i * kUnit, kUnit);
+      piece += kUnit;
+    }
   }
 }
-template <std::size_t kUnit, class Array>
-void get_units(const std::byte* piece, std::size_t row, Array& array) {
-  static_assert(sizeof(Array) % kUnit == 0);
-  auto* to = reinterpret_cast<std::byte*>(&array);
-  for (std::size_t i = 0; i < sizeof(Array) / kUnit; ++i) {
-    std::memcpy(to + i * kUnit, piece + (i * kPackedRows + row) * kUnit, kUnit);
+// One row's part of what interleave() wrote.
+template <std::size_t kUnit>
+void extract(const std::byte* piece, std::size_t row, std::size_t offset, std::size_t n_units,
+             std::byte* block) {
+  for (std::size_t i = 0; i < n_units; ++i) {
+    std::memcpy(block + offset + i * kUnit, piece + (i * kPackedRows + row) * kUnit, kUnit);
   }
 }
 
@@ -44,84 +49,103 @@ std::uint8_t get_six_bits(const std::byte* planes, std::size_t g, std::size_t ro
   return static_cast<std::uint8_t>((low & 15U) | ((high & 3U) << 4U));
 }
 
-void put(const quant::BlockQ4_0& block, std::size_t row, std::byte* piece) {
-  put_units<2>(block.d, row, piece);
-  put_units<4>(block.qs, row, piece + 16);
-}
-void get(const std::byte* piece, std::size_t row, quant::BlockQ4_0& block) {
-  get_units<2>(piece, row, block.d);
-  get_units<4>(piece + 16, row, block.qs);
-}
+template <class Block>
+struct Piece;
 
-void put(const quant::BlockQ8_0& block, std::size_t row, std::byte* piece) {
-  put_units<2>(block.d, row, piece);
-  put_units<4>(block.q, row, piece + 16);
-}
-void get(const std::byte* piece, std::size_t row, quant::BlockQ8_0& block) {
-  get_units<2>(piece, row, block.d);
-  get_units<4>(piece + 16, row, block.q);
-}
-
-void put(const quant::BlockQ4_K& block, std::size_t row, std::byte* piece) {
-  put_units<2>(block.d, row, piece);
-  put_units<2>(block.dmin, row, piece + 16);
-  for (std::size_t g = 0; g < 8; ++g) {
-    const quant::ScaleMin pair = quant::scale_min_k4(block.scales, g);
-    put_six_bits(piece + 32, g, row, pair.scale);
-    put_six_bits(piece + 32 + kPlaneBytes, g, row, pair.min);
+template <>
+struct Piece<quant::BlockQ4_0> {
+  static void put(Blocks blocks, std::byte* piece) {
+    interleave<2>(blocks, offsetof(quant::BlockQ4_0, d), 1, piece);
+    interleave<4>(blocks, offsetof(quant::BlockQ4_0, qs), 4, piece + 16);
   }
-  put_units<4>(block.qs, row, piece + 128);
-}
-void get(const std::byte* piece, std::size_t row, quant::BlockQ4_K& block) {
-  get_units<2>(piece, row, block.d);
-  get_units<2>(piece + 16, row, block.dmin);
-  block.scales = {};
-  for (std::size_t g = 0; g < 8; ++g) {
-    quant::set_scale_min_k4(block.scales, g,
-                            {.scale = get_six_bits(piece + 32, g, row),
-                             .min = get_six_bits(piece + 32 + kPlaneBytes, g, row)});
+  static void get(const std::byte* piece, std::size_t row, std::byte* block) {
+    extract<2>(piece, row, offsetof(quant::BlockQ4_0, d), 1, block);
+    extract<4>(piece + 16, row, offsetof(quant::BlockQ4_0, qs), 4, block);
   }
-  get_units<4>(piece + 128, row, block.qs);
-}
+};
 
-// Calls fn(array, i, j): four bytes i of ql or qh are the j-th of a row in the piece.
-template <class Block, class Fn>
-void for_dwords_q6_k(Block& block, Fn&& fn) {
-  for (std::size_t i = 0; i < 16; ++i) {
-    const std::size_t half = i / 8;
-    fn(block.ql, 16 * half + i % 8, 3 * i);
-    fn(block.ql, 16 * half + 8 + i % 8, 3 * i + 1);
-    fn(block.qh, i, 3 * i + 2);
+template <>
+struct Piece<quant::BlockQ8_0> {
+  static void put(Blocks blocks, std::byte* piece) {
+    interleave<2>(blocks, offsetof(quant::BlockQ8_0, d), 1, piece);
+    interleave<4>(blocks, offsetof(quant::BlockQ8_0, q), 8, piece + 16);
   }
-}
+  static void get(const std::byte* piece, std::size_t row, std::byte* block) {
+    extract<2>(piece, row, offsetof(quant::BlockQ8_0, d), 1, block);
+    extract<4>(piece + 16, row, offsetof(quant::BlockQ8_0, q), 8, block);
+  }
+};
 
-void put(const quant::BlockQ6_K& block, std::size_t row, std::byte* piece) {
-  put_units<2>(block.d, row, piece);
-  put_units<1>(block.scales, row, piece + 16);
-  for_dwords_q6_k(block, [&](const auto& array, std::size_t i, std::size_t j) {
-    std::memcpy(piece + 144 + 32 * j + 4 * row, array.data() + 4 * i, 4);
-  });
-}
-void get(const std::byte* piece, std::size_t row, quant::BlockQ6_K& block) {
-  get_units<2>(piece, row, block.d);
-  get_units<1>(piece + 16, row, block.scales);
-  for_dwords_q6_k(block, [&](auto& array, std::size_t i, std::size_t j) {
-    std::memcpy(array.data() + 4 * i, piece + 144 + 32 * j + 4 * row, 4);
-  });
-}
+template <>
+struct Piece<quant::BlockQ4_K> {
+  using Block = quant::BlockQ4_K;
+  static void put(Blocks blocks, std::byte* piece) {
+    interleave<2>(blocks, offsetof(Block, d), 1, piece);
+    interleave<2>(blocks, offsetof(Block, dmin), 1, piece + 16);
+    std::memset(piece + 32, 0, 2 * kPlaneBytes);
+    for (std::size_t row = 0; row < kPackedRows; ++row) {
+      decltype(Block::scales) scales;
+      std::memcpy(scales.data(), blocks[row] + offsetof(Block, scales), scales.size());
+      for (std::size_t g = 0; g < 8; ++g) {
+        const quant::ScaleMin pair = quant::scale_min_k4(scales, g);
+        put_six_bits(piece + 32, g, row, pair.scale);
+        put_six_bits(piece + 32 + kPlaneBytes, g, row, pair.min);
+      }
+    }
+    interleave<4>(blocks, offsetof(Block, qs), 32, piece + 128);
+  }
+  static void get(const std::byte* piece, std::size_t row, std::byte* block) {
+    extract<2>(piece, row, offsetof(Block, d), 1, block);
+    extract<2>(piece + 16, row, offsetof(Block, dmin), 1, block);
+    decltype(Block::scales) scales{};
+    for (std::size_t g = 0; g < 8; ++g) {
+      quant::set_scale_min_k4(scales, g,
+                              {.scale = get_six_bits(piece + 32, g, row),
+                               .min = get_six_bits(piece + 32 + kPlaneBytes, g, row)});
+    }
+    std::memcpy(block + offsetof(Block, scales), scales.data(), scales.size());
+    extract<4>(piece + 128, row, offsetof(Block, qs), 32, block);
+  }
+};
+
+template <>
+struct Piece<quant::BlockQ6_K> {
+  using Block = quant::BlockQ6_K;
+  // Calls fn(offset in the block, offset in the piece) for every unit of four bytes.
+  template <class Fn>
+  static void for_units(Fn&& fn) {
+    for (std::size_t i = 0; i < 16; ++i) {
+      const std::size_t low = offsetof(Block, ql) + 4 * (i / 8 * 16 + i % 8);
+      fn(low, 144 + 96 * i);
+      fn(low + 32, 144 + 96 * i + 32);
+      fn(offsetof(Block, qh) + 4 * i, 144 + 96 * i + 64);
+    }
+  }
+  static void put(Blocks blocks, std::byte* piece) {
+    interleave<2>(blocks, offsetof(Block, d), 1, piece);
+    interleave<1>(blocks, offsetof(Block, scales), 16, piece + 16);
+    for_units(
+        [&](std::size_t from, std::size_t to) { interleave<4>(blocks, from, 1, piece + to); });
+  }
+  static void get(const std::byte* piece, std::size_t row, std::byte* block) {
+    extract<2>(piece, row, offsetof(Block, d), 1, block);
+    extract<1>(piece + 16, row, offsetof(Block, scales), 16, block);
+    for_units(
+        [&](std::size_t to, std::size_t from) { extract<4>(piece + from, row, to, 1, block); });
+  }
+};
 
 template <class Block, std::size_t kElements>
 void pack(const std::byte* rows, std::size_t n_rows, std::size_t n_in, std::byte* group) {
+  static constexpr Block kZeros{};  // Stands for rows that are missing.
   const std::size_t n_blocks = n_in / kElements;
-  // Piece by piece: eight streams are read, one is written.
   for (std::size_t b = 0; b < n_blocks; ++b) {
-    std::byte* const piece = group + b * kPackedRows * sizeof(Block);
-    std::memset(piece, 0, kPackedRows * sizeof(Block));
-    for (std::size_t row = 0; row < n_rows; ++row) {
-      Block block;
-      std::memcpy(&block, rows + (row * n_blocks + b) * sizeof(Block), sizeof(Block));
-      put(block, row, piece);
+    const std::byte* blocks[kPackedRows];
+    for (std::size_t row = 0; row < kPackedRows; ++row) {
+      blocks[row] = row < n_rows ? rows + (row * n_blocks + b) * sizeof(Block)
+                                 : reinterpret_cast<const std::byte*>(&kZeros);
     }
+    Piece<Block>::put(blocks, group + b * kPackedRows * sizeof(Block));
   }
 }
 
@@ -129,9 +153,8 @@ template <class Block>
 void unpack(const std::byte* group, std::size_t row, std::size_t begin, std::size_t n,
             std::byte* out) {
   for (std::size_t b = 0; b < n; ++b) {
-    Block block;
-    get(group + (begin + b) * kPackedRows * sizeof(Block), row, block);
-    std::memcpy(out + b * sizeof(Block), &block, sizeof(Block));
+    Piece<Block>::get(group + (begin + b) * kPackedRows * sizeof(Block), row,
+                      out + b * sizeof(Block));
   }
 }
 
