@@ -3,6 +3,7 @@
 //
 //   device/decode/stories260k/f32/threads:1    5 layers of 64: nearly all overhead
 //   device/decode/1b/q4_0/threads:2            16 layers of 2048: nearly all memory
+//   device/decode/1b/q4_0/rows/threads:2       the same with weights as a file has them
 #include <cstring>
 #include <memory>
 #include <string>
@@ -31,10 +32,10 @@ struct Shape {
 
 class Model {
  public:
-  Model(const Shape& shape, DataType type, std::size_t n_threads, std::size_t n_tokens)
+  Model(const Shape& shape, DataType type, std::size_t n_threads, std::size_t n_tokens, bool repack)
       : s_(shape),
         n_(n_tokens),
-        device_(compute::make_cpu_device({.n_threads = n_threads}).value()) {
+        device_(compute::make_cpu_device({.n_threads = n_threads, .repack = repack}).value()) {
     const std::size_t kv = s_.dim / s_.n_heads * s_.n_kv_heads;
     for (std::size_t l = 0; l < s_.n_layers; ++l) {
       layers_.push_back({weight(type, s_.dim, s_.dim), weight(type, s_.dim, kv),
@@ -160,8 +161,8 @@ class Model {
 };
 
 void bench_step(benchmark::State& state, const Shape& shape, DataType type, std::size_t n_threads,
-                std::size_t n_tokens) {
-  Model model(shape, type, n_threads, n_tokens);
+                std::size_t n_tokens, bool repack) {
+  Model model(shape, type, n_threads, n_tokens, repack);
   model.step();
   for (auto _ : state) model.step();
   state.counters["tokens/s"] =
@@ -176,20 +177,24 @@ void bench_step(benchmark::State& state, const Shape& shape, DataType type, std:
 void register_all() {
   static constexpr Shape kSmall{"stories260k", 5, 64, 8, 4, 172, 512};
   static constexpr Shape kLarge{"1b", 16, 2048, 32, 8, 8192, 128256};
-  const auto add = [](const Shape& shape, DataType type, std::size_t threads, std::size_t tokens) {
+  const auto add = [](const Shape& shape, DataType type, std::size_t threads, std::size_t tokens,
+                      bool repack = true) {
     const std::string what = tokens == 1 ? "decode" : fmt::format("prefill{}", tokens);
-    const std::string name = fmt::format("device/{}/{}/{}/threads:{}", what, shape.name,
-                                         quant::traits(type).name, threads);
+    const std::string name = fmt::format("device/{}/{}/{}{}/threads:{}", what, shape.name,
+                                         quant::traits(type).name, repack ? "" : "/rows", threads);
     benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-      bench_step(state, shape, type, threads, tokens);
+      bench_step(state, shape, type, threads, tokens, repack);
     })->UseRealTime();
   };
   for (const std::size_t threads : {1U, 2U}) {
     add(kSmall, DataType::kF32, threads, 1);
     add(kSmall, DataType::kF32, threads, 64);
-    for (const DataType type : {DataType::kQ4_0, DataType::kQ4_K, DataType::kQ8_0}) {
-      add(kLarge, type, threads, 1);
-      add(kLarge, type, threads, 128);
+    for (const DataType type :
+         {DataType::kQ4_0, DataType::kQ4_K, DataType::kQ6_K, DataType::kQ8_0}) {
+      for (const std::size_t tokens : {1U, 8U, 128U}) {
+        add(kLarge, type, threads, tokens, false);
+        add(kLarge, type, threads, tokens);
+      }
     }
   }
 }
