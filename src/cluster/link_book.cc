@@ -15,14 +15,15 @@ namespace recua::cluster {
 namespace {
 
 constexpr const char* kCoordinator = "coordinator";
-/// The activations' two ends and a few more; a worker that tells of more is not believed.
-constexpr int kLinksPerWorkerMax = 8;
+/// The activations' two ends and a few more, besides two for each other rank; a worker that tells
+/// of more is not believed.
+constexpr std::size_t kLinksPerWorkerMax = 8;
 constexpr std::size_t kTextBytesMax = 1024;
 
-/// The line without its own idea of the link's name: workers know each other by other addresses
-/// than the coordinator's user does.
+/// The line without its own idea of the link's or the group's name: workers know each other by
+/// other addresses than the coordinator's user does.
 std::string_view without_names(std::string_view text) {
-  if (!text.starts_with("link ")) return text;
+  if (!text.starts_with("link ") && !text.starts_with("ranks ")) return text;
   const std::size_t colon = text.find(": ");
   return colon == std::string_view::npos ? text : text.substr(colon + 2);
 }
@@ -39,8 +40,8 @@ void log_line_of(const std::string& from, const std::string& to, std::string_vie
 LinkBook::Names LinkBook::names(std::uint32_t number, std::size_t worker) const {
   if (number == kWeightsChannel) return {.from = kCoordinator, .to = workers_[worker].name};
   if (const auto channel = group_channel_of(number)) {
-    const std::size_t group = worker / n_ranks_ * n_ranks_;
-    return {.from = workers_[group + channel->from].name, .to = workers_[group + channel->to].name};
+    return {.from = workers_[group_of(worker) + channel->from].name,
+            .to = workers_[group_of(worker) + channel->to].name};
   }
   if (number == workers_.size()) return {.from = workers_[last()].name, .to = kCoordinator};
   const auto sender = sender_to(number);
@@ -67,7 +68,20 @@ void LinkBook::own_report(std::uint32_t number, bool sends, std::string_view tex
   log_line_of(link.from, link.to, text, heard_from_sender);
 }
 
+void LinkBook::group_report(std::size_t worker, std::string_view text) const {
+  std::string names;
+  for (std::size_t rank = 0; rank < n_ranks_; ++rank) {
+    if (rank > 0) names += ", ";
+    names += workers_[group_of(worker) + rank].name;
+  }
+  log_info("ranks {}: {}", names, without_names(text));
+}
+
 void LinkBook::report(std::size_t worker, const wire::LinkReport& report) const {
+  const auto rank = static_cast<std::uint32_t>(worker % n_ranks_);
+  if (n_ranks_ > 1 && report.number() == group_report_number(rank)) {
+    return group_report(worker, rpc::wire_text(report.text(), kTextBytesMax));
+  }
   // Of weights we are the sender ourselves.
   if (report.number() == kWeightsChannel || !has_end(worker, report.number(), report.sends())) {
     return;
@@ -105,7 +119,8 @@ void LinkBook::add_weights(std::size_t worker, const rpc::LinkStats& stats) {
 }
 
 void LinkBook::add(std::size_t worker, const wire::SessionClosed& closed) {
-  for (SessionLink& link : from_wire(closed, kLinksPerWorkerMax)) {
+  const auto links_max = static_cast<int>(kLinksPerWorkerMax + 2 * (n_ranks_ - 1));
+  for (SessionLink& link : from_wire(closed, links_max)) {
     if (!has_end(worker, link.number, link.stats.sends)) continue;
     const Names known = names(link.number, worker);
     Entry& entry = entries_.emplace_back();
@@ -115,6 +130,9 @@ void LinkBook::add(std::size_t worker, const wire::SessionClosed& closed) {
     if (entry.link.number == kWeightsChannel) {
       entry.link.stats.carries = "weights";
       entry.worker = worker;
+    } else if (group_channel_of(entry.link.number)) {
+      entry.link.stats.carries = "exchanges";
+      entry.worker = group_of(worker);
     }
   }
 }

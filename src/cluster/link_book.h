@@ -1,8 +1,9 @@
 #pragma once
 /// What a coordinator knows of the links of its plan: their names, what they run on, and in the
 /// end what they did. Channel i leads into worker i, from the coordinator or from a worker of the
-/// layers before, the last one back to the coordinator. Channels between ranks are only reported.
-/// Channels for weights lead from the coordinator to each worker that lacks some.
+/// layers before, the last one back to the coordinator. Channels between the ranks of a group have
+/// numbers of their own, the same in every group. Channels for weights lead from the coordinator to
+/// each worker that lacks some.
 ///
 /// Both ends of a link report and count. The sender's line is shown, the receiver's is for
 /// debugging, unless the sender is too old to report.
@@ -57,14 +58,19 @@ class LinkBook {
   };
   struct Entry {
     SessionLink link;
-    std::size_t worker = 0;  // Of weights: whose.
+    std::size_t worker = 0;  // Of weights: whose. Between ranks: the first of the group.
   };
-  /// worker: of a channel for weights.
+  /// worker: of a channel for weights or between ranks.
   [[nodiscard]] Names names(std::uint32_t number, std::size_t worker = 0) const;
   /// Whoever sends on the channel into a worker; nothing: the coordinator.
   [[nodiscard]] std::optional<std::size_t> sender_to(std::size_t worker) const {
     if (worker < n_ranks_) return std::nullopt;
     return worker - n_ranks_;
+  }
+  void group_report(std::size_t worker, std::string_view text) const;
+  /// The first worker of a worker's group.
+  [[nodiscard]] std::size_t group_of(std::size_t worker) const {
+    return worker / n_ranks_ * n_ranks_;
   }
   /// The first worker of the last group, which sends results.
   [[nodiscard]] std::size_t last() const { return workers_.size() - n_ranks_; }

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "cluster/link_wire.h"
+#include "cluster/rank_group.h"
 #include "cluster/weights_channel.h"
 
 namespace recua::cluster {
@@ -84,6 +85,36 @@ TEST(LinkBook, BelievesAFewEndsOfAWorkerOnly) {
   LinkBook book = book_of_two();
   book.add(0, closed(std::vector<SessionLink>(1000, end_of(1, true))));
   EXPECT_EQ(book.stats().size(), 8u);
+}
+
+TEST(LinkBook, TellsTheLinksBetweenRanksOfEachGroupApart) {
+  LinkBook book;
+  book.set_workers({{.name = "a:1"}, {.name = "b:2"}, {.name = "c:3"}, {.name = "d:4"}}, 2);
+  const std::uint32_t there = group_channel_number({.from = 0, .to = 1});
+  const std::uint32_t back = group_channel_number({.from = 1, .to = 0});
+  for (const std::size_t group : {2U, 0U}) {
+    book.add(group, closed({end_of(there, true), end_of(back, false)}));
+    book.add(group + 1, closed({end_of(there, false), end_of(back, true)}));
+  }
+  book.add(3, closed({end_of(there, true), end_of(group_channel_number({.from = 2, .to = 1}), true),
+                      end_of(group_report_number(1), true)}));
+  std::vector<std::string> lines;
+  for (const rpc::LinkStats& link : book.stats()) {
+    EXPECT_EQ(link.carries, "exchanges");
+    lines.push_back(link.from + "->" + link.to + (link.sends ? " sender" : " receiver"));
+  }
+  EXPECT_EQ(lines,
+            (std::vector<std::string>{"a:1->b:2 sender", "a:1->b:2 receiver", "c:3->d:4 sender",
+                                      "c:3->d:4 receiver", "b:2->a:1 sender", "b:2->a:1 receiver",
+                                      "d:4->c:3 sender", "d:4->c:3 receiver"}));
+}
+
+TEST(LinkBook, BelievesTwoMoreEndsForEachOtherRank) {
+  LinkBook book;
+  book.set_workers({{.name = "a:1"}, {.name = "b:2"}, {.name = "c:3"}}, 3);
+  book.add(0, closed(std::vector<SessionLink>(
+                  1000, end_of(group_channel_number({.from = 0, .to = 1}), true))));
+  EXPECT_EQ(book.stats().size(), 12u);
 }
 
 TEST(LinkBook, CutsAndCleansWhatWorkersSay) {

@@ -4,7 +4,24 @@
 
 #include <fmt/format.h>
 
+#include "collective/calibrate.h"
+#include "net/deadline.h"
+
 namespace recua::cluster {
+namespace {
+
+/// Enough for a switch that matters: on a slow link vectors that take a millisecond are long past
+/// it, on a fast one a quarter of a megabyte is tried within it.
+constexpr net::Duration kCalibrationTime = std::chrono::milliseconds(10);
+
+std::string describe_sums(std::size_t one_shot_values_max, std::size_t values_max) {
+  if (one_shot_values_max >= values_max) return "sums are one-shot";
+  if (one_shot_values_max == 0) return "sums are scattered and gathered";
+  return fmt::format("sums of up to {} are one-shot, larger ones scattered and gathered",
+                     format_bytes(one_shot_values_max * sizeof(float)));
+}
+
+}  // namespace
 
 std::optional<GroupChannel> group_channel_of(std::uint32_t number) {
   if (number < kGroupChannels || number >= kGroupChannels + kRanksMax * kRanksMax) {
@@ -88,13 +105,62 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
                               std::move(sources), peer.out.features);
   }
   RECUA_ASSIGN_OR_RETURN(auto made, collective::ChannelCommunicator::create(std::move(parts)));
+  for (std::uint32_t r = 0; r < n_ranks_; ++r) {
+    if (r == rank_) continue;
+    for (const bool sends : {true, false}) {
+      const ChannelEnd& end = sends ? peers_[r].out : peers_[r].in;
+      SessionLink& link = links_.emplace_back();
+      link.number = end.number;
+      link.stats.sends = sends;
+      (sends ? link.stats.to : link.stats.from) = end.name;
+    }
+  }
+  clock_ = loop_env.clock;
   const std::scoped_lock lock(mutex_);
   waiter_ = std::move(waiter);
   channels_ = std::move(made);
   return ok();
 }
 
+Result<std::string> RankGroup::calibrate(std::size_t values_max) {
+  if (n_ranks_ == 1) return std::string();
+  RECUA_RETURN_IF_ERROR(barrier());
+  note_transports();
+  const net::TimePoint begin = clock_->now();
+  const collective::CalibrationBounds bounds{.time_max = kCalibrationTime,
+                                             .values_max = values_max};
+  Result<collective::Calibration> measured = collective::calibrate(*channels_, *clock_, bounds);
+  if (!measured.ok()) {
+    return std::move(measured).error().within("measuring sums between the ranks");
+  }
+  if (measured->points.empty()) return std::string();
+  return fmt::format(
+      "{} (measured with up to {} in {})", describe_sums(measured->one_shot_values_max, values_max),
+      format_bytes(measured->points.back().n_values * sizeof(float)),
+      net::to_string(std::chrono::round<std::chrono::milliseconds>(clock_->now() - begin)));
+}
+
+void RankGroup::note_transports() {
+  if (channels_ == nullptr) return;
+  std::size_t i = 0;
+  for (std::uint32_t r = 0; r < n_ranks_; ++r) {
+    if (r == rank_) continue;
+    const collective::PeerChannels& channels = channels_->channels(r);
+    links_[i++].stats.transport = channels.sender->transport();
+    links_[i++].stats.transport = channels.receiver->transport();
+  }
+}
+
 void RankGroup::disconnect() {
+  if (channels_ != nullptr) {
+    std::size_t i = 0;
+    for (std::uint32_t r = 0; r < n_ranks_; ++r) {
+      if (r == rank_) continue;
+      const collective::PeerChannels& channels = channels_->channels(r);
+      links_[i++].stats.counters = channels.sender->counters();
+      links_[i++].stats.counters = channels.receiver->counters();
+    }
+  }
   const std::scoped_lock lock(mutex_);
   channels_.reset();
   waiter_.reset();

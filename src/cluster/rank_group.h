@@ -3,9 +3,9 @@
 /// to and from each of them, and is the Communicator of its slice once they are all there.
 ///
 /// Channels between ranks have numbers of their own, which say from whom to whom. Life: made with
-/// the session -> attach() for each channel -> connect() on the stage's loop -> calls of the
-/// stage's compute thread -> disconnect() there. Threads: attach() on the control loop, cancel()
-/// any.
+/// the session -> attach() for each channel -> connect() on the stage's loop -> calibrate() and
+/// calls of the stage's compute thread -> disconnect() there. Threads: attach() on the control
+/// loop, cancel() any.
 
 #include <cstdint>
 #include <functional>
@@ -17,6 +17,7 @@
 
 #include "base/result.h"
 #include "cluster/channel_host.h"
+#include "cluster/link_wire.h"
 #include "cluster/plan.h"
 #include "cluster/ring_buffer.h"
 #include "collective/channel_communicator.h"
@@ -37,6 +38,10 @@ constexpr std::uint32_t group_channel_number(GroupChannel channel) {
 }
 /// Nothing: a number of another kind, or a channel from a rank to itself.
 std::optional<GroupChannel> group_channel_of(std::uint32_t number);
+/// What a rank reports under this number is not about a channel but about its group.
+constexpr std::uint32_t group_report_number(std::uint32_t rank) {
+  return group_channel_number({.from = rank, .to = rank});
+}
 
 /// Rings between ranks: pieces of a vector, several under way.
 inline constexpr rpc::RingShape kGroupRing{.n_slots = 8, .slot_bytes = (std::uint64_t{128} << 10)};
@@ -61,8 +66,17 @@ class RankGroup final : public model::Communicator {
   /// Makes the links on the stage's loop. waiter: of that loop; outlives the group's calls.
   Result<void> connect(rpc::ChannelId id, const net::Env& loop_env, const rpc::LinkPolicy* policy,
                        const MakeContext& make_context, std::unique_ptr<collective::Waiter> waiter);
+  /// Waits until it is decided what carries the links, then measures up to which length sums go
+  /// one-shot; all ranks take what rank 0 measured. A collective call, the first one. values_max:
+  /// the longest vector to come, the same on all ranks. Gives a line for people; empty where there
+  /// is nothing to say. Takes tens of ms. Errors: as of any call.
+  Result<std::string> calibrate(std::size_t values_max);
+  /// Notes what carries the links now: one that broke does not know that any more.
+  void note_transports();
   /// Drops all that lives on the loop; there, unless nothing ever ran.
   void disconnect();
+  /// What the links did, once they were dropped: of each the other end's name, none of this one's.
+  [[nodiscard]] const std::vector<SessionLink>& links() const { return links_; }
   /// Ends a call that waits for others, and all to come. Any thread.
   void cancel();
 
@@ -81,7 +95,9 @@ class RankGroup final : public model::Communicator {
 
   std::uint32_t rank_;
   std::uint32_t n_ranks_;
-  std::vector<Peer> peers_;  // By rank; the own one is empty.
+  std::vector<Peer> peers_;         // By rank; the own one is empty.
+  std::vector<SessionLink> links_;  // While they live only what carries them is up to date.
+  const net::Clock* clock_ = nullptr;
   std::unique_ptr<collective::Waiter> waiter_;
   std::unique_ptr<collective::ChannelCommunicator> channels_;
   std::mutex mutex_;  // Of channels_ as cancel() sees it.

@@ -288,6 +288,18 @@ rpc::LinkContext Session::link_context(const ChannelEnd& end, bool sends) {
   return context;
 }
 
+std::function<void(const std::string&)> Session::group_reporter() const {
+  const std::string where = fmt::format("ranks of layers {}-{}", request_.slice.layer_begin,
+                                        request_.slice.layer_end - 1);
+  const rpc::LinkStats link{.from = env_.name, .to = env_.name};
+  return [home = env_.env.executor, reported = events_.reported, link, where,
+          number = group_report_number(request_.slice.rank)](const std::string& text) {
+    asio::post(home, [reported, link, number, line = where + ": " + text] {
+      reported(link, number, line);
+    });
+  };
+}
+
 Result<void> Session::start() {
   const bool may_end_here = request_.slice.n_ranks > 1;  // Another rank sends what all have.
   if (in_.connection == nullptr || (out_.connection == nullptr && !may_end_here)) {
@@ -329,7 +341,10 @@ Result<void> Session::start() {
     parts.out = rpc::make_link_sender(link_context(out_, true), std::move(out), out_.ring,
                                       std::move(sources), out_.features);
   }
-  if (request_.slice.n_ranks > 1) parts.group = &group_;
+  if (request_.slice.n_ranks > 1) {
+    parts.group = &group_;
+    parts.report_group = group_reporter();
+  }
   stage_ = std::make_shared<Stage>(std::move(parts));
 
   // The control loop may not run out of work before the stage's end has been told there.
@@ -355,6 +370,10 @@ void Session::stage_ended(const Result<void>& ended) {
     SessionLink& link = links_.emplace_back(SessionLink{.number = end.number, .stats = stats});
     link.stats.from = stats.sends ? env_.name : end.name;
     link.stats.to = stats.sends ? end.name : env_.name;
+  }
+  for (SessionLink link : group_.links()) {
+    (link.stats.sends ? link.stats.from : link.stats.to) = env_.name;
+    links_.push_back(std::move(link));
   }
   if (!ended.ok() && !closed_) events_.failed(ended.error());
   stage_.reset();

@@ -56,7 +56,8 @@ struct SessionEnv {
 struct SessionEvents {
   LoadProgress progress;
   std::function<void(const Error&)> failed;  // The stage ended by itself.
-  /// What a link runs on, and why; sends: we are its sender.
+  /// What a link runs on, and why; sends: we are its sender. Under group_report_number() what the
+  /// ranks agreed on.
   std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>
       reported;
 };
@@ -111,6 +112,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
                                                      ChunkSource source, std::uint64_t total_bytes);
   Result<void> build(const model::WeightSource& weights);
   [[nodiscard]] rpc::LinkContext link_context(const ChannelEnd& end, bool sends);
+  [[nodiscard]] std::function<void(const std::string&)> group_reporter() const;
   void stage_ended(const Result<void>& ended);
 
   SessionEnv env_;

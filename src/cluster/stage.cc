@@ -217,6 +217,18 @@ Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
 void Stage::note_transports() {
   stats_[0].transport = parts_.in->transport();
   if (parts_.out != nullptr) stats_[1].transport = parts_.out->transport();
+  if (parts_.group != nullptr) parts_.group->note_transports();
+}
+
+/// What has to be done before somebody waits for a token.
+Result<void> Stage::begin() {
+  if (parts_.group == nullptr) return ok();
+  const model::SliceRunner& runner = *parts_.runner;
+  RECUA_ASSIGN_OR_RETURN(
+      const std::string text,
+      parts_.group->calibrate(std::size_t{runner.options().n_ubatch} * runner.hidden_size()));
+  if (!text.empty() && parts_.report_group) parts_.report_group(text);
+  return ok();
 }
 
 boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
@@ -235,8 +247,7 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
-  // The links between the ranks find out what they run on before somebody waits for a token.
-  Result<void> ended = parts_.group == nullptr ? ok() : parts_.group->barrier();
+  Result<void> ended = begin();
   if (ended.ok()) ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
   if (ended.ok() || stats_[0].transport.empty()) note_transports();
   stats_[0].counters = parts_.in->counters();

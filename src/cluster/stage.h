@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -83,7 +84,8 @@ class Stage {
     StageBuffers* buffers = nullptr;  // `out` knows their memory.
     std::unique_ptr<rpc::ChannelReceiver> in = {};
     std::unique_ptr<rpc::ChannelSender> out = {};  // Null: another rank sends what all have.
-    RankGroup* group = nullptr;
+    RankGroup* group = nullptr;                    // Null: no other ranks.
+    std::function<void(const std::string&)> report_group = {};  // What it has to say of itself.
     /// Held while computing: sessions share the processors. Not by ranks: two workers would each
     /// hold their own and wait for the other's.
     std::mutex* compute_mutex = nullptr;
@@ -105,6 +107,7 @@ class Stage {
  private:
   using OutBuffer = StageBuffers::OutBuffer;
 
+  Result<void> begin();
   Result<void> work();
   /// Puts the result's logits into the buffer's rows; false when they do not fit.
   bool store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const;

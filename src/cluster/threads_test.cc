@@ -140,6 +140,33 @@ class ClusterThreads : public testing::TestWithParam<Links> {
     std::ifstream text(kModels / "stories260K.expected.json");
     return nlohmann::json::parse(text)["cases"][0];
   }
+  /// What both ends of the links between ranks counted, of a cluster of four workers that was
+  /// closed.
+  static void expect_exchanges(const Cluster& cluster, std::uint32_t n_ranks) {
+    const std::string_view kind = GetParam() == Links::kTcp            ? "tcp"
+                                  : GetParam() == Links::kSharedMemory ? "shared memory"
+                                                                       : "rdma card/1";
+    std::vector<rpc::LinkStats> links = cluster.links();
+    std::erase_if(links, [](const rpc::LinkStats& link) { return link.carries != "exchanges"; });
+    ASSERT_EQ(links.size(), 4U / n_ranks * n_ranks * (n_ranks - 1) * 2);
+    for (std::size_t i = 0; i < links.size(); i += 2) {
+      const rpc::LinkStats& sender = links[i];
+      const rpc::LinkStats& receiver = links[i + 1];
+      EXPECT_TRUE(sender.sends && !receiver.sends);
+      EXPECT_EQ(sender.from, receiver.from);
+      EXPECT_EQ(sender.to, receiver.to);
+      EXPECT_TRUE(sender.transport.starts_with(kind)) << sender.transport;
+      EXPECT_TRUE(receiver.transport.starts_with(kind)) << receiver.transport;
+      EXPECT_GT(sender.counters.messages, 0U);
+      EXPECT_EQ(sender.counters.messages, receiver.counters.messages);
+      EXPECT_EQ(sender.counters.bytes, receiver.counters.bytes);
+      EXPECT_GT(sender.counters.bytes, 20U * 64 * sizeof(float));  // A row for each token at least.
+      EXPECT_EQ(sender.counters.payload_copies, 0U);
+      if (GetParam() != Links::kTcp) {
+        EXPECT_EQ(receiver.counters.payload_copies, 0U);
+      }
+    }
+  }
   static asio::awaitable<bool> close(Cluster& cluster) {
     co_await cluster.close();
     co_return true;
@@ -194,6 +221,7 @@ TEST_P(ClusterThreads, GenerateTheExpectedTokensAsRanks) {
     ASSERT_TRUE(tokens.ok()) << tokens.error().message;
     EXPECT_EQ(*tokens, greedy);
     EXPECT_TRUE(run(close(**cluster)));
+    expect_exchanges(**cluster, n_ranks);
   }
 }
 

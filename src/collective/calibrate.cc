@@ -11,6 +11,8 @@ constexpr std::size_t kValuesMin = 1024;
 constexpr std::size_t kValuesMax = std::size_t{1} << 20U;
 constexpr std::size_t kNoLimit = std::size_t{1} << 40U;
 constexpr std::size_t kRounds = 7;  // Of each way, in turns; after one to warm up.
+/// While a group starts, others are busy too: a call that waits for a processor takes milliseconds.
+constexpr int kDisturbance = 4;
 
 net::Duration median(std::array<net::Duration, kRounds>& times) {
   std::sort(times.begin(), times.end());
@@ -43,14 +45,16 @@ std::size_t choose_switch(const std::vector<Calibration::Point>& points) {
 }
 
 Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
-                              net::Duration time_max) {
+                              const CalibrationBounds& bounds) {
   Calibration out;
   if (const auto fixed = communicator.options().one_shot_values_max) {
     out.one_shot_values_max = *fixed;
     return out;
   }
   const net::TimePoint begin = clock.now();
-  for (std::size_t n = kValuesMin; n <= kValuesMax; n *= 2) {
+  net::Duration undisturbed{};
+  const std::size_t values_max = std::clamp(bounds.values_max, kValuesMin, kValuesMax);
+  for (std::size_t n = kValuesMin; n <= values_max; n *= 2) {
     std::vector<float> values(n);
     std::array<net::Duration, kRounds> one_shot{};
     std::array<net::Duration, kRounds> scattered{};
@@ -64,7 +68,11 @@ Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Cloc
     }
     out.points.push_back(
         {.n_values = n, .one_shot = median(one_shot), .scattered = median(scattered)});
-    std::array<float, 1> go_on{clock.now() - begin < time_max ? 1.0F : 0.0F};
+    undisturbed +=
+        (out.points.back().one_shot + out.points.back().scattered) * static_cast<int>(kRounds + 1);
+    const bool in_time =
+        undisturbed < bounds.time_max && clock.now() - begin < kDisturbance * bounds.time_max;
+    std::array<float, 1> go_on{in_time ? 1.0F : 0.0F};
     RECUA_RETURN_IF_ERROR(communicator.broadcast(go_on, 0));
     if (go_on[0] == 0.0F) break;
   }

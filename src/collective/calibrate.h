@@ -20,11 +20,20 @@ struct Calibration {
   std::size_t one_shot_values_max = 0;
 };
 
+struct CalibrationBounds {
+  /// Once rank 0's calls have taken so long, disturbed ones counted as their median, no larger
+  /// vector is tried; nor after four times as long in all. The first size always is tried. Each
+  /// takes about as long as those before it together, so both may be exceeded about twice.
+  net::Duration time_max = std::chrono::milliseconds(50);
+  /// The longest vector that will ever be summed: no larger one is tried.
+  std::size_t values_max = std::size_t{1} << 20U;
+};
+
 /// Sums vectors of 4 KiB, 8 KiB, ... 4 MiB both ways, then all ranks take rank 0's switch. A
-/// collective call: every rank makes it, at start-up. Nothing happens where the options fix the
-/// switch. Once `time_max` is over no larger vector is tried. Errors: those of the calls.
+/// collective call: every rank makes it, at start-up, with the same values_max. Nothing happens
+/// where the options fix the switch. Errors: those of the calls.
 Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
-                              net::Duration time_max = std::chrono::milliseconds(200));
+                              const CalibrationBounds& bounds = {});
 
 /// The largest one-shot vector, from these points: where the sum over sizes of (time as chosen /
 /// time of the better way) is least, so that one noisy size decides nothing. Beyond the sizes the

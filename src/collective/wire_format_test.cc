@@ -157,6 +157,16 @@ TEST(ChooseSwitch, TakesTheBestSplitDespiteNoise) {
   EXPECT_EQ(choose_switch({}), 0U);
 }
 
+TEST(Calibrate, EndsAfterTheFirstSizeOnceItsTimeIsOver) {
+  TestGroup group({.n_ranks = 2, .links = Links::kTcp});
+  group.run([&](ChannelCommunicator& communicator) {
+    const auto out =
+        calibrate(communicator, group.clock, {.time_max = std::chrono::nanoseconds(1)});
+    ASSERT_TRUE(out.ok()) << out.error().message;
+    EXPECT_EQ(out->points.size(), communicator.rank() == 0 ? 1U : 0U);
+  });
+}
+
 TEST(Calibrate, GivesAllRanksTheSameSwitch) {
   for (const bool is_fixed : {false, true}) {
     TestGroupOptions options{.n_ranks = 3, .links = Links::kSharedMemory};
@@ -164,9 +174,11 @@ TEST(Calibrate, GivesAllRanksTheSameSwitch) {
     TestGroup group(options);
     std::array<std::size_t, 3> chosen{};
     group.run([&](ChannelCommunicator& communicator) {
-      const auto out = calibrate(communicator, group.clock, std::chrono::milliseconds(20));
+      const auto out = calibrate(communicator, group.clock,
+                                 {.time_max = std::chrono::hours(1), .values_max = 5000});
       ASSERT_TRUE(out.ok()) << out.error().message;
-      EXPECT_EQ(out->points.empty(), is_fixed || communicator.rank() != 0);
+      // 1024, 2048 and 4096 values; the next ones are longer than any that would come.
+      EXPECT_EQ(out->points.size(), is_fixed || communicator.rank() != 0 ? 0U : 3U);
       chosen[communicator.rank()] = communicator.one_shot_values_max();
       std::vector<float> values(10, 1.0F);
       EXPECT_TRUE(communicator.all_reduce(values).ok());

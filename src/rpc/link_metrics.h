@@ -18,7 +18,7 @@ struct LinkStats {
   std::string from = {};  // Who sends: "coordinator", "box1:7500".
   std::string to = {};
   std::string transport = {};  // As ChannelSender::transport() says it: "rdma mlx5_0/1 gid 3 ...".
-  std::string carries = "steps";  // Or "weights".
+  std::string carries = "steps";  // Or "weights", or "exchanges" between ranks.
   bool sends = true;              // Whether these are the sender's counters, or the receiver's.
   ChannelCounters counters = {};
 };

@@ -1,10 +1,11 @@
 """A model spread over workers gives what one machine gives, to the bit."""
 
 import pathlib
+import signal
 import unittest
 
-from harness import (EXIT_USAGE, F32_CACHE, MODELS, STORIES, TestCase, addresses, ids_flag, random_model,
-                     stories, stories_long, stories_perplexity)
+from harness import (EXIT_FAILURE, EXIT_USAGE, F32_CACHE, GREEDY, MODELS, STORIES, TestCase, addresses, ids_flag,
+                     random_model, slow_model, stories, stories_long, stories_perplexity, wait_until)
 
 
 def session_members(session):
@@ -75,6 +76,29 @@ class Split(TestCase):
         for done in [run.wait() for run in [self.start(*flags), self.start(*flags)]]:
             self.assertEqual(done.code, 0, str(done))
             self.assertEqual(done.json()["ids"][:len(case["greedy_ids"])], case["greedy_ids"])
+
+    def test_links_between_ranks_are_counted_and_say_how_they_sum(self):
+        for transport, n, ranks in (("shm", 3, 3), ("tcp", 3, 3), ("shm", 4, 2)):
+            with self.subTest(transport=transport, workers=n, ranks=ranks):
+                done = self.succeed("run", "--json", "-m", STORIES, "-p", "Lily", "-n", 10, *GREEDY, "--local-workers",
+                                    n, "--tp", ranks, "--transport", transport)
+                links = [link for link in done.json()["links"] if link["carries"] == "exchanges"]
+                self.assertEqual(len(links), n * (ranks - 1) * 2, str(links))
+                for sender, receiver in zip(links[::2], links[1::2]):
+                    self.assertEqual((sender["end"], receiver["end"]), ("sender", "receiver"))
+                    for field in ("from", "to", "messages", "bytes"):
+                        self.assertEqual(sender[field], receiver[field], field)
+                    self.assertGreater(sender["messages"], 10)
+                    self.assertGreater(sender["bytes"], 10 * 64 * 4)  # A row for each token at least.
+                    self.assertTrue(sender["transport"].startswith({"shm": "shared memory"}.get(transport, transport)))
+                    self.assertEqual(sender["payload_copies"], 0, str(sender))
+                    if transport == "shm":
+                        self.assertEqual(receiver["payload_copies"], 0, str(receiver))
+                self.assertEqual(len({(link["from"], link["to"]) for link in links}), n * (ranks - 1))
+                groups = [line for line in done.message.splitlines() if line.startswith("I ranks ")]
+                self.assertEqual(len(groups), n // ranks, done.message)
+                for line in groups:
+                    self.assertRegex(line, r": sums .*\(measured with up to [0-9.]+ [KM]?i?B in .*s\)$")
 
     def test_ranks_that_cannot_be_are_refused(self):
         workers = addresses(self.workers(3))
