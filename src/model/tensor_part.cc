@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "model/part_layout.h"
 #include "sys/aligned_buffer.h"
 
 namespace recua::model {
@@ -84,8 +85,8 @@ std::size_t slice_bytes(const HyperParams& hp, const Slice& slice, bool tied,
   return part_bytes(part, tensor.type);
 }
 
-Result<void> check_tensor(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,
-                          std::size_t n_experts) {
+Result<void> check_shape(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,
+                         std::size_t n_experts) {
   if (found.n_in != n_in || found.n_out != n_out || found.n_experts != n_experts) {
     return Error{ErrorCode::kCorrupt,
                  fmt::format("tensor {} has shape {}; expected {}", found.name,
@@ -99,14 +100,21 @@ Result<void> check_tensor(const compute::TensorBytes& found, std::size_t n_in, s
                              "block of type {}",
                              found.name, found.n_in, type.block_size, type.name)};
   }
+  return ok();
+}
+
+Result<void> check_tensor(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,
+                          std::size_t n_experts) {
+  RECUA_RETURN_IF_ERROR(check_shape(found, n_in, n_out, n_experts));
   // Bounded hyperparameters: at most 2^40 elements, so this cannot overflow.
   const std::size_t bytes =
       quant::row_bytes(found.type, found.n_in) * found.n_out * found.n_experts;
   if (found.bytes.size() != bytes) {
-    return Error{ErrorCode::kCorrupt,
-                 fmt::format("tensor {} has {} bytes; expected {} for shape {} in {}", found.name,
-                             found.bytes.size(), bytes,
-                             shape_text(found.n_in, found.n_out, found.n_experts), type.name)};
+    return Error{
+        ErrorCode::kCorrupt,
+        fmt::format("tensor {} has {} bytes; expected {} for shape {} in {}", found.name,
+                    found.bytes.size(), bytes, shape_text(found.n_in, found.n_out, found.n_experts),
+                    quant::traits(found.type).name)};
   }
   return ok();
 }
@@ -136,15 +144,11 @@ Result<compute::TensorBytes> cut_tensor(const compute::TensorBytes& whole, const
                     whole.n_out, out.n_in, whole.n_in));
   }
   auto memory = std::make_shared<sys::AlignedBuffer>(std::move(allocated).value());
-  const std::size_t piece_begin = quant::row_bytes(whole.type, cols.begin);
-  const std::size_t piece_bytes = quant::row_bytes(whole.type, cols.size());
-  std::byte* to = memory->data();
-  for (std::size_t expert = 0; expert < whole.n_experts; ++expert) {
-    for (std::size_t row = part.rows.begin; row < part.rows.end; ++row, to += piece_bytes) {
-      const std::size_t at = (expert * whole.n_out + row) * row_bytes + piece_begin;
-      std::memcpy(to, whole.bytes.data() + at, piece_bytes);
-    }
-  }
+  PartLayout(part, whole.type)
+      .for_each_piece(0, whole.bytes.size(),
+                      [&](std::size_t in_whole, std::size_t in_part, std::size_t bytes) {
+                        std::memcpy(memory->data() + in_part, whole.bytes.data() + in_whole, bytes);
+                      });
   out.bytes = memory->bytes();
   out.owner = std::move(memory);
   out.in_mapped_file = false;

@@ -30,6 +30,7 @@ struct TensorPart {
 
   [[nodiscard]] bool has_all_rows() const { return rows.size() == n_out; }
   [[nodiscard]] bool has_all_cols() const { return cols.size() == n_in; }
+  friend bool operator==(const TensorPart&, const TensorPart&) = default;
 };
 
 /// What a rank with this share needs of the tensor ("blk.3.attn_q.weight"...). All of it if ranks
@@ -52,8 +53,12 @@ std::size_t part_bytes(const TensorPart& part, quant::DataType type);
 std::size_t slice_bytes(const HyperParams& hp, const Slice& slice, bool tied,
                         const gguf::TensorInfo& tensor);
 
-/// kCorrupt: the tensor has another shape, or its bytes do not fit it; says what was found and
-/// expected.
+/// kCorrupt: the tensor has another shape, or one that does not fit its type; says what was found
+/// and expected. Its bytes are not looked at.
+Result<void> check_shape(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,
+                         std::size_t n_experts);
+
+/// kCorrupt: as check_shape(), or its bytes do not fit the shape.
 Result<void> check_tensor(const compute::TensorBytes& found, std::size_t n_in, std::size_t n_out,
                           std::size_t n_experts);
 

@@ -12,6 +12,7 @@
 #include "base/random.h"
 #include "kernels/random_weights.h"
 #include "model/local_weight_source.h"
+#include "model/part_layout.h"
 #include "model/test_models.h"
 #include "model/weights.h"
 #include "quant/dequantize.h"
@@ -88,6 +89,71 @@ TEST(CutTensor, KeepsEveryElementOfThePart) {
       }
       EXPECT_EQ(at, got.size());
     }
+  }
+}
+
+// However the whole tensor is cut into chunks: each byte of the part comes once, from its place.
+TEST(PartLayout, GivesThePartOutOfChunksOfAnySize) {
+  Rng rng(8);
+  for (int i = 0; i < 400; ++i) {
+    const quant::DataType type = rng.below(2) == 0 ? quant::DataType::kF16 : quant::DataType::kQ4_0;
+    const std::size_t block = quant::traits(type).block_size;
+    const std::size_t n_in = block * (1 + rng.below(5));
+    const std::size_t n_out = 1 + rng.below(9);
+    const std::size_t n_experts = 1 + rng.below(3);
+    const TensorBytes whole = random_tensor(type, n_in, n_out, n_experts, rng);
+    const auto range = [&](std::size_t n) {
+      if (rng.below(3) == 0) return Range{0, static_cast<std::uint32_t>(n)};
+      const auto begin = static_cast<std::uint32_t>(rng.below(n));
+      return Range{begin, begin + 1 + static_cast<std::uint32_t>(rng.below(n - begin))};
+    };
+    const TensorPart part = {.name = "t",
+                             .n_in = n_in,
+                             .n_out = n_out,
+                             .n_experts = n_experts,
+                             .rows = range(n_out),
+                             .cols = range(n_in)};
+    const std::size_t chunk = 1 + rng.below(whole.bytes.size() + 10);
+    SCOPED_TRACE(fmt::format("{} [{}, {}, {}] rows {}-{} columns {}-{} in chunks of {}",
+                             quant::traits(type).name, n_in, n_out, n_experts, part.rows.begin,
+                             part.rows.end, part.cols.begin, part.cols.end, chunk));
+    const PartLayout layout(part, type);
+    ASSERT_EQ(layout.bytes(), part_bytes(part, type));
+    std::vector<std::byte> got(layout.bytes());
+    std::size_t n_got = 0;
+    for (std::size_t begin = 0; begin < whole.bytes.size(); begin += chunk) {
+      const std::size_t end = std::min(begin + chunk, whole.bytes.size());
+      std::size_t n_pieces = 0;
+      layout.for_each_piece(begin, end,
+                            [&](std::size_t in_whole, std::size_t in_part, std::size_t bytes) {
+                              ASSERT_GT(bytes, 0U);
+                              ASSERT_GE(in_whole, begin);
+                              ASSERT_LE(in_whole + bytes, end);
+                              ASSERT_EQ(in_part, n_got);
+                              ASSERT_LE(in_part + bytes, got.size());
+                              std::memcpy(&got[in_part], &whole.bytes[in_whole], bytes);
+                              n_got += bytes;
+                              ++n_pieces;
+                            });
+      ASSERT_EQ(layout.touches(begin, end), n_pieces > 0);
+    }
+    ASSERT_EQ(n_got, got.size());
+    const auto cut = cut_tensor(whole, part);
+    ASSERT_TRUE(cut.ok()) << cut.error().message;
+    EXPECT_EQ(std::memcmp(got.data(), cut->bytes.data(), got.size()), 0);
+  }
+}
+
+TEST(PartLayout, HasNothingOfAnEmptyPart) {
+  for (const bool no_rows : {true, false}) {
+    const TensorPart part = {.name = "t",
+                             .n_in = 32,
+                             .n_out = 4,
+                             .rows = {no_rows ? 4U : 0U, 4},
+                             .cols = {no_rows ? 0U : 32U, 32}};
+    const PartLayout layout(part, quant::DataType::kF32);
+    EXPECT_EQ(layout.bytes(), 0U);
+    EXPECT_FALSE(layout.touches(0, 512));
   }
 }
 
