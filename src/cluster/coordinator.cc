@@ -35,6 +35,10 @@ constexpr net::Duration kCallTimeout = std::chrono::seconds(30);
 constexpr net::Duration kCloseTimeout = std::chrono::seconds(2);
 constexpr net::Duration kSettleSlack = std::chrono::seconds(5);
 
+/// Of what a worker has to say about its loading.
+constexpr int kNotesMax = 4;
+constexpr std::size_t kNoteBytesMax = 1024;
+
 /// Rows of a micro-batch whose description surely fits a message.
 constexpr std::uint32_t kMicroBatchMax = 16384;
 
@@ -293,10 +297,15 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   const std::vector<std::byte> metadata = model::hyperparams_gguf(*file_, hyperparams_.vocab_size);
   load.set_hyperparams_gguf(std::string(as_text(metadata)));
   peer.chunks = std::make_unique<ChunkServer>(file_, tensors_, id_.session);
+  const model::Share share = model::own_share(slice, hyperparams_);
+  const auto part_of = [&](const TensorSpec& spec) {
+    return model::tensor_part(hyperparams_, share, spec.name, spec.n_in, spec.n_out,
+                              spec.n_experts);
+  };
   for (std::uint32_t i = 0; i < tensors_.size(); ++i) {
     if (!model::slice_needs(slice, is_tied(), tensors_[i].name)) continue;
     peer.chunks->announce(i);
-    peer.bytes_total += tensors_[i].bytes;
+    peer.bytes_total += needed_bytes(tensors_[i], part_of(tensors_[i]));
     to_wire(tensors_[i], *load.add_tensors());
   }
   to_wire(slice, *load.mutable_slice());
@@ -310,6 +319,10 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
     if (!failure_.has_value()) failure_ = reply.error();
     disconnect();
     co_return Error(reply.error());
+  }
+  for (int i = 0; i < std::min(reply->loaded().notes_size(), kNotesMax); ++i) {
+    log_warning("worker {}: {}; what differs was not used", peer.name,
+                rpc::wire_text(reply->loaded().notes(i), kNoteBytesMax));
   }
   sources_.from_file += reply->loaded().bytes_local();
   sources_.from_cache += reply->loaded().bytes_cached();

@@ -64,18 +64,26 @@ std::uint64_t working_bytes(const model::HyperParams& hp, const model::Slice& sl
                        4 * std::uint64_t{options.n_pages});
 }
 
-/// Of a rank's tensors only its parts stay in memory, if they can be taken out of a file.
-std::uint64_t weight_bytes(const Session::Request& request, bool has_files) {
-  const model::Share share = model::own_share(request.slice, request.hyperparams);
+/// What the slice has of each tensor.
+PartOf part_of(const Session::Request& request) {
+  if (request.slice.n_ranks == 1) return whole_part;
+  return [&hp = request.hyperparams,
+          share = model::own_share(request.slice, request.hyperparams)](const TensorSpec& spec) {
+    return model::tensor_part(hp, share, spec.name, spec.n_in, spec.n_out, spec.n_experts);
+  };
+}
+
+/// Of a rank's tensors only its parts stay in memory.
+std::uint64_t weight_bytes(const Session::Request& request) {
+  if (request.slice.n_ranks == 1) {
+    std::uint64_t whole = 0;
+    for (const TensorSpec& tensor : request.tensors) whole = saturated_add(whole, tensor.bytes);
+    return whole;
+  }
+  const PartOf part = part_of(request);
   std::uint64_t out = 0;
   for (const TensorSpec& tensor : request.tensors) {
-    const bool is_cut = has_files && request.slice.n_ranks > 1;
-    out = saturated_add(
-        out,
-        is_cut ? model::part_bytes(model::tensor_part(request.hyperparams, share, tensor.name,
-                                                      tensor.n_in, tensor.n_out, tensor.n_experts),
-                                   tensor.type)
-               : tensor.bytes);
+    out = saturated_add(out, model::part_bytes(part(tensor), tensor.type));
   }
   return out;
 }
@@ -121,13 +129,16 @@ Session::~Session() { group_.disconnect(); }  // Its loop goes before it does.
 
 asio::awaitable<Result<void>> Session::load(ChunkSource source) {
   const auto self = shared_from_this();
+  const PartOf part = part_of(request_);
   std::uint64_t total = 0;
-  for (const TensorSpec& tensor : request_.tensors) total += tensor.bytes;
+  for (const TensorSpec& tensor : request_.tensors) {
+    total = saturated_add(total, needed_bytes(tensor, part(tensor)));
+  }
   const std::uint64_t cache = cache_bytes(request_.hyperparams, request_.slice, request_.options);
   ring_shape_ = input_ring(request_.hyperparams, request_.slice, request_.options);
   RECUA_CO_RETURN_IF_ERROR(rpc::validate(ring_shape_));
   const std::uint64_t needed = saturated_add(
-      saturated_add(weight_bytes(request_, !env_.models_dir.empty()), cache),
+      saturated_add(weight_bytes(request_), cache),
       working_bytes(request_.hyperparams, request_.slice, request_.options, ring_shape_));
   // What is free is asked before this session counts itself.
   if (const std::uint64_t free = env_.memory_free(); needed > free) {
@@ -150,13 +161,16 @@ asio::awaitable<Result<void>> Session::load(ChunkSource source) {
   std::function<void()> look = [&] {
     const ChunkHasher hasher(env_.cache_dir, env_.n_threads, request_.verify, &closed_);
     weights = SliceWeights::begin(request_.tensors, env_.models_dir, hasher,
-                                  ChunkStore(env_.cache_dir), hash_progress);
+                                  ChunkStore(env_.cache_dir), hash_progress, part);
   };
   co_await env_.offload->run(look);
   if (!weights.ok()) co_return Error(weights.error());
   if (closed_) co_return given_up();
 
   const std::shared_ptr<SliceWeights> found = std::move(*weights);
+  for (const FileDifference& difference : found->differences()) {
+    notes_.push_back(to_string(difference));
+  }
   if (!found->missing().empty()) {
     const Result<void> fetched = co_await fetch_missing(found, std::move(source), total);
     if (!fetched.ok()) co_return Error(fetched.error());
@@ -180,15 +194,18 @@ asio::awaitable<Result<void>> Session::fetch_missing(std::shared_ptr<SliceWeight
                                                      std::uint64_t total_bytes) {
   const auto self = shared_from_this();
   if (!request_.fetch_allowed) {
+    const std::string remedy = fmt::format(
+        "the coordinator does not send weights (--no-fetch): copy its file to {} or allow that",
+        env_.models_dir.empty() ? "the folder given with --models" : env_.models_dir.string());
+    if (!notes_.empty()) {
+      co_return Error{ErrorCode::kNotFound, fmt::format("{}, and {}", notes_.front(), remedy)};
+    }
     const std::span<const ChunkRef> missing = weights->missing();
     const TensorSpec& first = weights->spec(missing.front());
     co_return Error{
         ErrorCode::kNotFound,
-        fmt::format(
-            "{} chunks of this slice are not here (first: tensor {} of {}), and the "
-            "coordinator does not send weights: copy the file to {} or allow fetching",
-            missing.size(), first.name, first.file,
-            env_.models_dir.empty() ? "the folder given with --models" : env_.models_dir.string())};
+        fmt::format("{} chunks of this slice are not here (first: tensor {} of {}), and {}",
+                    missing.size(), first.name, first.file, remedy)};
   }
   WeightsFetcher::Parts parts;
   parts.env = env_.env;

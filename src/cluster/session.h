@@ -87,6 +87,8 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   Result<void> attach(std::unique_ptr<net::Connection> connection,
                       const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) override;
   [[nodiscard]] const SourceCounts& counts() const { return counts_; }
+  /// What the coordinator's user should know of the loading: files that differ. A sentence each.
+  [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
   /// What the session takes, from the start of load() until it is destroyed.
   [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
   [[nodiscard]] bool loaded() const { return loaded_; }
@@ -120,6 +122,7 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   SessionEvents events_;
   std::shared_ptr<WeightsFetcher> fetcher_;  // While it works.
   SourceCounts counts_;
+  std::vector<std::string> notes_;
   std::uint64_t memory_bytes_ = 0;
 
   // Members die from the bottom up, after the stage has ended: the stage with its connections, the

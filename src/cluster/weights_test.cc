@@ -160,6 +160,143 @@ TEST(SliceWeights, NeedsEverythingWithoutAFileOrWithATruncatedOne) {
   EXPECT_EQ((*truncated)->missing().size(), 2u);  // Tensor a is whole.
 }
 
+/// One F32 matrix of 3 chunks and a bit: 3080 rows of 4096 bytes.
+struct Matrix {
+  std::vector<std::byte> file = random_bytes(100 + 3080 * 4096, 3);
+  TensorSpec spec = {.name = "blk.0.w",
+                     .n_in = 1024,
+                     .n_out = 3080,
+                     .bytes = 3080 * 4096,
+                     .file = "m.gguf",
+                     .offset = 100};
+  Matrix() {
+    for (std::uint64_t i = 0; i < n_chunks(spec.bytes); ++i)
+      spec.chunks.push_back(sha256(chunk(i)));
+  }
+  [[nodiscard]] std::span<const std::byte> chunk(std::uint64_t i) const {
+    return std::span(file).subspan(spec.offset + i * kChunkBytes, chunk_size(spec.bytes, i));
+  }
+  [[nodiscard]] model::TensorPart part(model::Range rows, model::Range cols = {0, 1024}) const {
+    return {.name = spec.name, .n_in = 1024, .n_out = 3080, .rows = rows, .cols = cols};
+  }
+  /// That source has this part, as if it were cut out of the whole.
+  void expect_part(const model::WeightSource& source, const model::TensorPart& part) const {
+    const compute::TensorBytes whole = {.name = spec.name,
+                                        .type = spec.type,
+                                        .n_in = spec.n_in,
+                                        .n_out = spec.n_out,
+                                        .bytes = std::span(file).subspan(spec.offset, spec.bytes),
+                                        .owner = nullptr};
+    const auto expected = model::cut_tensor(whole, part);
+    const auto found = source.part(part);
+    ASSERT_TRUE(expected.ok() && found.ok()) << found.error().message;
+    EXPECT_EQ(found->n_in, expected->n_in);
+    EXPECT_EQ(found->n_out, expected->n_out);
+    ASSERT_EQ(found->bytes.size(), expected->bytes.size());
+    EXPECT_EQ(std::memcmp(found->bytes.data(), expected->bytes.data(), found->bytes.size()), 0);
+  }
+};
+
+TEST(SliceWeights, OfARankAskForTheChunksOfItsPartOnly) {
+  const ScratchFolder scratch;
+  const Matrix matrix;
+  const ChunkHasher hasher(scratch / "cache", 1, false);
+  const struct {
+    model::TensorPart part;
+    std::vector<std::uint32_t> chunks;
+  } cases[] = {{matrix.part({1100, 1900}), {1}},
+               {matrix.part({0, 1025}), {0, 1}},
+               {matrix.part({2048, 3080}), {2, 3}},
+               {matrix.part({0, 3080}, {512, 1024}), {0, 1, 2, 3}}};
+  for (std::size_t i = 0; i < std::size(cases); ++i) {
+    SCOPED_TRACE(i);
+    const model::TensorPart& part = cases[i].part;
+    const ChunkStore store(scratch / ("cache" + std::to_string(i)));
+    const PartOf part_of = [&](const TensorSpec&) { return part; };
+    auto weights = SliceWeights::begin({matrix.spec}, {}, hasher, store, {}, part_of);
+    ASSERT_TRUE(weights.ok());
+    std::vector<std::uint32_t> missing;
+    std::uint64_t bytes = 0;
+    const std::vector<ChunkRef> refs((*weights)->missing().begin(), (*weights)->missing().end());
+    for (const ChunkRef& ref : refs) {
+      missing.push_back(ref.chunk);
+      bytes += matrix.chunk(ref.chunk).size();
+      std::vector<std::byte> wrong(matrix.chunk(ref.chunk).begin(), matrix.chunk(ref.chunk).end());
+      wrong.back() ^= std::byte{1};  // In a byte of no interest, too.
+      EXPECT_EQ((*weights)->supply(ref, wrong).error().code, ErrorCode::kCorrupt);
+      ASSERT_TRUE((*weights)->supply(ref, matrix.chunk(ref.chunk)).ok());
+    }
+    EXPECT_EQ(missing, cases[i].chunks);
+    EXPECT_EQ(needed_bytes(matrix.spec, part), bytes);
+    EXPECT_EQ((*weights)->counts().fetched, bytes);
+    const auto source = std::move(**weights).finish();
+    matrix.expect_part(*source, part);
+    EXPECT_TRUE(source->check(part).ok());
+    EXPECT_TRUE(source->has("blk.0.w"));
+    EXPECT_EQ(source->tensor("blk.0.w").error().code, ErrorCode::kUnsupported);
+    EXPECT_EQ(source->part(matrix.part({3, 4})).error().code, ErrorCode::kUnsupported);
+    model::TensorPart another_shape = part;
+    another_shape.n_in = 512;
+    EXPECT_EQ(source->check(another_shape).error().code, ErrorCode::kCorrupt);
+    EXPECT_EQ(source->part(another_shape).error().code, ErrorCode::kCorrupt);
+
+    auto again = SliceWeights::begin({matrix.spec}, {}, hasher, store, {}, part_of);
+    ASSERT_TRUE(again.ok());
+    EXPECT_TRUE((*again)->missing().empty());
+    EXPECT_EQ((*again)->counts().from_cache, bytes);
+    matrix.expect_part(*std::move(**again).finish(), part);
+  }
+}
+
+TEST(SliceWeights, OfARankLookAtTheChunksOfItsPartOnly) {
+  const ScratchFolder scratch;
+  const Matrix matrix;
+  std::vector<std::byte> other = matrix.file;
+  other[100 + 5] ^= std::byte{1};  // In the first chunk.
+  write(scratch / "models/m.gguf", other);
+  const ChunkHasher hasher(scratch / "cache", 1, false);
+  const auto begin = [&](const model::TensorPart& part, int& n_hashed) {
+    return SliceWeights::begin(
+        {matrix.spec}, scratch / "models", hasher, ChunkStore(scratch / "cache"),
+        [&](std::uint64_t, std::uint64_t) { ++n_hashed; }, [&](const TensorSpec&) { return part; });
+  };
+  int n_hashed = 0;
+  auto upper = begin(matrix.part({1100, 3000}), n_hashed);
+  ASSERT_TRUE(upper.ok());
+  EXPECT_EQ(n_hashed, 2);
+  EXPECT_TRUE((*upper)->missing().empty());
+  EXPECT_TRUE((*upper)->differences().empty());
+  EXPECT_EQ((*upper)->counts().from_file, 2 * kChunkBytes);
+  matrix.expect_part(*std::move(**upper).finish(), matrix.part({1100, 3000}));
+
+  auto lower = begin(matrix.part({0, 1100}), n_hashed);
+  ASSERT_TRUE(lower.ok());
+  ASSERT_EQ((*lower)->missing().size(), 1u);
+  ASSERT_EQ((*lower)->differences().size(), 1u);
+  EXPECT_EQ((*lower)->differences()[0].bytes, kChunkBytes);
+  EXPECT_EQ(to_string((*lower)->differences()[0]),
+            (scratch / "models/m.gguf").string() +
+                " is not the coordinator's file of that name: 4.0 MiB of what this slice needs "
+                "differ or are missing, first in tensor blk.0.w");
+  ASSERT_TRUE((*lower)->supply((*lower)->missing()[0], matrix.chunk(0)).ok());
+  EXPECT_EQ((*lower)->counts().from_file, kChunkBytes);
+  matrix.expect_part(*std::move(**lower).finish(), matrix.part({0, 1100}));
+}
+
+// A peer that lies about a shape: nothing is read or written where it should not be, and loading
+// refuses the tensor afterwards.
+TEST(SliceWeights, OfARankTakeAPartThatIsEmpty) {
+  const ScratchFolder scratch;
+  const Matrix matrix;
+  const ChunkHasher hasher(scratch / "cache", 1, false);
+  auto weights = SliceWeights::begin({matrix.spec}, {}, hasher, ChunkStore(scratch / "cache"), {},
+                                     [&](const TensorSpec&) { return matrix.part({3080, 3080}); });
+  ASSERT_TRUE(weights.ok());
+  EXPECT_TRUE((*weights)->missing().empty());
+  const auto source = std::move(**weights).finish();
+  EXPECT_FALSE(source->check(model::TensorPart{.name = "blk.0.w", .n_in = 1024, .n_out = 9}).ok());
+}
+
 TEST(CheckSpec, RefusesWhatCannotBeRight) {
   const Model model;
   const TensorSpec good = model.specs[1];

@@ -31,6 +31,7 @@ constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
 constexpr net::Duration kStageEndTimeout = std::chrono::seconds(1);
 /// Each session has threads and descriptors of its own.
 constexpr std::size_t kSessionsMax = 64;
+constexpr std::size_t kNoteBytesMax = 1024;
 /// Progress is told at most so often.
 constexpr net::Duration kProgressInterval = std::chrono::milliseconds(100);
 
@@ -385,6 +386,9 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
   reply.mutable_loaded()->set_bytes_local(counts.from_file);
   reply.mutable_loaded()->set_bytes_cached(counts.from_cache);
   reply.mutable_loaded()->set_bytes_fetched(counts.fetched);
+  for (const std::string& note : session->notes()) {
+    reply.mutable_loaded()->add_notes(rpc::wire_text(note, kNoteBytesMax));
+  }
   co_return reply;
 }
 

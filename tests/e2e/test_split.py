@@ -128,6 +128,57 @@ class Split(TestCase):
         self.assertAlmostEqual(answer["ppl"] / expected["ppl"], 1.0, delta=0.001)
 
 
+class RanksLoad(TestCase):
+    # One layer of 30 MiB, and 32 MiB each for tokens and logits, of which a rank of two needs half the rows.
+    SHAPE = {"layers": 1, "dim": 1024, "ffn": 4096, "vocab": 16384, "type_name": "F16"}
+
+    def test_each_rank_fetches_little_more_than_its_part(self):
+        model = random_model(**self.SHAPE)
+        flags = ["run", "--json", "-m", model, "--prompt-ids", ids_flag(range(3, 43)), "-n", 10, *GREEDY, "--logprobs",
+                 4, "--tp", 2, "--workers"]
+        with_file = self.succeed(*flags, addresses(self.workers(2, models=model.parent))).json()
+        workers = self.workers(2, models=None)
+        fetched = self.succeed(*flags, addresses(workers)).json()
+        self.assertEqual(fetched["logprobs"], with_file["logprobs"])  # The same plan, the same bits.
+        came = {link["to"]: link["bytes"] for link in fetched["links"]
+                if link["carries"] == "weights" and link["end"] == "receiver"}
+        self.assertEqual(set(came), {worker.address for worker in workers})
+        for worker in workers:
+            self.assertLess(came[worker.address], 0.65 * model.stat().st_size)
+            self.assertGreater(came[worker.address], 0.4 * model.stat().st_size)
+        # What is kept is enough for the next time, and for the other way round it is not.
+        again = self.succeed(*flags, addresses(workers)).json()
+        self.assertEqual(again["logprobs"], with_file["logprobs"])
+        self.assertEqual([link for link in again["links"] if link["carries"] == "weights"], [])
+        turned = self.succeed(*flags, addresses(workers[::-1])).json()
+        self.assertEqual(turned["logprobs"], with_file["logprobs"])
+
+    def test_a_rank_with_another_file_is_named(self):
+        folder = self.scratch / "models"
+        folder.mkdir()
+        data = bytearray(STORIES.read_bytes())
+        for at in range(len(data) // 2, len(data) // 2 + 4096, 4):
+            data[at] ^= 0x40  # Weights in the middle; same size, same header.
+        (folder / STORIES.name).write_bytes(data)
+        for more in (["--tp", 2], []):
+            right, wrong = self.worker(), self.worker(models=folder)
+            # The second stage of five layers has the middle of the file, and so has each rank.
+            flags = ["--workers", addresses([right, wrong]), *more, *([] if more else ["--split", "1,4"])]
+            with self.subTest(flags=flags):
+                said = self.fail_with(EXIT_FAILURE, [wrong.address, folder / STORIES.name, "is not the coordinator's",
+                                                     "--no-fetch"],
+                                      "run", "-m", STORIES, "-p", "a", *flags, "--no-fetch")
+                self.assertNotIn(right.address, said.message)
+                case = stories()["cases"][0]
+                done = self.succeed("run", "--json", "-m", STORIES, "--prompt-ids", ids_flag(case["prompt_ids"]), "-n",
+                                    len(case["greedy_ids"]), *GREEDY, *F32_CACHE, *flags)
+                self.assertEqual(done.json()["ids"], case["greedy_ids"])
+                warnings = [line for line in done.message.splitlines() if line.startswith("W ")]
+                self.assertEqual(len(warnings), 1, done.message)
+                for word in (f"worker {wrong.address}: ", str(folder / STORIES.name), "is not the coordinator's"):
+                    self.assertIn(word, warnings[0])
+
+
 class Workers(TestCase):
     def test_listen_on_ipv6(self):
         try:
