@@ -21,6 +21,10 @@ def session_members(session):
     return found
 
 
+def n_threads(pid):
+    return len(list(pathlib.Path(f"/proc/{pid}/task").iterdir()))
+
+
 class Split(TestCase):
     def test_gives_the_greedy_tokens_over_1_2_3_and_5_workers(self):
         workers = self.workers(5)
@@ -177,6 +181,61 @@ class RanksLoad(TestCase):
                 self.assertEqual(len(warnings), 1, done.message)
                 for word in (f"worker {wrong.address}: ", str(folder / STORIES.name), "is not the coordinator's"):
                     self.assertIn(word, warnings[0])
+
+
+class RanksDie(TestCase):
+    """The others get an error soon, end what they did for this coordinator, and take the next one."""
+
+    def generating(self):
+        """Three ranks that have printed their first text and have long to go, and their threads when idle."""
+        model = slow_model()
+        workers = self.workers(3, models=model.parent)
+        n_idle = [n_threads(worker.pid) for worker in workers]
+        run = self.start("run", "-m", model, "-p", "a", "-n", 3500, "-c", 4096, *GREEDY, "--workers",
+                         addresses(workers), "--tp", 3)
+        wait_until(lambda: run.out or not run.running, "the first text", seconds=60)
+        self.assertTrue(run.running, run.err)
+        return workers, n_idle, run
+
+    def check_idle_again(self, workers, n_idle):
+        for worker, n in zip(workers, n_idle):
+            self.check_alive(worker)
+            # One more looks up names, from the first channel on; a session has two or more.
+            wait_until(lambda worker=worker, n=n: n_threads(worker.pid) <= n + 1,
+                       f"the session of {worker.address} to end")
+
+    def check_serve(self, workers):
+        model = slow_model()
+        self.succeed("run", "-m", model, "-p", "a", "-n", 3, *GREEDY, "--workers", addresses(workers), "--tp",
+                     len(workers))
+
+    def test_the_others_end_their_sessions_and_serve_the_next(self):
+        for dead in (0, 1):
+            with self.subTest(rank=dead):
+                workers, n_idle, run = self.generating()
+                workers[dead].kill()
+                self.check_failure(run.wait(seconds=10), EXIT_FAILURE, [workers[dead].address])
+                del workers[dead], n_idle[dead]
+                self.check_idle_again(workers, n_idle)
+                self.check_serve(workers)
+
+    def test_a_rank_that_falls_silent_is_named_and_comes_back(self):
+        workers, n_idle, run = self.generating()
+        workers[1].send(signal.SIGSTOP)
+        try:
+            self.check_failure(run.wait(seconds=15), EXIT_FAILURE, [workers[1].address])
+            self.check_idle_again(workers[::2], n_idle[::2])
+            self.check_serve(workers[::2])
+        finally:
+            workers[1].send(signal.SIGCONT)
+        self.check_idle_again(workers, n_idle)
+        self.check_serve(workers)
+
+    def test_ranks_outlive_a_killed_coordinator(self):
+        workers, n_idle, run = self.generating()
+        run.kill()
+        self.check_idle_again(workers, n_idle)
+        self.check_serve(workers)
 
 
 class Workers(TestCase):
