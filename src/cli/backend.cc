@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "cli/cluster_backend.h"
+#include "cli/plan_choice.h"
 #include "cli/progress.h"
 #include "cli/run_loop.h"
 #include "compute/cpu/cpu_device.h"
@@ -89,9 +90,6 @@ Result<void> load(Backend& backend, const BackendFlags& flags, const model::Slic
 Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs) {
   RECUA_RETURN_IF_ERROR(flags.check());
   auto backend = std::make_unique<Backend>();
-  if (flags.cluster.any()) {
-    RECUA_ASSIGN_OR_RETURN(backend->links, make_link_setup(flags.links));
-  }
   backend->network = std::make_unique<net::TcpNetwork>(backend->loop.get_executor());
   backend->env = make_env(*backend);
   const net::TimePoint begin = backend->clock.now();
@@ -99,8 +97,12 @@ Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const Backend
   backend->file = std::make_shared<gguf::GgufFile>(std::move(file));
   RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams,
                          model::read_hyperparams(*backend->file));
-  RECUA_ASSIGN_OR_RETURN(const model::SliceOptions options,
+  RECUA_ASSIGN_OR_RETURN(model::SliceOptions options,
                          choose_options(flags.model, needs, hyperparams.n_ctx_train));
+  RECUA_RETURN_IF_ERROR(take_plan(flags.cluster, *backend->file, hyperparams, options));
+  if (flags.cluster.any()) {
+    RECUA_ASSIGN_OR_RETURN(backend->links, make_link_setup(flags.links));
+  }
   if (needs.with_tokenizer) {
     RECUA_ASSIGN_OR_RETURN(backend->tokenizer, model::load_tokenizer(*backend->file));
     if (needs.before_load) RECUA_RETURN_IF_ERROR(needs.before_load(*backend->tokenizer));

@@ -70,6 +70,7 @@ class ClusterExecutor final : public model::Executor {
     }
     cluster_options.split.assign(flags.split.begin(), flags.split.end());
     cluster_options.n_ranks = flags.n_ranks;
+    cluster_options.slices = flags.slices;
     cluster_options.n_batch = n_batch;
     cluster_options.fetch_allowed = flags.fetch;
     cluster_options.verify = flags.verify;
@@ -85,7 +86,8 @@ class ClusterExecutor final : public model::Executor {
     Result<std::unique_ptr<cluster::Cluster>> opened =
         run_on(loop_, cluster::open_cluster(env, offload_, std::move(file), options,
                                             std::move(cluster_options), cluster_progress));
-    if (!opened.ok()) return Error(std::move(opened).error());
+    if (!opened.ok() && flags.plan_file.empty()) return Error(std::move(opened).error());
+    if (!opened.ok()) return std::move(opened).error().within(flags.plan_file);
     cluster_ = std::move(*opened);
     return ok();
   }

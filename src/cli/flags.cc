@@ -91,7 +91,7 @@ Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view
   return invalid(fmt::format("{} is '{}', need f16 or f32", flag, text));
 }
 
-void ClusterFlags::add(CLI::App& app, bool with_ranks) {
+void ClusterFlags::add(CLI::App& app, bool with_plan) {
   app.add_option("--workers", workers_text,
                  "Spread the model over these machines, where `recua worker` runs")
       ->type_name("HOST:PORT,...");
@@ -101,11 +101,15 @@ void ClusterFlags::add(CLI::App& app, bool with_ranks) {
   app.add_option("--split", split_text,
                  "How many layers each worker gets, as proportions (default: by free memory)")
       ->type_name("A,B,...");
-  if (with_ranks) {
+  if (with_plan) {
     app.add_option("--tp", n_ranks,
                    "So many consecutive workers share their layers, each with a part of every "
                    "matrix (tensor parallelism); --split then gives their shares")
         ->type_name("N");
+    app.add_option("--plan", plan_file,
+                   "Spread the model as this file of `recua plan --save` says; without --workers, "
+                   "over the machines that it names")
+        ->type_name("FILE");
   }
   app.add_flag_callback(
       "--no-fetch", [this] { fetch = false; },
@@ -116,32 +120,27 @@ void ClusterFlags::add(CLI::App& app, bool with_ranks) {
       ->type_name("SECONDS");
 }
 
-namespace {
-
 /// What would only fail once everything is loaded: workers reach each other by these addresses.
-Result<void> check_worker_list(std::vector<net::Endpoint>& workers) {
+Result<void> check_worker_list(std::string_view where, std::vector<net::Endpoint>& workers) {
   for (net::Endpoint& worker : workers) {
     if (worker.host.empty()) worker.host = "127.0.0.1";
     if (worker.port == 0) {
-      return invalid(
-          fmt::format("--workers: {} needs the port that the worker listens on, such as {}",
-                      worker.to_string(), kDefaultWorkerPort));
+      return invalid(fmt::format("{}: {} needs the port that the worker listens on, such as {}",
+                                 where, worker.to_string(), kDefaultWorkerPort));
     }
     if (std::count(workers.begin(), workers.end(), worker) > 1)
-      return invalid(fmt::format("--workers names {} twice", worker.to_string()));
+      return invalid(fmt::format("{} names {} twice", where, worker.to_string()));
   }
   for (std::size_t i = 1; i < workers.size(); ++i) {
     if (is_loopback(workers[i].host) && !is_loopback(workers[i - 1].host)) {
       return invalid(fmt::format(
-          "--workers: {} has to reach {}, which means itself: name this machine by an address that "
+          "{}: {} has to reach {}, which means itself: name this machine by an address that "
           "others can reach, or put it first",
-          workers[i - 1].to_string(), workers[i].to_string()));
+          where, workers[i - 1].to_string(), workers[i].to_string()));
     }
   }
   return ok();
 }
-
-}  // namespace
 
 bool is_loopback(std::string_view host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
@@ -150,8 +149,14 @@ bool is_loopback(std::string_view host) {
 Result<void> ClusterFlags::check() {
   workers.clear();
   split.clear();
+  slices.clear();
   if (!workers_text.empty() && n_local_workers > 0)
     return invalid("--workers and --local-workers exclude each other: name one of them");
+  if (!plan_file.empty() && (n_ranks != 1 || !split_text.empty() || n_local_workers > 0)) {
+    return invalid(
+        "--plan gives the whole plan and names its workers: leave --tp, --split and "
+        "--local-workers away");
+  }
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
   RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, cluster::kRanksMax));
@@ -165,7 +170,7 @@ Result<void> ClusterFlags::check() {
       if (!endpoint.ok()) return std::move(endpoint).error().within("--workers");
       workers.push_back(std::move(endpoint).value());
     }
-    RECUA_RETURN_IF_ERROR(check_worker_list(workers));
+    RECUA_RETURN_IF_ERROR(check_worker_list("--workers", workers));
   }
   if (n_ranks > 1) {
     const std::size_t n_workers = workers.empty() ? n_local_workers : workers.size();

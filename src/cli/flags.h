@@ -16,6 +16,7 @@
 #include <CLI/CLI.hpp>
 
 #include "base/result.h"
+#include "model/slice.h"
 #include "net/connection.h"
 #include "quant/data_type.h"
 #include "sampling/params.h"
@@ -47,11 +48,14 @@ struct ClusterFlags {
   std::vector<net::Endpoint> workers;  // Filled by check().
   std::uint32_t n_local_workers = 0;   // So many are started here, and stopped at the end.
   std::vector<std::uint32_t> split;    // Filled by check(): layers per worker, as proportions.
+  std::string plan_file;               // See cli/plan_choice.h, which fills slices.
+  std::vector<model::Slice> slices;    // By worker, when a plan gives them.
   bool fetch = true;                   // Workers may take missing weights from here.
   bool verify = false;                 // Workers hash their file again.
   double timeout_seconds = 10.0;       // To reach a worker.
 
-  void add(CLI::App& app, bool with_ranks = true);  // Else the command has a --tp of its own.
+  /// with_plan: --tp and --plan too, else the command has its own.
+  void add(CLI::App& app, bool with_plan = true);
   [[nodiscard]] Result<void> check();
   [[nodiscard]] bool any() const { return !workers.empty() || n_local_workers > 0; }
 
@@ -61,6 +65,10 @@ struct ClusterFlags {
 };
 
 inline constexpr std::uint16_t kDefaultWorkerPort = 7500;
+
+/// Completes the addresses of workers in the order of the layers. kInvalidArgument: one that is
+/// there twice, has no port, or cannot be reached by the one before; begins with where.
+Result<void> check_worker_list(std::string_view where, std::vector<net::Endpoint>& workers);
 
 /// Whether an address means this machine, whoever asks.
 bool is_loopback(std::string_view host);

@@ -226,9 +226,10 @@ Result<std::string> plan(PlanFlags& flags) {
   if (!flags.scale_text.empty()) return scaled(flags, report);
   RECUA_ASSIGN_OR_RETURN(report.choice, choose(flags, report));
   if (!flags.save_file.empty()) {
+    cluster::SplitPlan best = report.choice.plans.front().plan;
+    best.n_ubatch = report.choice.plans.front().prediction.n_ubatch;
     RECUA_RETURN_IF_ERROR(
-        write_text("--save", flags.save_file,
-                   cluster::plan_json(model, machines.shape, report.choice.plans.front().plan)));
+        write_text("--save", flags.save_file, cluster::plan_json(model, machines.shape, best)));
   }
   if (!flags.svg_file.empty()) {
     RECUA_ASSIGN_OR_RETURN(const std::string svg, timelines(report));
@@ -251,7 +252,7 @@ void register_plan(CLI::App& app, int& exit_code) {
       "plan", "Predict how fast a model will be on machines, and how to spread it");
   const auto flags = std::make_shared<PlanFlags>();
   flags->model.add(*sub);
-  flags->cluster.add(*sub, /*with_ranks=*/false);
+  flags->cluster.add(*sub, /*with_plan=*/false);
   flags->links.add(*sub);
   sub->add_option("--simulate", flags->simulate, "Plan for the machines that this file describes")
       ->type_name("FILE");

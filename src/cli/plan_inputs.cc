@@ -289,7 +289,7 @@ Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const C
                                   : static_cast<std::uint32_t>(sys::default_thread_count(topology));
     RECUA_ASSIGN_OR_RETURN(MachineSpeed speed, speeds.with_threads(n));
     // A call within the process: no link at all.
-    out.shape = cluster::cluster_of({{.name = "here",
+    out.shape = cluster::cluster_of({{.name = kPlanHere,
                                       .group = 0,
                                       .host = cluster::kOwnHost,
                                       .memory_bytes = sys::memory_info().available_bytes,

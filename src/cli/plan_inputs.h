@@ -15,6 +15,9 @@
 
 namespace recua::cli {
 
+/// What the only machine is called when there are no workers.
+inline constexpr const char* kPlanHere = "here";
+
 /// A described or measured cluster, and what has to be said about how it came about.
 struct PlanMachines {
   cluster::ClusterShape shape = {};

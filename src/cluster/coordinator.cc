@@ -254,7 +254,10 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
     return bytes;
   };
   RECUA_CO_ASSIGN_OR_RETURN(
-      plan_, plan_ranks(cost, hyperparams_, offers_, options_.n_ranks, options_.split, part_bytes));
+      plan_,
+      options_.slices.empty()
+          ? plan_ranks(cost, hyperparams_, offers_, options_.n_ranks, options_.split, part_bytes)
+          : plan_as_told(cost, hyperparams_, offers_, options_.slices, part_bytes));
   for (const Peer& peer : peers_) {
     if (n_ranks() == 1 || peer.info.has(rpc::Feature::kTensorSplit)) continue;
     co_return Error{ErrorCode::kUnsupported,

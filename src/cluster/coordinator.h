@@ -33,6 +33,7 @@ struct ClusterOptions {
   std::vector<net::Endpoint> workers;  // In the order of the layers.
   std::vector<double> split;           // As plan_ranks() takes it; empty: by memory, evenly.
   std::uint32_t n_ranks = 1;           // Workers that share their layers; consecutive ones.
+  std::vector<model::Slice> slices;    // A plan made elsewhere, by worker; empty: plan_ranks().
   std::uint32_t n_batch = 2048;        // Most rows of a step.
   bool fetch_allowed = true;           // Workers may ask us for chunks they do not have.
   bool push_chunks = true;             // On channels of their own, where workers know that.

@@ -63,6 +63,22 @@ std::vector<std::uint32_t> ends_by_memory(const ModelCost& model,
   return best;
 }
 
+/// What a worker needs for its slice; kResourceExhausted when it has less.
+Result<std::uint64_t> need_of(const ModelCost& model, const model::HyperParams& hyperparams,
+                              const WorkerOffer& worker, const model::Slice& slice,
+                              const std::function<std::uint64_t(const model::Slice&)>& part_bytes) {
+  const std::uint64_t kv_head_bytes = model.kv_layer_bytes / hyperparams.n_kv_heads;
+  const std::uint64_t cache = kv_head_bytes * model::own_share(slice, hyperparams).kv_heads.size() *
+                              (slice.layer_end - slice.layer_begin);
+  const std::uint64_t bytes = part_bytes(slice) + cache;
+  if (bytes <= worker.memory_bytes) return bytes;
+  return Error{ErrorCode::kResourceExhausted,
+               fmt::format("the model does not fit: {} has {} and would need {} for the layers {} "
+                           "to {} as rank {} of {}; add a worker, or use a smaller -c",
+                           worker.name, format_bytes(worker.memory_bytes), format_bytes(bytes),
+                           slice.layer_begin, slice.layer_end - 1, slice.rank, slice.n_ranks)};
+}
+
 std::vector<std::uint32_t> ends_by_split(std::uint32_t n_layers, std::span<const double> split) {
   const double total = std::accumulate(split.begin(), split.end(), 0.0);
   const auto n = static_cast<std::uint32_t>(split.size());
@@ -176,19 +192,31 @@ Result<Plan> plan_ranks(const ModelCost& model, const model::HyperParams& hyperp
       slice.rank = r;
       slice.n_ranks = n_ranks;
       slice.shares = shares;
-      const std::uint64_t kv_head_bytes = model.kv_layer_bytes / hyperparams.n_kv_heads;
-      const std::uint64_t cache =
-          kv_head_bytes * shares[r].kv_heads.size() * (slice.layer_end - slice.layer_begin);
-      plan.slice_bytes.push_back(part_bytes(slice) + cache);
       const WorkerOffer& worker = workers[plan.slices.size() - 1];
-      if (plan.slice_bytes.back() <= worker.memory_bytes) continue;
-      return Error{ErrorCode::kResourceExhausted,
-                   fmt::format("the model does not fit: {} has {} and would need {} as rank {} of "
-                               "{}; add a worker, or use a smaller -c",
-                               worker.name, format_bytes(worker.memory_bytes),
-                               format_bytes(plan.slice_bytes.back()), r, n_ranks)};
+      RECUA_ASSIGN_OR_RETURN(const std::uint64_t bytes,
+                             need_of(model, hyperparams, worker, slice, part_bytes));
+      plan.slice_bytes.push_back(bytes);
     }
   }
+  return plan;
+}
+
+Result<Plan> plan_as_told(const ModelCost& model, const model::HyperParams& hyperparams,
+                          std::span<const WorkerOffer> workers, std::vector<model::Slice> slices,
+                          const std::function<std::uint64_t(const model::Slice&)>& part_bytes) {
+  if (slices.empty() || slices.size() != workers.size()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a plan of {} slices for {} workers; expected one for each",
+                             slices.size(), workers.size())};
+  }
+  Plan plan;
+  for (std::size_t w = 0; w < slices.size(); ++w) {
+    RECUA_RETURN_IF_ERROR(model::check_slice(slices[w], hyperparams));
+    RECUA_ASSIGN_OR_RETURN(const std::uint64_t bytes,
+                           need_of(model, hyperparams, workers[w], slices[w], part_bytes));
+    plan.slice_bytes.push_back(bytes);
+  }
+  plan.slices = std::move(slices);
   return plan;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 /// The planner: which worker holds which layers. A pure function, inputs in, plan out.
 ///
-/// Today it splits by layers and by memory (or as the user says); links and speeds come later.
+/// By memory, or as the user says. By speeds and links: plan_search.h, whose plans come here as
+/// plan_as_told().
 
 #include <cstdint>
 #include <functional>
@@ -51,6 +52,13 @@ Result<Plan> plan_ranks(const ModelCost& model, const model::HyperParams& hyperp
                         std::span<const WorkerOffer> workers, std::uint32_t n_ranks,
                         std::span<const double> split,
                         const std::function<std::uint64_t(const model::Slice&)>& part_bytes);
+
+/// A plan that was made elsewhere: one slice per worker, in order (plan_slices.h). part_bytes as
+/// above. kInvalidArgument: a slice that does not fit the model. kResourceExhausted: the worker's
+/// memory.
+Result<Plan> plan_as_told(const ModelCost& model, const model::HyperParams& hyperparams,
+                          std::span<const WorkerOffer> workers, std::vector<model::Slice> slices,
+                          const std::function<std::uint64_t(const model::Slice&)>& part_bytes);
 
 /// "layers 0-7 on a:7500 (3.1 GiB) | 8-15 on b:7500 (3.4 GiB)"
 std::string describe(const Plan& plan, std::span<const WorkerOffer> workers);

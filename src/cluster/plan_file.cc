@@ -2,6 +2,7 @@
 
 #include <array>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace recua::cluster {
 namespace {
 
 constexpr std::uint64_t kPlanVersion = 1;
+constexpr std::uint64_t kMicroBatchTokensMax = 1 << 16;  // As -ub takes them.
 
 /// What has to agree between a plan and a model.
 std::array<std::pair<const char*, std::uint64_t>, 8> sizes_of(const ModelShape& model) {
@@ -57,6 +59,7 @@ std::string plan_json(const ModelShape& model, const ClusterShape& cluster, cons
   out["recua_plan"] = kPlanVersion;
   out["model"]["name"] = model.name.empty() ? "unnamed" : model.name;
   for (const auto& [key, value] : sizes_of(model)) out["model"][key] = value;
+  if (plan.n_ubatch != 0) out["n_ubatch"] = plan.n_ubatch;
   out["stages"] = nlohmann::ordered_json::array();
   for (const StagePlan& stage : plan.stages) {
     nlohmann::ordered_json ranks = nlohmann::ordered_json::array();
@@ -85,6 +88,7 @@ Result<SplitPlan> parse_plan(std::string_view text, std::string_view where, cons
     machines.emplace(cluster.machines[m].name, m);
   }
   SplitPlan plan;
+  plan.n_ubatch = static_cast<std::uint32_t>(file.count_or("n_ubatch", 0, 1, kMicroBatchTokensMax));
   for (JsonFields& fields : file.objects("stages", model::kLayersMax)) {
     StagePlan stage;
     stage.layers = read_range(fields, "layers", model.n_layers());
@@ -117,6 +121,26 @@ Result<SplitPlan> parse_plan(std::string_view text, std::string_view where, cons
     return std::move(checked).error().within(where);
   }
   return plan;
+}
+
+Result<std::vector<std::string>> machines_of_plan(std::string_view text, std::string_view where) {
+  RECUA_ASSIGN_OR_RETURN(const nlohmann::json value, parse_json(text, where));
+  JsonErrors errors = {.where = std::string(where)};
+  JsonFields file(value, "", errors);
+  std::vector<std::string> names;
+  std::set<std::string> seen;
+  for (JsonFields& stage : file.objects("stages", model::kLayersMax)) {
+    for (JsonFields& rank : stage.objects("ranks", kMachinesMax)) {
+      std::string name = rank.text("machine");
+      if (seen.insert(name).second) names.push_back(std::move(name));
+      if (names.size() > kMachinesMax) {
+        return Error{ErrorCode::kInvalidArgument,
+                     fmt::format("{}: names more than {} machines", where, kMachinesMax)};
+      }
+    }
+  }
+  if (errors.first) return *errors.first;
+  return names;
 }
 
 }  // namespace recua::cluster

@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "cluster/machines.h"
@@ -18,5 +19,9 @@ std::string plan_json(const ModelShape& model, const ClusterShape& cluster, cons
 /// (names every size that differs), or for machines that are not there; or check_plan() refuses it.
 Result<SplitPlan> parse_plan(std::string_view text, std::string_view where, const ModelShape& model,
                              const ClusterShape& cluster);
+
+/// The machines that a plan names, in order, each once, before anything else of it is looked at.
+/// kInvalidArgument: not such a file.
+Result<std::vector<std::string>> machines_of_plan(std::string_view text, std::string_view where);
 
 }  // namespace recua::cluster

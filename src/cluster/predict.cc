@@ -148,11 +148,14 @@ void choose_in_flight(const SplitPlan& plan, const Workload& workload, Predictio
 Prediction estimate(StepModel& model, const SplitPlan& plan, const Workload& workload) {
   Prediction out;
   const double mean_context = (workload.n_prompt + 1) / 2.0;
-  for (const std::uint32_t size : kMicroBatches) {
+  const std::uint32_t fixed = std::max(plan.n_ubatch, workload.n_prompt / kMicroBatchesMax);
+  const std::span<const std::uint32_t> sizes =
+      plan.n_ubatch == 0 ? std::span(kMicroBatches) : std::span(&fixed, 1);
+  for (const std::uint32_t size : sizes) {
     const std::uint32_t n_ubatch = std::min({size, workload.n_ubatch_max, workload.n_prompt});
     const bool is_largest = n_ubatch == std::min(workload.n_ubatch_max, workload.n_prompt);
-    const bool too_many = workload.n_prompt / n_ubatch > kMicroBatchesMax && !is_largest &&
-                          size != kMicroBatches.back();
+    const bool too_many =
+        workload.n_prompt / n_ubatch > kMicroBatchesMax && !is_largest && size != sizes.back();
     if (n_ubatch == out.n_ubatch || too_many) continue;
     const bool overlapped = plan.stages.size() > 1 && workload.n_prompt > n_ubatch;
     const std::vector<std::uint32_t> active = active_per_host(model.cluster(), plan, overlapped);

@@ -38,6 +38,7 @@ struct StagePlan {
 
 struct SplitPlan {
   std::vector<StagePlan> stages;
+  std::uint32_t n_ubatch = 0;  // Tokens of a micro-batch of a prompt; 0: what is best.
 
   [[nodiscard]] std::uint32_t n_machines() const;
   /// Ranks of the largest stage.

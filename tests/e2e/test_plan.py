@@ -168,5 +168,85 @@ class RealMachines(TestCase):
                        "127.0.0.1:1")
 
 
+class PlannedRuns(TestCase):
+    """What `recua plan --save` wrote is what `--plan` runs."""
+
+    def setUp(self):
+        super().setUp()
+        changed = mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.scratch / "cache"))
+        self.cleanup.enter_context(changed)
+        self.saved = self.scratch / "plan.json"
+
+    def save(self, workers, *arguments):
+        self.succeed("plan", "-m", STORIES, "--workers", addresses(workers), "--save", self.saved,
+                     *arguments)
+        return json.loads(self.saved.read_text())
+
+    def change(self, change):
+        plan = json.loads(self.saved.read_text())
+        change(plan)
+        self.saved.write_text(json.dumps(plan))
+
+    def test_layers_come_where_the_plan_puts_them(self):
+        workers = [self.worker("-t", 1) for _ in range(2)]
+        self.save(workers, "--pp", 2, "-ts", "1,4")
+        for given in ([], ["--workers", addresses(reversed(workers))]):
+            self.check_stories("--plan", self.saved, *given)
+            backend = self.generate([1], 1, "--plan", self.saved, *given)["backend"]
+            self.assertIn(f"layers 0-0 on {workers[0].address}", backend)
+            self.assertIn(f"| 1-4 on {workers[1].address}", backend)
+
+    def test_heads_come_where_the_plan_puts_them(self):
+        workers = [self.worker("-t", 1) for _ in range(2)]
+        plan = self.save(workers, "--tp", 2, "-ts", "3,1")
+        self.assertEqual([r["heads"] for r in plan["stages"][0]["ranks"]], [[0, 6], [6, 8]])
+        self.check_stories("--plan", self.saved)
+        for command in (["bench", "-p", 8, "-n", 2, "-r", 1, "-o", "json"],
+                        ["perplexity", "-c", 16, "-p", "Once upon a time", "--json"]):
+            self.succeed(command[0], "-m", STORIES, "--plan", self.saved, *command[1:])
+
+    def test_machines_that_the_plan_leaves_out_stay_out(self):
+        workers = [self.worker("-t", 1) for _ in range(2)]
+        self.save(workers, "-ts", "0,1")
+        answer = self.generate([1], 1, "--plan", self.saved, "--workers", addresses(workers))
+        self.assertNotIn(workers[0].address, answer["backend"])
+        self.assertIn(workers[1].address, answer["backend"])
+
+    def test_a_plan_for_this_machine_runs_here(self):
+        self.succeed("plan", "-m", STORIES, "-t", 1, "--save", self.saved)
+        self.check_stories("--plan", self.saved)
+
+    def test_a_plan_that_does_not_fit_is_explained(self):
+        workers = [self.worker("-t", 1) for _ in range(2)]
+        good = self.save(workers, "--pp", 2)
+
+        def refused(words, *arguments, code=EXIT_USAGE):
+            self.fail_with(code, [self.saved, *words], "run", "-m", STORIES, "-p", "a", "-n", 1,
+                           "--plan", self.saved, *arguments)
+
+        refused(["stages[0].ranks[0].machine", good["stages"][0]["ranks"][0]["machine"],
+                 "not among the machines (127.0.0.1:1)"], "--workers", "127.0.0.1:1")
+        self.change(lambda plan: plan["model"].update(n_layers=6))
+        refused(["n_layers 6 (this one has 5)"])
+        self.saved.write_text(json.dumps(good))
+        self.change(lambda plan: plan["stages"][1].update(layers=[3, 4]))
+        refused(["the plan gives 4 layers, but the model has 5"])
+        self.saved.write_text(json.dumps(good))
+        self.change(lambda plan: plan["stages"][1].update(layer=1))
+        refused(["stages[1].layer "])
+        self.saved.write_text(json.dumps(good))
+        workers[1].kill()
+        refused([f"worker {workers[1].address}"], code=EXIT_FAILURE)
+        self.change(lambda plan: plan["stages"][0]["ranks"][0].update(machine="box-0:"))
+        refused(["stages[0].ranks[0].machine", "box-0:", "not among the machines"])
+        self.saved.write_text("{")
+        refused(["JSON"])
+        self.saved.unlink()
+        refused([], code=EXIT_FAILURE)
+        for more in (["--tp", 2], ["--split", "1,1"], ["--local-workers", 2]):
+            self.fail_with(EXIT_USAGE, ["--plan", "whole plan"], "run", "-m", STORIES, "-p", "a",
+                           "--plan", self.saved, *more)
+
+
 if __name__ == "__main__":
     unittest.main()

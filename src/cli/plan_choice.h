@@ -1,0 +1,21 @@
+#pragma once
+/// The plan that a command runs by, when a file gives it.
+
+#include "base/result.h"
+#include "cli/flags.h"
+#include "gguf/gguf_file.h"
+#include "model/hyperparams.h"
+#include "model/slice_runner.h"
+
+namespace recua::cli {
+
+/// Takes the plan in flags.plan_file, if one is given: flags.workers become the machines that it
+/// uses, in its order, and flags.slices what each holds; options.n_ubatch becomes the plan's if
+/// that is smaller. Both stay empty for a plan of `recua plan` without workers: the model runs
+/// here. Every error begins with the file's name and says which field is wrong and what would be
+/// right: kInvalidArgument for a plan of another model, or a machine that --workers does not name;
+/// kNotFound, kIo for the file.
+Result<void> take_plan(ClusterFlags& flags, const gguf::GgufFile& file,
+                       const model::HyperParams& hyperparams, model::SliceOptions& options);
+
+}  // namespace recua::cli
