@@ -1,0 +1,73 @@
+"""What the scripts that measure have in common: workers on this host, models of random weights, `recua bench`."""
+
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+RECUA = ROOT / "build" / "release" / "bin" / "recua"
+BILLION = ["--arch", "llama", "--layers", "16", "--dim", "2048", "--ffn", "8192", "--heads", "32",
+           "--kv-heads", "8", "--vocab", "128256", "--rope-theta", "500000", "--tied"]
+
+
+@contextlib.contextmanager
+def workers(count, models, scratch, links=()):
+    """Addresses of workers of one thread on loopback, with these flags for links; they end with the block."""
+    processes, addresses = [], []
+    try:
+        for i in range(count):
+            port_file = scratch / f"port{'-'.join(map(str, links))}-{i}"
+            port_file.unlink(missing_ok=True)
+            processes.append(subprocess.Popen(
+                [RECUA, "worker", "--listen", "127.0.0.1:0", "--models", models, "-t", "1", "--quiet",
+                 *links, "--port-file", port_file], stderr=subprocess.DEVNULL))
+            while not (port_file.exists() and port_file.read_text().endswith("\n")):
+                if processes[-1].poll() is not None:
+                    raise SystemExit(f"a worker ended with {processes[-1].returncode} before it listened")
+                time.sleep(0.005)
+            addresses.append(port_file.read_text().strip())
+        yield addresses
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+def random_model(name, shape):
+    """A file of random weights in build/bench, made once."""
+    model = ROOT / "build" / "bench" / name
+    if not model.exists():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([RECUA, "synth", model, *shape], check=True)
+    return model
+
+
+def bench(model, prompt, generate, more, repetitions=2):
+    """Median tokens per second of one test, and what was said on standard error."""
+    command = [RECUA, "bench", "-m", model, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions),
+               "-o", "json", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+    return statistics.median(json.loads(done.stdout)[0]["samples_ts"]), done.stderr
+
+
+def commit():
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True,
+                          text=True).stdout.strip()
+
+
+def cpu_name():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def heading():
+    return f"{cpu_name()}, {os.cpu_count()} CPUs, commit {commit()}, {time.strftime('%Y-%m-%d')}"
