@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/mapped_file.h"
+#include "cli/plan_choice.h"
 #include "cluster/plan.h"
 
 namespace recua::cli {
@@ -108,7 +109,7 @@ void ClusterFlags::add(CLI::App& app, bool with_plan) {
         ->type_name("N");
     app.add_option("--plan", plan_file,
                    "Spread the model as this file of `recua plan --save` says; without --workers, "
-                   "over the machines that it names")
+                   "over the machines that it names. auto: as `recua plan` would choose for them")
         ->type_name("FILE");
   }
   app.add_flag_callback(
@@ -157,6 +158,8 @@ Result<void> ClusterFlags::check() {
         "--plan gives the whole plan and names its workers: leave --tp, --split and "
         "--local-workers away");
   }
+  if (plan_file == kPlanAuto && workers_text.empty())
+    return invalid("--plan auto chooses among workers: name them by --workers");
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
   RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, cluster::kRanksMax));

@@ -211,16 +211,18 @@ Result<std::string> plan(PlanFlags& flags) {
   RECUA_ASSIGN_OR_RETURN(const cluster::ModelShape model,
                          read_model_shape(flags.model.model, k_type, v_type));
   RECUA_ASSIGN_OR_RETURN(const std::uint32_t n_ctx, choose_ctx(flags, model));
-  RECUA_ASSIGN_OR_RETURN(const PlanMachines machines,
-                         flags.simulate.empty()
-                             ? measured_machines(model, flags.cluster, flags.links,
-                                                 flags.model.n_threads, flags.remeasure)
-                             : described_machines(flags.simulate, flags.links));
+  RECUA_ASSIGN_OR_RETURN(
+      const PlanMachines machines,
+      flags.simulate.empty()
+          ? measured_machines(model, flags.cluster, flags.links, flags.model.n_threads,
+                              flags.remeasure ? Measure::kAlways : Measure::kOnce)
+          : described_machines(flags.simulate, flags.links));
   PlanReport report;
   report.model = &model;
   report.machines = &machines.shape;
   report.options = search_options(flags, n_ctx);
   report.options.split = split;
+  report.options.equal_ranks = flags.simulate.empty();  // What is there should also run.
   report.n_ctx = n_ctx;
   report.notes = machines.notes;
   if (!flags.scale_text.empty()) return scaled(flags, report);

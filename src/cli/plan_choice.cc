@@ -5,15 +5,21 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "base/mapped_file.h"
 #include "cli/plan_inputs.h"
+#include "cli/plan_report.h"
 #include "cluster/json_fields.h"
 #include "cluster/model_shape.h"
 #include "cluster/plan_file.h"
+#include "cluster/plan_search.h"
 #include "cluster/plan_slices.h"
 
 namespace recua::cli {
 namespace {
+
+// Predictions are off by more than a few percent.
+constexpr double kWorthAWarning = 1.1;
 
 Error invalid(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
 
@@ -50,40 +56,109 @@ Result<std::vector<Candidate>> candidates(const ClusterFlags& flags,
   return out;
 }
 
-}  // namespace
+/// The flags' workers and slices from a plan; endpoints by machine of the plan.
+Result<void> take(ClusterFlags& flags, const cluster::SplitPlan& plan,
+                  const std::vector<Candidate>& machines, const model::HyperParams& hyperparams,
+                  model::SliceOptions& options) {
+  auto planned = cluster::slices_of(plan, hyperparams);
+  if (!planned.ok()) return std::move(planned).error().within(flags.plan_file);
+  if (plan.n_ubatch != 0) options.n_ubatch = std::min(options.n_ubatch, plan.n_ubatch);
+  flags.workers.clear();
+  for (const std::uint32_t machine : planned->machines) {
+    flags.workers.push_back(machines[machine].endpoint);
+  }
+  flags.slices = std::move(planned->slices);
+  flags.n_ranks = planned->n_ranks;
+  return check_worker_list(flags.plan_file, flags.workers);
+}
 
-Result<void> take_plan(ClusterFlags& flags, const gguf::GgufFile& file,
+Result<void> take_file(ClusterFlags& flags, const cluster::ModelShape& model,
                        const model::HyperParams& hyperparams, model::SliceOptions& options) {
   const std::string& where = flags.plan_file;
-  if (where.empty()) return ok();
   RECUA_ASSIGN_OR_RETURN(const std::string text, read_file(where, cluster::kJsonBytesMax));
   RECUA_ASSIGN_OR_RETURN(const std::vector<std::string> named,
                          cluster::machines_of_plan(text, where));
   const bool is_here = flags.workers.empty() && named == std::vector<std::string>{kPlanHere};
-  std::vector<Candidate> known;
-  if (is_here) {
-    known.push_back({.name = kPlanHere, .endpoint = {}});
-  } else {
+  std::vector<Candidate> known = {{.name = kPlanHere, .endpoint = {}}};
+  if (!is_here) {
     RECUA_ASSIGN_OR_RETURN(known, candidates(flags, named));
   }
   cluster::ClusterShape machines;
   for (const Candidate& each : known) machines.machines.push_back({.name = each.name});
-  const cluster::ModelShape model =
-      cluster::model_shape(file, hyperparams, options.k_type, options.v_type);
   RECUA_ASSIGN_OR_RETURN(const cluster::SplitPlan plan,
                          cluster::parse_plan(text, where, model, machines));
-  auto planned = cluster::slices_of(plan, hyperparams);
-  if (!planned.ok()) return std::move(planned).error().within(where);
+  if (!is_here) return take(flags, plan, known, hyperparams, options);
   if (plan.n_ubatch != 0) options.n_ubatch = std::min(options.n_ubatch, plan.n_ubatch);
-  flags.workers.clear();
-  flags.slices.clear();
-  if (is_here) return ok();
-  for (const std::uint32_t machine : planned->machines) {
-    flags.workers.push_back(known[machine].endpoint);
+  return ok();
+}
+
+/// As `recua plan` has them by default, so that both say the same.
+cluster::SearchOptions search_options(const model::SliceOptions& options) {
+  cluster::SearchOptions out;
+  out.workload.n_ubatch_max = options.n_ubatch;
+  out.memory = {.n_cache_tokens = std::uint64_t{options.n_pages} * options.page_tokens,
+                .n_ubatch = options.n_ubatch};
+  out.equal_ranks = true;
+  return out;
+}
+
+Result<void> take_best(ClusterFlags& flags, const LinkFlags& links,
+                       const cluster::ModelShape& model, const model::HyperParams& hyperparams,
+                       model::SliceOptions& options) {
+  RECUA_ASSIGN_OR_RETURN(const PlanMachines machines,
+                         measured_machines(model, flags, links, 0, Measure::kOnce));
+  RECUA_ASSIGN_OR_RETURN(cluster::PlanChoice choice,
+                         cluster::choose_plan(model, machines.shape, search_options(options)));
+  cluster::RankedPlan& best = choice.plans.front();
+  best.plan.n_ubatch = best.prediction.n_ubatch;
+  std::vector<Candidate> known;
+  for (const net::Endpoint& worker : flags.workers) {
+    known.push_back({.name = worker.to_string(), .endpoint = worker});
   }
-  flags.slices = std::move(planned->slices);
-  flags.n_ranks = planned->n_ranks;
-  return check_worker_list(where, flags.workers);
+  RECUA_RETURN_IF_ERROR(take(flags, best.plan, known, hyperparams, options));
+  log_warning("--plan auto: {}, {}", describe(best.plan, machines.shape), choice.reason);
+  for (const std::string& warning : choice.warnings) log_warning("--plan auto: {}", warning);
+  return ok();
+}
+
+/// Nothing here may keep the command from running: errors come again where they matter.
+void advise(const ClusterFlags& flags, const LinkFlags& links, const cluster::ModelShape& model,
+            const model::SliceOptions& options) {
+  const auto machines = measured_machines(model, flags, links, 0, Measure::kNever);
+  if (!machines.ok()) return;
+  cluster::SearchOptions search = search_options(options);
+  const auto best = cluster::choose_plan(model, machines->shape, search);
+  // Layers over all workers is what happens without a plan.
+  search.n_stages = static_cast<std::uint32_t>(flags.workers.size());
+  search.n_ranks = 1;
+  const auto layers = cluster::choose_plan(model, machines->shape, search);
+  if (!best.ok() || !layers.ok()) return;
+  const cluster::Prediction& better = best->plans.front().prediction;
+  const cluster::Prediction& own = layers->plans.front().prediction;
+  const double ratio = own.answer_seconds / better.answer_seconds;
+  if (ratio < kWorthAWarning) return;
+  log_warning(
+      "layers over all {} workers take {:.1f} times as long as {} would (predicted {} tokens/s "
+      "against {}): "
+      "--plan auto does that, `recua plan` shows why",
+      flags.workers.size(), ratio, kind_of(best->plans.front().plan),
+      rate_text(own.tokens_per_second), rate_text(better.tokens_per_second));
+}
+
+}  // namespace
+
+Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links, const gguf::GgufFile& file,
+                       const model::HyperParams& hyperparams, model::SliceOptions& options) {
+  const bool is_own = flags.workers.size() < 2 || flags.n_ranks > 1 || !flags.split.empty();
+  if (flags.plan_file.empty() && is_own) return ok();
+  const cluster::ModelShape model =
+      cluster::model_shape(file, hyperparams, options.k_type, options.v_type);
+  if (flags.plan_file.empty()) {
+    advise(flags, links, model, options);
+    return ok();
+  }
+  return flags.plan_file == kPlanAuto ? take_best(flags, links, model, hyperparams, options)
+                                      : take_file(flags, model, hyperparams, options);
 }
 
 }  // namespace recua::cli

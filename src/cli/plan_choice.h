@@ -1,21 +1,32 @@
 #pragma once
-/// The plan that a command runs by, when a file gives it.
+/// The plan that a command runs by, when a file gives it or the planner makes it, and the planner's
+/// advice when the command goes its own way.
+
+#include <string_view>
 
 #include "base/result.h"
 #include "cli/flags.h"
+#include "cli/link_flags.h"
 #include "gguf/gguf_file.h"
 #include "model/hyperparams.h"
 #include "model/slice_runner.h"
 
 namespace recua::cli {
 
+/// Instead of a plan's file: choose one.
+inline constexpr std::string_view kPlanAuto = "auto";
+
 /// Takes the plan in flags.plan_file, if one is given: flags.workers become the machines that it
 /// uses, in its order, and flags.slices what each holds; options.n_ubatch becomes the plan's if
 /// that is smaller. Both stay empty for a plan of `recua plan` without workers: the model runs
 /// here. Every error begins with the file's name and says which field is wrong and what would be
 /// right: kInvalidArgument for a plan of another model, or a machine that --workers does not name;
-/// kNotFound, kIo for the file.
-Result<void> take_plan(ClusterFlags& flags, const gguf::GgufFile& file,
+/// kNotFound, kIo for the file. kPlanAuto instead of a file: as `recua plan` chooses for
+/// flags.workers.
+///
+/// Without a plan, shares or ranks: warns when `recua plan` would do much better with these
+/// workers, provided that it has measured this machine before. Asks the workers; blocks.
+Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links, const gguf::GgufFile& file,
                        const model::HyperParams& hyperparams, model::SliceOptions& options);
 
 }  // namespace recua::cli

@@ -1,6 +1,7 @@
 #include "cli/plan_inputs.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <set>
 #include <unistd.h>
@@ -63,6 +64,11 @@ std::vector<quant::DataType> types_of(const cluster::ModelShape& model) {
   return out;
 }
 
+/// Short rows cost more per weight; models of about the same width share a measurement.
+std::uint32_t probe_width(std::uint32_t hidden_size) {
+  return std::clamp(std::bit_ceil(hidden_size * 2 / 3 + 1), 256U, 4096U);
+}
+
 std::string host_name() {
   char name[256] = {};
   if (::gethostname(name, sizeof(name) - 1) != 0 || name[0] == '\0') return "unnamed";
@@ -72,29 +78,34 @@ std::string host_name() {
 /// Measures this machine, each number of threads once, or remembers it.
 class LocalSpeeds {
  public:
-  LocalSpeeds(std::vector<quant::DataType> types, bool remeasure)
-      : types_(std::move(types)),
-        remeasure_(remeasure),
+  LocalSpeeds(const cluster::ModelShape& model, Measure measure)
+      : types_(types_of(model)),
+        width_(probe_width(model.hidden_size)),
+        measure_(measure),
         file_(cluster::default_cache_dir() / "machine-speeds.json") {}
 
   Result<MachineSpeed> with_threads(std::uint32_t n_threads) {
     if (const auto at = known_.find(n_threads); at != known_.end()) return at->second;
-    const cluster::SpeedKey key = {.host = fmt::format("{}, {}", host_name(), cpu_name()),
-                                   .version = fmt::format("{} {}", version(), build_commit()),
-                                   .n_threads = n_threads};
-    if (!remeasure_) {
+    const cluster::SpeedKey key = key_of(n_threads);
+    if (measure_ != Measure::kAlways) {
       if (const auto speed = cluster::load_speed(file_, key, types_)) {
         known_.emplace(n_threads, *speed);
         return *speed;
       }
     }
+    if (measure_ == Measure::kNever) {
+      return Error{ErrorCode::kNotFound,
+                   fmt::format("this machine's speed ({} threads) is not remembered", n_threads)};
+    }
     ProgressBar bar("measuring this machine", ProgressBar::Unit::kCount,
                     std::chrono::milliseconds(300));
     bar.update(0, 1, fmt::format("{} threads", n_threads));
     RECUA_ASSIGN_OR_RETURN(const auto device, compute::make_cpu_device({.n_threads = n_threads}));
-    RECUA_ASSIGN_OR_RETURN(
-        const MachineSpeed speed,
-        cluster::probe_machine(*device, {.n_threads = n_threads, .types = types_}));
+    RECUA_ASSIGN_OR_RETURN(const MachineSpeed speed,
+                           cluster::probe_machine(*device, {.n_threads = n_threads,
+                                                            .types = types_,
+                                                            .width = width_,
+                                                            .folder = file_.parent_path()}));
     bar.finish();
     known_.emplace(n_threads, speed);
     n_measured_.insert(n_threads);
@@ -102,6 +113,14 @@ class LocalSpeeds {
     const auto stored = cluster::store_speed(file_, key, speed);
     stored_ = stored_ && stored.ok();
     return speed;
+  }
+
+  /// Before anybody is asked: whether anything is remembered for up to so many threads.
+  [[nodiscard]] bool remembers_any(std::uint32_t n_threads_max) const {
+    for (std::uint32_t n = 1; n <= n_threads_max; ++n) {
+      if (cluster::load_speed(file_, key_of(n), types_)) return true;
+    }
+    return false;
   }
 
   /// What to say about it.
@@ -120,8 +139,16 @@ class LocalSpeeds {
   }
 
  private:
+  [[nodiscard]] cluster::SpeedKey key_of(std::uint32_t n_threads) const {
+    return {.host = fmt::format("{}, {}", host_name(), cpu_name()),
+            .version = fmt::format("{} {}", version(), build_commit()),
+            .n_threads = n_threads,
+            .width = width_};
+  }
+
   std::vector<quant::DataType> types_;
-  bool remeasure_;
+  std::uint32_t width_;
+  Measure measure_;
   std::filesystem::path file_;
   std::map<std::uint32_t, MachineSpeed> known_;
   std::set<std::uint32_t> n_measured_;
@@ -280,9 +307,13 @@ Result<PlanMachines> described_machines(const std::string& path, const LinkFlags
 
 Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const ClusterFlags& flags,
                                        const LinkFlags& links, std::uint32_t n_threads,
-                                       bool remeasure) {
-  LocalSpeeds speeds(types_of(model), remeasure);
+                                       Measure measure) {
+  LocalSpeeds speeds(model, measure);
   const sys::Topology topology = sys::detect_topology();
+  const auto n_cpus = static_cast<std::uint32_t>(topology.n_cpus);
+  if (measure == Measure::kNever && !speeds.remembers_any(n_cpus)) {
+    return Error{ErrorCode::kNotFound, "this machine's speed is not remembered"};
+  }
   PlanMachines out;
   if (flags.workers.empty()) {
     const auto n = n_threads != 0 ? n_threads
@@ -304,7 +335,7 @@ Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const C
   const auto identity = net::shm::host_identity();
   const std::string own_host = identity.ok() ? std::string(as_text(*identity)) : kLoopback;
   RECUA_ASSIGN_OR_RETURN(const Asked asked, ask_workers(flags, links, own_host));
-  FromHere measurements(speeds, own_host, static_cast<std::uint32_t>(topology.n_cpus));
+  FromHere measurements(speeds, own_host, n_cpus);
   for (const auto& link : asked.links) measurements.add_link(link);
   cluster::MeasuredCluster measured = cluster::measured_cluster(asked.workers, measurements);
   if (measurements.failure()) return *measurements.failure();

@@ -31,10 +31,17 @@ Result<cluster::ModelShape> read_model_shape(const std::string& path, quant::Dat
 /// --simulate: machines from a description.
 Result<PlanMachines> described_machines(const std::string& path, const LinkFlags& links);
 
+/// When this machine's speed is measured. It takes a second and should be alone.
+enum class Measure {
+  kNever,   // What is remembered has to do.
+  kOnce,    // Then it is remembered.
+  kAlways,  // Again.
+};
+
 /// This machine, or the workers that the flags name: memory as they tell it, links as measured from
-/// here, speed as measured here (once, then remembered). remeasure: measure again.
+/// here, speed as measured here. kNotFound: kNever, and too little is remembered.
 Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const ClusterFlags& flags,
                                        const LinkFlags& links, std::uint32_t n_threads,
-                                       bool remeasure);
+                                       Measure measure);
 
 }  // namespace recua::cli

@@ -18,12 +18,15 @@ namespace recua::cluster {
 
 struct MachineProbeOptions {
   std::size_t n_threads = 1;  // That the device computes with; the memory is read by as many.
-  std::vector<quant::DataType> types = {};              // Of weights; at least one.
+  std::vector<quant::DataType> types = {};  // Of weights; at least one.
+  std::size_t width = 4096;  // Of the matrices: about the model's. A multiple of 256.
   std::chrono::duration<double> duration_each{0.1};     // Of each measurement, at least.
   std::size_t bytes_streamed = std::size_t{128} << 20;  // More than caches hold.
+  std::filesystem::path folder =
+      {};  // For a file of so many bytes, as models lie in; may be empty.
 };
 
-/// Medians of repeated measurements. macs_per_second is that of the first type. kResourceExhausted:
+/// The best of several medians. macs_per_second is that of the first type. kResourceExhausted:
 /// no memory to measure with. Nothing else should compute meanwhile.
 Result<MachineSpeed> probe_machine(compute::Device& device, const MachineProbeOptions& options);
 
@@ -32,6 +35,7 @@ struct SpeedKey {
   std::string host;     // And its processor.
   std::string version;  // Of recua, and its build.
   std::uint32_t n_threads = 0;
+  std::uint32_t width = 4096;  // Of the matrices.
 };
 
 /// What is remembered of all these types; empty when that is nothing, or the file cannot be used.

@@ -49,8 +49,8 @@ TEST(SpeedFile, RemembersPerHostThreadsAndVersion) {
   const MachineSpeed speed = some_speed({{DataType::kQ4_K, 1e11, 1e10}}, 1.0);
   ASSERT_TRUE(store_speed(file, key, speed).ok());
   EXPECT_EQ(load_speed(file, key, types), speed);
-  for (const SpeedKey& other :
-       {SpeedKey{"b", "1", 4}, SpeedKey{"a", "2", 4}, SpeedKey{"a", "1", 2}}) {
+  for (const SpeedKey& other : {SpeedKey{"b", "1", 4}, SpeedKey{"a", "2", 4}, SpeedKey{"a", "1", 2},
+                                SpeedKey{"a", "1", 4, 512}}) {
     EXPECT_FALSE(load_speed(file, other, types));
   }
   const DataType more[] = {DataType::kQ4_K, DataType::kF16};
@@ -68,8 +68,8 @@ TEST(SpeedFile, StartsAnewWhenTheFileIsBroken) {
   const SpeedKey key = {.host = "a", .version = "1", .n_threads = 4};
   const DataType types[] = {DataType::kQ4_K};
   const MachineSpeed speed = some_speed({{DataType::kQ4_K, 1e11, 1e10}}, 1.0);
-  for (const char* text : {"", "{", "[]", "{\"recua_speeds\": 9}",
-                           "{\"recua_speeds\": 1, \"entries\": [{\"host\": 3}]}"}) {
+  for (const char* text : {"", "{", "[]", "{\"recua_speeds\": 1}",
+                           "{\"recua_speeds\": 2, \"entries\": [{\"host\": 3}]}"}) {
     ASSERT_TRUE(write_file_atomically(file, as_bytes(std::string_view(text))).ok());
     EXPECT_FALSE(load_speed(file, key, types));
     ASSERT_TRUE(store_speed(file, key, speed).ok());

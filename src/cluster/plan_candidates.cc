@@ -32,6 +32,7 @@ bool allowed(const Grouping& grouping, const GroupingLimits& limits) {
   if (grouping.size() > limits.n_stages_max) return false;
   if (limits.n_stages && grouping.size() != *limits.n_stages) return false;
   return std::all_of(grouping.begin(), grouping.end(), [&](const Machines& stage) {
+    if (limits.equal_ranks && stage.size() != grouping.front().size()) return false;
     return stage.size() <= limits.n_ranks_max &&
            (!limits.n_ranks || stage.size() == *limits.n_ranks);
   });

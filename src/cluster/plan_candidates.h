@@ -25,6 +25,7 @@ struct GroupingLimits {
   std::optional<std::uint32_t> n_stages = {};  // Exactly so many.
   std::optional<std::uint32_t> n_ranks = {};   // Exactly so many in each stage.
   bool use_all = false;                        // No machine left out.
+  bool equal_ranks = false;                    // The same number in every stage.
 };
 
 /// Calls sink for each grouping of machines, which are given fastest first. The same inputs give

@@ -39,7 +39,8 @@ class Search {
                .n_ranks_max = model.n_heads,
                .n_stages = options.n_stages,
                .n_ranks = options.n_ranks,
-               .use_all = options.use_all};
+               .use_all = options.use_all,
+               .equal_ranks = options.equal_ranks};
   }
 
   void run();
@@ -143,7 +144,10 @@ void Search::run() {
   try_all(machines);
   if (machines.size() > kExhaustiveMax && !options_.use_all) leave_out_groups(machines);
   SplitPlan everybody = by_memory();
-  const bool wanted = !options_.n_stages && !options_.n_ranks &&
+  const std::size_t n_first = everybody.stages.front().ranks.size();
+  const bool equal = std::all_of(everybody.stages.begin(), everybody.stages.end(),
+                                 [&](const StagePlan& s) { return s.ranks.size() == n_first; });
+  const bool wanted = !options_.n_stages && !options_.n_ranks && (equal || !options_.equal_ranks) &&
                       (!options_.use_all || everybody.n_machines() == machines.size());
   if (wanted && layout_.fits(everybody)) try_one(std::move(everybody));
 }

@@ -25,6 +25,7 @@ struct SearchOptions {
   std::optional<std::uint32_t> n_ranks = {};   // --tp
   std::vector<double> split = {};  // -ts: shares by machine, 0: left out. Empty: chosen.
   bool use_all = false;            // Leave nobody out.
+  bool equal_ranks = false;        // Stages of the same number of ranks, as plan_slices.h needs.
   std::size_t n_plans_max = 8;     // The best and its runners-up.
 };
 

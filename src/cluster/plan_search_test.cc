@@ -268,5 +268,23 @@ TEST(ChoosePlan, TakesAThousandMachines) {
   EXPECT_GT(choice.plans[0].plan.n_machines(), 20u);
 }
 
+// Stages of different numbers of ranks cannot be run, and are not planned where plans are to run.
+TEST(PlanSearch, KeepsStagesEqualWhenAsked) {
+  const ModelShape model = test_model(8);
+  const ClusterShape cluster = cluster_of(test_machines(3), test_link(5, 10));
+  SearchOptions options;
+  options.n_stages = 2;
+  options.use_all = true;
+  const auto unequal = choose_plan(model, cluster, options);
+  ASSERT_TRUE(unequal.ok()) << unequal.error().message;
+  EXPECT_EQ(kind_of(unequal->plans.front().plan), "layers 2 x tensor 1 to 2");
+  options.equal_ranks = true;
+  EXPECT_FALSE(choose_plan(model, cluster, options).ok());
+  options.use_all = false;
+  const auto equal = choose_plan(model, cluster, options);
+  ASSERT_TRUE(equal.ok()) << equal.error().message;
+  EXPECT_EQ(kind_of(equal->plans.front().plan), "layers 2");
+}
+
 }  // namespace
 }  // namespace recua::cluster

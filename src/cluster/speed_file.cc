@@ -1,5 +1,5 @@
-// The file of measured speeds: {"recua_speeds": 1, "entries": [{"host", "version", "n_threads",
-// "bytes_per_second", ..., "types": [{"type", ...}]}]}, the newest entry last.
+// The file of measured speeds: {"recua_speeds": 2, "entries": [{"host", "version", "n_threads",
+// "width", "bytes_per_second", ..., "types": [{"type", ...}]}]}, the newest entry last.
 #include <algorithm>
 #include <system_error>
 
@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t kFileBytesMax = std::size_t{1} << 20;
 constexpr std::size_t kEntriesMax = 64;
 constexpr double kSpeedMax = 1e18;
-constexpr std::uint64_t kVersion = 1;
+constexpr std::uint64_t kVersion = 2;  // 1: of one width, without saying so.
 
 struct Entry {
   SpeedKey key;
@@ -24,7 +24,8 @@ struct Entry {
 };
 
 bool same(const SpeedKey& a, const SpeedKey& b) {
-  return a.host == b.host && a.version == b.version && a.n_threads == b.n_threads;
+  return a.host == b.host && a.version == b.version && a.n_threads == b.n_threads &&
+         a.width == b.width;
 }
 
 Entry read_entry(JsonFields& fields) {
@@ -32,6 +33,7 @@ Entry read_entry(JsonFields& fields) {
   out.key.host = fields.text("host");
   out.key.version = fields.text("version");
   out.key.n_threads = static_cast<std::uint32_t>(fields.count("n_threads", 1, 65536));
+  out.key.width = static_cast<std::uint32_t>(fields.count("width", 1, 1 << 20));
   out.speed.bytes_per_second = fields.number("bytes_per_second", 1.0, kSpeedMax);
   out.speed.macs_per_second = fields.number("macs_per_second", 1.0, kSpeedMax);
   out.speed.attention_macs_per_second = fields.number("attention_macs_per_second", 1.0, kSpeedMax);
@@ -73,6 +75,7 @@ nlohmann::ordered_json entry_json(const Entry& entry) {
   return {{"host", entry.key.host},
           {"version", entry.key.version},
           {"n_threads", entry.key.n_threads},
+          {"width", entry.key.width},
           {"bytes_per_second", entry.speed.bytes_per_second},
           {"macs_per_second", entry.speed.macs_per_second},
           {"attention_macs_per_second", entry.speed.attention_macs_per_second},

@@ -212,6 +212,35 @@ class PlannedRuns(TestCase):
         self.assertNotIn(workers[0].address, answer["backend"])
         self.assertIn(workers[1].address, answer["backend"])
 
+    def remember_slow_machines(self):
+        """As if this machine needed most of its time to read weights: then ranks are worth it."""
+        path = self.scratch / "cache" / "recua" / "machine-speeds.json"
+        speeds = json.loads(path.read_text())
+        for entry in speeds["entries"]:
+            n = entry["n_threads"]
+            entry.update(bytes_per_second=1e6 * n, macs_per_second=1e9 * n,
+                         attention_macs_per_second=1e9 * n)
+            for kind in entry["types"]:
+                kind.update(macs_per_second=1e9 * n, decode_macs_per_second=1e6 * n)
+        path.write_text(json.dumps(speeds))
+
+    def test_the_planner_chooses_when_asked_and_advises_when_it_knows(self):
+        workers = [self.worker("-t", 1) for _ in range(2)]
+        run = ["run", "-m", STORIES, "-p", "a", "-n", 1, "--workers", addresses(workers)]
+        self.assertNotIn("times as long", self.succeed(*run).message)  # Nothing is measured unasked.
+        self.save(workers)
+        self.remember_slow_machines()
+        advised = self.succeed(*run).message
+        self.assertIn("layers over all 2 workers", advised)
+        self.assertIn("tensor 2 would", advised)
+        self.assertIn("--plan auto", advised)
+        for quiet in (["--split", "1,1"], ["--tp", 2], ["--plan", "auto"]):
+            self.assertNotIn("layers over all", self.succeed(*run, *quiet).message)
+        self.assertIn("--plan auto: layers 0-4 on", self.succeed(*run, "--plan", "auto").message)
+        self.check_stories("--plan", "auto", "--workers", addresses(workers))
+        self.fail_with(EXIT_USAGE, ["--plan auto", "--workers"], "run", "-m", STORIES, "-p", "a",
+                       "--plan", "auto")
+
     def test_a_plan_for_this_machine_runs_here(self):
         self.succeed("plan", "-m", STORIES, "-t", 1, "--save", self.saved)
         self.check_stories("--plan", self.saved)
