@@ -318,7 +318,8 @@ std::unique_ptr<model::WeightSource> SliceWeights::finish() && {
                  .n_out = tensor.spec.n_out,
                  .n_experts = tensor.spec.n_experts,
                  .bytes = tensor.bytes,
-                 .owner = tensor.owner},
+                 .owner = tensor.owner,
+                 .in_mapped_file = tensor.writable.empty()},
                 tensor.part, is_cut);
   }
   return source;

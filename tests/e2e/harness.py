@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MODELS = ROOT / "tests" / "golden" / "models"
@@ -141,6 +142,8 @@ class TestCase(unittest.TestCase):
         self.addCleanup(self.cleanup.close)
         self.scratch = pathlib.Path(
             self.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="recua-e2e-")))
+        self.cache_home = self.scratch / "cache-home"  # What others left there changes no test.
+        self.cleanup.enter_context(mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.cache_home)))
         self.n_started = 0
 
     def name(self, kind):

@@ -1,10 +1,8 @@
 """recua plan: what it predicts before anything is loaded, for described machines and for real workers."""
 
 import json
-import os
 import unittest
 import xml.etree.ElementTree
-from unittest import mock
 
 from harness import EXIT_FAILURE, EXIT_USAGE, ROOT, STORIES, TestCase, addresses, random_model
 
@@ -129,12 +127,6 @@ class Plan(TestCase):
 class RealMachines(TestCase):
     """Speeds are measured here once; they differ from run to run, so only shapes are looked at."""
 
-    def setUp(self):
-        super().setUp()
-        self.cache_home = self.scratch / "cache"
-        changed = mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.cache_home))
-        self.cleanup.enter_context(changed)
-
     def plan(self, *arguments):
         return self.succeed("plan", "-m", STORIES, "--json", *arguments).json()
 
@@ -173,8 +165,6 @@ class PlannedRuns(TestCase):
 
     def setUp(self):
         super().setUp()
-        changed = mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.scratch / "cache"))
-        self.cleanup.enter_context(changed)
         self.saved = self.scratch / "plan.json"
 
     def save(self, workers, *arguments):
@@ -214,7 +204,7 @@ class PlannedRuns(TestCase):
 
     def remember_slow_machines(self):
         """As if this machine needed most of its time to read weights: then ranks are worth it."""
-        path = self.scratch / "cache" / "recua" / "machine-speeds.json"
+        path = self.cache_home / "recua" / "machine-speeds.json"
         speeds = json.loads(path.read_text())
         for entry in speeds["entries"]:
             n = entry["n_threads"]
@@ -247,7 +237,7 @@ class PlannedRuns(TestCase):
 
     def test_a_plan_that_does_not_fit_is_explained(self):
         workers = [self.worker("-t", 1) for _ in range(2)]
-        good = self.save(workers, "--pp", 2)
+        good = self.save(workers, "--pp", 2, "-ts", "3,2")
 
         def refused(words, *arguments, code=EXIT_USAGE):
             self.fail_with(code, [self.saved, *words], "run", "-m", STORIES, "-p", "a", "-n", 1,
