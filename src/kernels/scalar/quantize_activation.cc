@@ -75,7 +75,9 @@ void quantize_q16x32(const float* x, std::size_t n, std::byte* out) {
   for (std::size_t b = 0; b < n / 32; ++b) {
     std::int8_t block[32];
     d[b] = quantize_block(x + 32 * b, 32, block);
-    for (std::size_t i = 0; i < 32; ++i) q[32 * b + i / 2 + i % 2 * 16] = block[i];
+    for (std::size_t i = 0; i < 32; ++i) {
+      q[32 * b + i / 2 + i % 2 * 16] = static_cast<std::int16_t>(int{block[i]});
+    }
   }
 }
 
