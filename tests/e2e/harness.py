@@ -161,6 +161,16 @@ class TestCase(unittest.TestCase):
                               capture_output=True, timeout=seconds * SLOW, check=False)
         return Done(arguments, done.returncode, done.stdout, done.stderr)
 
+    def folder_with_another_stories(self):
+        """A folder of models whose file of that name differs: same size, same header."""
+        folder = self.scratch / "models"
+        folder.mkdir()
+        data = bytearray(STORIES.read_bytes())
+        for at in range(len(data) // 2, len(data) // 2 + 4096, 4):
+            data[at] ^= 0x40  # Weights in the middle.
+        (folder / STORIES.name).write_bytes(data)
+        return folder
+
     def succeed(self, *arguments, **options):
         done = self.recua(*arguments, **options)
         self.assertEqual(done.code, EXIT_OK, str(done))

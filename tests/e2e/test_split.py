@@ -158,12 +158,7 @@ class RanksLoad(TestCase):
         self.assertEqual(turned["logprobs"], with_file["logprobs"])
 
     def test_a_rank_with_another_file_is_named(self):
-        folder = self.scratch / "models"
-        folder.mkdir()
-        data = bytearray(STORIES.read_bytes())
-        for at in range(len(data) // 2, len(data) // 2 + 4096, 4):
-            data[at] ^= 0x40  # Weights in the middle; same size, same header.
-        (folder / STORIES.name).write_bytes(data)
+        folder = self.folder_with_another_stories()
         for more in (["--tp", 2], []):
             right, wrong = self.worker(), self.worker(models=folder)
             # The second stage of five layers has the middle of the file, and so has each rank.

@@ -55,12 +55,7 @@ class Weights(TestCase):
         self.check_alive(worker)
 
     def test_another_file_of_the_same_name_is_not_believed(self):
-        folder = self.scratch / "models"
-        folder.mkdir()
-        data = bytearray(STORIES.read_bytes())
-        for at in range(len(data) // 2, len(data) // 2 + 4096, 4):
-            data[at] ^= 0x40  # Weights in the middle; same size, same header.
-        (folder / STORIES.name).write_bytes(data)
+        folder = self.folder_with_another_stories()
         worker = self.worker(models=folder)
         self.check_stories("--workers", worker.address)
 
