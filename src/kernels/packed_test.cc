@@ -112,24 +112,7 @@ TEST_P(PackedProductTest, MatchesDoubleForEveryLengthAndTileAtAnyAlignment) {
       const Activations x(table_, kind, n_tokens, n_in, values);
       const std::vector<float> out = multiply(table_.packed_matmul(type), packed.data,
                                               packed.group_bytes, n_rows, n_in, x.rows);
-      std::vector<float> row(n_in);
-      for (std::size_t r = 0; r < n_rows; ++r) {
-        quant::dequantize_row(type, weights.bytes.data() + r * quant::row_bytes(type, n_in), n_in,
-                              row.data());
-        for (std::size_t t = 0; t < n_tokens; ++t) {
-          double want = 0.0;
-          double absolute = 0.0;
-          for (std::size_t i = 0; i < n_in; ++i) {
-            const double value = x.value(kind, t, i, n_in);
-            want += row[i] * value;
-            absolute += std::fabs(value) * weights.part_max;
-          }
-          const double bound = (static_cast<double>(n_in) + 4) * 0x1.0p-23 * absolute;
-          ASSERT_NEAR(out[t * n_rows + r], want, bound)
-              << quant::traits(type).name << " n " << n_in << " row " << r << "/" << n_rows
-              << " token " << t << "/" << n_tokens;
-        }
-      }
+      expect_products(out, type, weights, n_rows, n_in, kind, x);
     }
   }
 }

@@ -1,12 +1,17 @@
 #pragma once
-/// For tests of the matmul kernels: activations of every kind, and a call on some rows.
+/// For tests of the matmul kernels: activations of every kind, a call on some rows, and what it
+/// should give.
 
 #include <cmath>
 #include <cstring>
 #include <span>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "kernels/kernel_table.h"
+#include "kernels/random_weights.h"
+#include "quant/dequantize.h"
 
 namespace recua::kernels {
 
@@ -67,6 +72,33 @@ inline std::vector<float> multiply(MatmulFn kernel, const std::byte* w, std::siz
           .out_offset = 0,
           .n_tokens = x.size()});
   return out;
+}
+
+/// out [n_tokens, n_rows] is what float64 sums of the dequantized weights and x give, within what
+/// f32 sums may round.
+inline void expect_products(const std::vector<float>& out, quant::DataType type,
+                            const RandomWeights& weights, std::size_t n_rows, std::size_t n_in,
+                            ActivationKind kind, const Activations& x) {
+  const std::size_t n_tokens = x.rows.size();
+  std::vector<float> row(n_in);
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    quant::dequantize_row(type, weights.bytes.data() + r * quant::row_bytes(type, n_in), n_in,
+                          row.data());
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      double want = 0.0;
+      double absolute = 0.0;
+      for (std::size_t i = 0; i < n_in; ++i) {
+        const double value = x.value(kind, t, i, n_in);
+        want += row[i] * value;
+        absolute += std::fabs(value) * weights.part_max;
+      }
+      // 4: the dequantized weights themselves are rounded.
+      const double bound = (static_cast<double>(n_in) + 4) * 0x1.0p-23 * absolute;
+      ASSERT_NEAR(out[t * n_rows + r], want, bound)
+          << quant::traits(type).name << " n " << n_in << " row " << r << "/" << n_rows << " token "
+          << t << "/" << n_tokens;
+    }
+  }
 }
 
 }  // namespace recua::kernels
