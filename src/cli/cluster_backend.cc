@@ -26,6 +26,9 @@ class ClusterExecutor final : public model::Executor {
     cluster_.reset();
     loop_.restart();
     loop_.poll();  // What still waits on the channels sees that they are gone, and ends.
+    // Channels for weights end on threads of their own, and tell the loop, which goes after us.
+    while (offload_.n_stage_loops() > 0 && loop_.run_one() > 0) {
+    }
   }
 
   /// Once; what both ends of all links did.

@@ -17,10 +17,17 @@ namespace asio = boost::asio;
 
 class ThreadLoop final : public StageLoop {
  public:
-  ThreadLoop() : guard_(asio::make_work_guard(loop_)), thread_([this] { loop_.run(); }) {}
+  explicit ThreadLoop(std::shared_ptr<std::atomic<std::size_t>> n_alive)
+      : n_alive_(std::move(n_alive)),
+        guard_(asio::make_work_guard(loop_)),
+        thread_([this] { loop_.run(); }) {
+    ++*n_alive_;
+  }
   ~ThreadLoop() override {
     guard_.reset();
     loop_.stop();
+    thread_.join();
+    --*n_alive_;
   }
   asio::any_io_executor executor() override { return loop_.get_executor(); }
   std::function<bool()> run_one() override {
@@ -31,11 +38,12 @@ class ThreadLoop final : public StageLoop {
   }
 
  private:
+  std::shared_ptr<std::atomic<std::size_t>> n_alive_;
   // Without a hint that there is one thread: with it, what a handler posts would wait for that
   // handler to end, which may itself sleep in run_one() until then.
   asio::io_context loop_;
   asio::executor_work_guard<asio::io_context::executor_type> guard_;
-  std::jthread thread_;  // Last: joined before the loop goes.
+  std::thread thread_;
 };
 
 class SharedLoop final : public StageLoop {
@@ -75,7 +83,7 @@ asio::awaitable<void> ThreadOffload::run(std::function<void()> work) {
 }
 
 std::unique_ptr<StageLoop> ThreadOffload::new_stage_loop() {
-  return std::make_unique<ThreadLoop>();
+  return std::make_unique<ThreadLoop>(n_stage_loops_);
 }
 
 std::unique_ptr<StageLoop> InlineOffload::new_stage_loop() {

@@ -4,6 +4,8 @@
 ///
 /// The program uses threads; the simulation runs everything on its one loop, at once.
 
+#include <atomic>
+#include <cstddef>
 #include <functional>
 #include <memory>
 
@@ -49,8 +51,14 @@ class ThreadOffload final : public Offload {
 
   boost::asio::awaitable<void> run(std::function<void()> work) override;
   std::unique_ptr<StageLoop> new_stage_loop() override;
+  /// How many of its stage loops have not ended. Whoever owns the loop that they report to runs it
+  /// until there are none.
+  [[nodiscard]] std::size_t n_stage_loops() const { return *n_stage_loops_; }
 
  private:
+  // Shared with the loops: one may outlive this.
+  std::shared_ptr<std::atomic<std::size_t>> n_stage_loops_ =
+      std::make_shared<std::atomic<std::size_t>>(0);
   boost::asio::thread_pool pool_;
 };
 
