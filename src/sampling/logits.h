@@ -31,7 +31,8 @@ constexpr bool ranks_before(const Candidate& a, const Candidate& b) {
 Result<Candidate> largest(std::span<const float> logits);
 
 /// log of the sum over i of exp(logits[i]), so that logprob(i) = logits[i] - log_sum. max is the
-/// largest logit. exp in float (relative error 1e-7 each), the sum in double in ascending order.
+/// largest logit. exp in float (relative error 2e-7 each), the sum in double, in one
+/// fixed order.
 double log_sum_exp(std::span<const float> logits, float max);
 
 /// The n largest logits in their ranking; fewer when fewer are above -infinity. logits hold no NaN.

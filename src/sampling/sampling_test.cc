@@ -79,6 +79,17 @@ TEST(Logits, LogSumExpMatchesDoubleArithmetic) {
   EXPECT_NEAR(log_sum_exp(logits, max), std::log(sum), 3e-7);
 }
 
+TEST(Logits, LogSumExpTakesLogitsOfAnySize) {
+  // Each against one of 0, whose share is known: from as likely down to what vanishes beside it.
+  for (float x = 0.0F; x > -120.0F; x -= 0.37F) {
+    const float logits[] = {0.0F, x, -kInfinity};
+    const double expected = std::log1p(std::exp(static_cast<double>(x)));
+    EXPECT_NEAR(log_sum_exp(logits, 0.0F), expected, 2e-7 * expected + 3e-16) << x;
+  }
+  const float large[] = {1e38F, 1e38F, -1e38F};
+  EXPECT_NEAR(log_sum_exp(large, 1e38F), static_cast<double>(1e38F), 1e30);
+}
+
 TEST(Logits, SelectLargestEqualsAFullSort) {
   Rng rng(2);
   std::vector<Candidate> got;
