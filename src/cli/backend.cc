@@ -99,8 +99,7 @@ Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const Backend
                          model::read_hyperparams(*backend->file));
   RECUA_ASSIGN_OR_RETURN(model::SliceOptions options,
                          choose_options(flags.model, needs, hyperparams.n_ctx_train));
-  RECUA_RETURN_IF_ERROR(
-      take_plan(flags.cluster, flags.links, *backend->file, hyperparams, options));
+  RECUA_RETURN_IF_ERROR(take_plan(flags.cluster, flags.links, backend->file, hyperparams, options));
   if (flags.cluster.any()) {
     RECUA_ASSIGN_OR_RETURN(backend->links, make_link_setup(flags.links));
   }

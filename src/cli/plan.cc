@@ -208,13 +208,14 @@ Result<std::string> plan(PlanFlags& flags) {
                          parse_cache_type("-ctk", flags.model.k_type));
   RECUA_ASSIGN_OR_RETURN(const quant::DataType v_type,
                          parse_cache_type("-ctv", flags.model.v_type));
-  RECUA_ASSIGN_OR_RETURN(const cluster::ModelShape model,
-                         read_model_shape(flags.model.model, k_type, v_type));
+  RECUA_ASSIGN_OR_RETURN(const PlannedModel planned,
+                         read_planned_model(flags.model.model, k_type, v_type));
+  const cluster::ModelShape& model = planned.shape;
   RECUA_ASSIGN_OR_RETURN(const std::uint32_t n_ctx, choose_ctx(flags, model));
   RECUA_ASSIGN_OR_RETURN(
       const PlanMachines machines,
       flags.simulate.empty()
-          ? measured_machines(model, flags.cluster, flags.links, flags.model.n_threads,
+          ? measured_machines(planned, flags.cluster, flags.links, flags.model.n_threads,
                               flags.remeasure ? Measure::kAlways : Measure::kOnce)
           : described_machines(flags.simulate, flags.links));
   PlanReport report;

@@ -102,36 +102,36 @@ cluster::SearchOptions search_options(const model::SliceOptions& options) {
   return out;
 }
 
-Result<void> take_best(ClusterFlags& flags, const LinkFlags& links,
-                       const cluster::ModelShape& model, const model::HyperParams& hyperparams,
+Result<void> take_best(ClusterFlags& flags, const LinkFlags& links, const PlannedModel& planned,
                        model::SliceOptions& options) {
   RECUA_ASSIGN_OR_RETURN(const PlanMachines machines,
-                         measured_machines(model, flags, links, 0, Measure::kOnce));
-  RECUA_ASSIGN_OR_RETURN(cluster::PlanChoice choice,
-                         cluster::choose_plan(model, machines.shape, search_options(options)));
+                         measured_machines(planned, flags, links, 0, Measure::kOnce));
+  RECUA_ASSIGN_OR_RETURN(
+      cluster::PlanChoice choice,
+      cluster::choose_plan(planned.shape, machines.shape, search_options(options)));
   cluster::RankedPlan& best = choice.plans.front();
   best.plan.n_ubatch = best.prediction.n_ubatch;
   std::vector<Candidate> known;
   for (const net::Endpoint& worker : flags.workers) {
     known.push_back({.name = worker.to_string(), .endpoint = worker});
   }
-  RECUA_RETURN_IF_ERROR(take(flags, best.plan, known, hyperparams, options));
+  RECUA_RETURN_IF_ERROR(take(flags, best.plan, known, planned.hyperparams, options));
   log_warning("--plan auto: {}, {}", describe(best.plan, machines.shape), choice.reason);
   for (const std::string& warning : choice.warnings) log_warning("--plan auto: {}", warning);
   return ok();
 }
 
 /// Nothing here may keep the command from running: errors come again where they matter.
-void advise(const ClusterFlags& flags, const LinkFlags& links, const cluster::ModelShape& model,
+void advise(const ClusterFlags& flags, const LinkFlags& links, const PlannedModel& planned,
             const model::SliceOptions& options) {
-  const auto machines = measured_machines(model, flags, links, 0, Measure::kNever);
+  const auto machines = measured_machines(planned, flags, links, 0, Measure::kNever);
   if (!machines.ok()) return;
   cluster::SearchOptions search = search_options(options);
-  const auto best = cluster::choose_plan(model, machines->shape, search);
+  const auto best = cluster::choose_plan(planned.shape, machines->shape, search);
   // Layers over all workers is what happens without a plan.
   search.n_stages = static_cast<std::uint32_t>(flags.workers.size());
   search.n_ranks = 1;
-  const auto layers = cluster::choose_plan(model, machines->shape, search);
+  const auto layers = cluster::choose_plan(planned.shape, machines->shape, search);
   if (!best.ok() || !layers.ok()) return;
   const cluster::Prediction& better = best->plans.front().prediction;
   const cluster::Prediction& own = layers->plans.front().prediction;
@@ -147,18 +147,19 @@ void advise(const ClusterFlags& flags, const LinkFlags& links, const cluster::Mo
 
 }  // namespace
 
-Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links, const gguf::GgufFile& file,
+Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links,
+                       std::shared_ptr<const gguf::GgufFile> file,
                        const model::HyperParams& hyperparams, model::SliceOptions& options) {
   const bool is_own = flags.workers.size() < 2 || flags.n_ranks > 1 || !flags.split.empty();
   if (flags.plan_file.empty() && is_own) return ok();
-  const cluster::ModelShape model =
-      cluster::model_shape(file, hyperparams, options.k_type, options.v_type);
+  const PlannedModel planned =
+      planned_model(std::move(file), hyperparams, options.k_type, options.v_type);
   if (flags.plan_file.empty()) {
-    advise(flags, links, model, options);
+    advise(flags, links, planned, options);
     return ok();
   }
-  return flags.plan_file == kPlanAuto ? take_best(flags, links, model, hyperparams, options)
-                                      : take_file(flags, model, hyperparams, options);
+  return flags.plan_file == kPlanAuto ? take_best(flags, links, planned, options)
+                                      : take_file(flags, planned.shape, hyperparams, options);
 }
 
 }  // namespace recua::cli

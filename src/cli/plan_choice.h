@@ -2,6 +2,7 @@
 /// The plan that a command runs by, when a file gives it or the planner makes it, and the planner's
 /// advice when the command goes its own way.
 
+#include <memory>
 #include <string_view>
 
 #include "base/result.h"
@@ -26,7 +27,8 @@ inline constexpr std::string_view kPlanAuto = "auto";
 ///
 /// Without a plan, shares or ranks: warns when `recua plan` would do much better with these
 /// workers, provided that it has measured this machine before. Asks the workers; blocks.
-Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links, const gguf::GgufFile& file,
+Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links,
+                       std::shared_ptr<const gguf::GgufFile> file,
                        const model::HyperParams& hyperparams, model::SliceOptions& options);
 
 }  // namespace recua::cli

@@ -19,12 +19,11 @@
 #include "cluster/chunks.h"
 #include "cluster/cluster_file.h"
 #include "cluster/json_fields.h"
+#include "cluster/layer_probe.h"
 #include "cluster/link_probe.h"
 #include "cluster/machine_probe.h"
 #include "cluster/measurements.h"
 #include "compute/cpu/cpu_device.h"
-#include "gguf/gguf_file.h"
-#include "model/hyperparams.h"
 #include "net/real_clock.h"
 #include "net/shm/shared_memory.h"
 #include "net/tcp/tcp_network.h"
@@ -78,9 +77,9 @@ std::string host_name() {
 /// Measures this machine, each number of threads once, or remembers it.
 class LocalSpeeds {
  public:
-  LocalSpeeds(const cluster::ModelShape& model, Measure measure)
-      : types_(types_of(model)),
-        width_(probe_width(model.hidden_size)),
+  LocalSpeeds(const PlannedModel& model, Measure measure)
+      : model_(model),
+        types_(types_of(model.shape)),
         measure_(measure),
         file_(cluster::default_cache_dir() / "machine-speeds.json") {}
 
@@ -88,7 +87,7 @@ class LocalSpeeds {
     if (const auto at = known_.find(n_threads); at != known_.end()) return at->second;
     const cluster::SpeedKey key = key_of(n_threads);
     if (measure_ != Measure::kAlways) {
-      if (const auto speed = cluster::load_speed(file_, key, types_)) {
+      if (const auto speed = cluster::load_speed(file_, key)) {
         known_.emplace(n_threads, *speed);
         return *speed;
       }
@@ -101,11 +100,13 @@ class LocalSpeeds {
                     std::chrono::milliseconds(300));
     bar.update(0, 1, fmt::format("{} threads", n_threads));
     RECUA_ASSIGN_OR_RETURN(const auto device, compute::make_cpu_device({.n_threads = n_threads}));
-    RECUA_ASSIGN_OR_RETURN(const MachineSpeed speed,
-                           cluster::probe_machine(*device, {.n_threads = n_threads,
-                                                            .types = types_,
-                                                            .width = width_,
-                                                            .folder = file_.parent_path()}));
+    RECUA_ASSIGN_OR_RETURN(
+        MachineSpeed speed,
+        cluster::probe_machine(*device, {.n_threads = n_threads,
+                                         .types = types_,
+                                         .width = probe_width(model_.shape.hidden_size),
+                                         .folder = file_.parent_path()}));
+    RECUA_RETURN_IF_ERROR(fit(*device, speed));
     bar.finish();
     known_.emplace(n_threads, speed);
     n_measured_.insert(n_threads);
@@ -118,7 +119,7 @@ class LocalSpeeds {
   /// Before anybody is asked: whether anything is remembered for up to so many threads.
   [[nodiscard]] bool remembers_any(std::uint32_t n_threads_max) const {
     for (std::uint32_t n = 1; n <= n_threads_max; ++n) {
-      if (cluster::load_speed(file_, key_of(n), types_)) return true;
+      if (cluster::load_speed(file_, key_of(n))) return true;
     }
     return false;
   }
@@ -143,11 +144,36 @@ class LocalSpeeds {
     return {.host = fmt::format("{}, {}", host_name(), cpu_name()),
             .version = fmt::format("{} {}", version(), build_commit()),
             .n_threads = n_threads,
-            .width = width_};
+            .model = model_text()};
   }
 
+  /// Corrects the speed by layers of the model, if there are any.
+  Result<void> fit(compute::Device& device, MachineSpeed& speed) const {
+    if (model_.file == nullptr) return ok();
+    RECUA_ASSIGN_OR_RETURN(
+        const auto times,
+        cluster::time_layers(device, model_.file, model_.hyperparams,
+                             {.k_type = model_.k_type,
+                              .v_type = model_.v_type,
+                              .memory_bytes_max = sys::memory_info().available_bytes / 4}));
+    if (times) speed = cluster::fit_to_layers(std::move(speed), model_.shape, *times);
+    return ok();
+  }
+
+  /// Models of the same layers share a measurement.
+  [[nodiscard]] std::string model_text() const {
+    const cluster::ModelShape& shape = model_.shape;
+    std::string out = fmt::format(
+        "{}{} wide, {}/{} heads of {}, {} inside, {}/{} experts, cache {}/{},",
+        model_.file == nullptr ? "described, " : "", shape.hidden_size, shape.n_heads,
+        shape.n_kv_heads, shape.head_dim, shape.ffn_size, shape.n_experts_used, shape.n_experts,
+        quant::traits(model_.k_type).name, quant::traits(model_.v_type).name);
+    for (const quant::DataType type : types_) out += fmt::format(" {}", quant::traits(type).name);
+    return out;
+  }
+
+  const PlannedModel& model_;
   std::vector<quant::DataType> types_;
-  std::uint32_t width_;
   Measure measure_;
   std::filesystem::path file_;
   std::map<std::uint32_t, MachineSpeed> known_;
@@ -286,15 +312,28 @@ Result<Asked> ask_workers(const ClusterFlags& flags, const LinkFlags& link_flags
 
 }  // namespace
 
-Result<cluster::ModelShape> read_model_shape(const std::string& path, quant::DataType k_type,
-                                             quant::DataType v_type) {
+PlannedModel planned_model(std::shared_ptr<const gguf::GgufFile> file,
+                           const model::HyperParams& hyperparams, quant::DataType k_type,
+                           quant::DataType v_type) {
+  return {.shape = cluster::model_shape(*file, hyperparams, k_type, v_type),
+          .file = std::move(file),
+          .hyperparams = hyperparams,
+          .k_type = k_type,
+          .v_type = v_type};
+}
+
+Result<PlannedModel> read_planned_model(const std::string& path, quant::DataType k_type,
+                                        quant::DataType v_type) {
   if (path.ends_with(".json")) {
+    PlannedModel out = {.k_type = k_type, .v_type = v_type};
     RECUA_ASSIGN_OR_RETURN(const std::string text, read_file(path, cluster::kJsonBytesMax));
-    return cluster::parse_model_shape(text, path, k_type, v_type);
+    RECUA_ASSIGN_OR_RETURN(out.shape, cluster::parse_model_shape(text, path, k_type, v_type));
+    return out;
   }
-  RECUA_ASSIGN_OR_RETURN(const gguf::GgufFile file, gguf::GgufFile::open(path));
-  RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams, model::read_hyperparams(file));
-  return cluster::model_shape(file, hyperparams, k_type, v_type);
+  RECUA_ASSIGN_OR_RETURN(gguf::GgufFile opened, gguf::GgufFile::open(path));
+  auto file = std::make_shared<const gguf::GgufFile>(std::move(opened));
+  RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams, model::read_hyperparams(*file));
+  return planned_model(std::move(file), hyperparams, k_type, v_type);
 }
 
 Result<PlanMachines> described_machines(const std::string& path, const LinkFlags& links) {
@@ -305,7 +344,7 @@ Result<PlanMachines> described_machines(const std::string& path, const LinkFlags
   return out;
 }
 
-Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const ClusterFlags& flags,
+Result<PlanMachines> measured_machines(const PlannedModel& model, const ClusterFlags& flags,
                                        const LinkFlags& links, std::uint32_t n_threads,
                                        Measure measure) {
   LocalSpeeds speeds(model, measure);

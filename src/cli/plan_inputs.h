@@ -12,6 +12,8 @@
 #include "cli/link_flags.h"
 #include "cluster/machines.h"
 #include "cluster/model_shape.h"
+#include "gguf/gguf_file.h"
+#include "model/hyperparams.h"
 
 namespace recua::cli {
 
@@ -24,9 +26,22 @@ struct PlanMachines {
   std::vector<std::string> notes = {};
 };
 
-/// A GGUF file, or a description when the name ends in ".json". Weights are not read.
-Result<cluster::ModelShape> read_model_shape(const std::string& path, quant::DataType k_type,
-                                             quant::DataType v_type);
+/// What is planned for. A model that is only described has no file, and none of its layers can be
+/// timed.
+struct PlannedModel {
+  cluster::ModelShape shape = {};
+  std::shared_ptr<const gguf::GgufFile> file = {};
+  model::HyperParams hyperparams = {};
+  quant::DataType k_type = quant::DataType::kF16;
+  quant::DataType v_type = quant::DataType::kF16;
+};
+
+PlannedModel planned_model(std::shared_ptr<const gguf::GgufFile> file,
+                           const model::HyperParams& hyperparams, quant::DataType k_type,
+                           quant::DataType v_type);
+/// A GGUF file, or a description when the name ends in ".json".
+Result<PlannedModel> read_planned_model(const std::string& path, quant::DataType k_type,
+                                        quant::DataType v_type);
 
 /// --simulate: machines from a description.
 Result<PlanMachines> described_machines(const std::string& path, const LinkFlags& links);
@@ -40,7 +55,7 @@ enum class Measure {
 
 /// This machine, or the workers that the flags name: memory as they tell it, links as measured from
 /// here, speed as measured here. kNotFound: kNever, and too little is remembered.
-Result<PlanMachines> measured_machines(const cluster::ModelShape& model, const ClusterFlags& flags,
+Result<PlanMachines> measured_machines(const PlannedModel& model, const ClusterFlags& flags,
                                        const LinkFlags& links, std::uint32_t n_threads,
                                        Measure measure);
 

@@ -194,7 +194,9 @@ Result<TypeSpeed> probe_type(compute::Device& device, const MachineProbeOptions&
   return speed;
 }
 
-Result<double> probe_attention(compute::Device& device, const MachineProbeOptions& options) {
+/// Of n_queries last tokens of one sequence.
+Result<double> probe_attention(compute::Device& device, const MachineProbeOptions& options,
+                               std::size_t n_queries) {
   compute::KvLayer layer = {.buffer = nullptr,
                             .offset = 0,
                             .page_stride = 0,
@@ -209,20 +211,20 @@ Result<double> probe_attention(compute::Device& device, const MachineProbeOption
   if (cache->host() != nullptr) std::memset(cache->host(), 0, layer.page_stride);
   layer.buffer = cache.get();
   constexpr std::size_t kCols = kHeads * kHeadDim;
-  RECUA_ASSIGN_OR_RETURN(const auto q, random_rows(device, kQueries * kCols));
-  RECUA_ASSIGN_OR_RETURN(const auto out, device.allocate(kQueries * kCols * sizeof(float)));
+  RECUA_ASSIGN_OR_RETURN(const auto q, random_rows(device, n_queries * kCols));
+  RECUA_ASSIGN_OR_RETURN(const auto out, device.allocate(n_queries * kCols * sizeof(float)));
   const std::vector<compute::AttentionRow> rows(
-      kQueries, {.sequence = 0, .position = static_cast<std::uint32_t>(kContext - 1)});
+      n_queries, {.sequence = 0, .position = static_cast<std::uint32_t>(kContext - 1)});
   const std::uint32_t page = 0;
   const std::span<const std::uint32_t> table(&page, 1);
   const compute::AttentionBatch batch = {.rows = rows, .page_tables = {&table, 1}};
   const compute::HeadGroups heads{.n_heads = kHeads, .n_group = kHeads / kKvHeads};
   const double seconds = median_seconds(options.duration_each, [&] {
-    device.attention(layer, compute::dense_rows(*q, kQueries, kCols), heads, batch, 0.1F, 0,
-                     compute::dense_rows(*out, kQueries, kCols));
+    device.attention(layer, compute::dense_rows(*q, n_queries, kCols), heads, batch, 0.1F, 0,
+                     compute::dense_rows(*out, n_queries, kCols));
     device.sync();
   });
-  return static_cast<double>(kQueries * kContext * 2 * kCols) / seconds;
+  return static_cast<double>(n_queries * kContext * 2 * kCols) / seconds;
 }
 
 Result<double> probe_operator(compute::Device& device, const MachineProbeOptions& options) {
@@ -253,6 +255,8 @@ void keep_best(MachineSpeed& best, const MachineSpeed& other) {
   }
   best.attention_macs_per_second =
       std::max(best.attention_macs_per_second, other.attention_macs_per_second);
+  best.attention_decode_macs_per_second =
+      std::max(best.attention_decode_macs_per_second, other.attention_decode_macs_per_second);
   best.operator_seconds = std::min(best.operator_seconds, other.operator_seconds);
 }
 
@@ -264,7 +268,10 @@ Result<MachineSpeed> probe_once(compute::Device& device, const MachineProbeOptio
     RECUA_ASSIGN_OR_RETURN(const TypeSpeed own, probe_type(device, options, type, bytes));
     speed.by_type.push_back(own);
   }
-  RECUA_ASSIGN_OR_RETURN(speed.attention_macs_per_second, probe_attention(device, options));
+  RECUA_ASSIGN_OR_RETURN(speed.attention_macs_per_second,
+                         probe_attention(device, options, kQueries));
+  RECUA_ASSIGN_OR_RETURN(speed.attention_decode_macs_per_second,
+                         probe_attention(device, options, 1));
   RECUA_ASSIGN_OR_RETURN(speed.operator_seconds, probe_operator(device, options));
   return speed;
 }

@@ -35,12 +35,13 @@ struct SpeedKey {
   std::string host;     // And its processor.
   std::string version;  // Of recua, and its build.
   std::uint32_t n_threads = 0;
-  std::uint32_t width = 4096;  // Of the matrices.
+  std::string model = {};  // Whatever of it the speed depends on.
+
+  friend bool operator==(const SpeedKey&, const SpeedKey&) = default;
 };
 
-/// What is remembered of all these types; empty when that is nothing, or the file cannot be used.
-std::optional<MachineSpeed> load_speed(const std::filesystem::path& file, const SpeedKey& key,
-                                       std::span<const quant::DataType> types);
+/// What is remembered; empty when that is nothing, or the file cannot be used.
+std::optional<MachineSpeed> load_speed(const std::filesystem::path& file, const SpeedKey& key);
 /// Replaces what is remembered for the key. kIo.
 Result<void> store_speed(const std::filesystem::path& file, const SpeedKey& key,
                          const MachineSpeed& speed);

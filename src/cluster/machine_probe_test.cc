@@ -29,6 +29,7 @@ TEST(MachineProbe, MeasuresWhatAModelNeeds) {
   }
   EXPECT_EQ(speed->macs_per_second, speed->by_type[0].macs_per_second);
   EXPECT_GT(speed->attention_macs_per_second, 0.0);
+  EXPECT_GT(speed->attention_decode_macs_per_second, 0.0);
   EXPECT_GT(speed->operator_seconds, 0.0);
 }
 
@@ -40,46 +41,42 @@ MachineSpeed some_speed(std::vector<TypeSpeed> types, double factor) {
           .operator_seconds = 1e-6};
 }
 
-TEST(SpeedFile, RemembersPerHostThreadsAndVersion) {
+TEST(SpeedFile, RemembersPerHostThreadsVersionAndModel) {
   const ScratchFolder folder;
   const auto file = folder.path() / "new" / "speeds.json";
-  const SpeedKey key = {.host = "a", .version = "1", .n_threads = 4};
-  const DataType types[] = {DataType::kQ4_K};
-  EXPECT_FALSE(load_speed(file, key, types));
+  const SpeedKey key = {.host = "a", .version = "1", .n_threads = 4, .model = "small"};
+  EXPECT_FALSE(load_speed(file, key));
   const MachineSpeed speed = some_speed({{DataType::kQ4_K, 1e11, 1e10}}, 1.0);
   ASSERT_TRUE(store_speed(file, key, speed).ok());
-  EXPECT_EQ(load_speed(file, key, types), speed);
-  for (const SpeedKey& other : {SpeedKey{"b", "1", 4}, SpeedKey{"a", "2", 4}, SpeedKey{"a", "1", 2},
-                                SpeedKey{"a", "1", 4, 512}}) {
-    EXPECT_FALSE(load_speed(file, other, types));
+  EXPECT_EQ(load_speed(file, key), speed);
+  for (const SpeedKey& other : {SpeedKey{"b", "1", 4, "small"}, SpeedKey{"a", "2", 4, "small"},
+                                SpeedKey{"a", "1", 2, "small"}, SpeedKey{"a", "1", 4, "larger"}}) {
+    EXPECT_FALSE(load_speed(file, other));
   }
-  const DataType more[] = {DataType::kQ4_K, DataType::kF16};
-  EXPECT_FALSE(load_speed(file, key, more));
-  ASSERT_TRUE(store_speed(file, key, some_speed({{DataType::kF16, 2e11, 2e10}}, 2.0)).ok());
-  const auto both = load_speed(file, key, more);
-  ASSERT_TRUE(both);
-  EXPECT_EQ(both->bytes_per_second, 2e10);
-  EXPECT_EQ(both->by_type.size(), 2u);
+  const MachineSpeed later = some_speed({{DataType::kF16, 2e11, 2e10}}, 2.0);
+  ASSERT_TRUE(store_speed(file, key, later).ok());
+  EXPECT_EQ(load_speed(file, key), later);
 }
 
 TEST(SpeedFile, StartsAnewWhenTheFileIsBroken) {
   const ScratchFolder folder;
   const auto file = folder.path() / "speeds.json";
-  const SpeedKey key = {.host = "a", .version = "1", .n_threads = 4};
-  const DataType types[] = {DataType::kQ4_K};
+  const SpeedKey key = {.host = "a", .version = "1", .n_threads = 4, .model = "small"};
   const MachineSpeed speed = some_speed({{DataType::kQ4_K, 1e11, 1e10}}, 1.0);
-  for (const char* text : {"", "{", "[]", "{\"recua_speeds\": 1}",
-                           "{\"recua_speeds\": 2, \"entries\": [{\"host\": 3}]}"}) {
+  for (const char* text : {"", "{", "[]", "{\"recua_speeds\": 2}",
+                           "{\"recua_speeds\": 3, \"entries\": [{\"host\": 3}]}"}) {
     ASSERT_TRUE(write_file_atomically(file, as_bytes(std::string_view(text))).ok());
-    EXPECT_FALSE(load_speed(file, key, types));
+    EXPECT_FALSE(load_speed(file, key));
     ASSERT_TRUE(store_speed(file, key, speed).ok());
-    EXPECT_EQ(load_speed(file, key, types), speed);
+    EXPECT_EQ(load_speed(file, key), speed);
   }
   for (std::uint32_t n = 1; n <= 70; ++n) {
-    ASSERT_TRUE(store_speed(file, {.host = "a", .version = "1", .n_threads = n}, speed).ok());
+    ASSERT_TRUE(
+        store_speed(file, {.host = "a", .version = "1", .n_threads = n, .model = "small"}, speed)
+            .ok());
   }
-  EXPECT_FALSE(load_speed(file, {.host = "a", .version = "1", .n_threads = 1}, types));
-  EXPECT_TRUE(load_speed(file, {.host = "a", .version = "1", .n_threads = 70}, types));
+  EXPECT_FALSE(load_speed(file, {.host = "a", .version = "1", .n_threads = 1, .model = "small"}));
+  EXPECT_TRUE(load_speed(file, {.host = "a", .version = "1", .n_threads = 70, .model = "small"}));
 }
 
 }  // namespace

@@ -32,7 +32,9 @@ struct MachineSpeed {
   double macs_per_second = 0.0;            // For weight types that by_type does not have.
   std::vector<TypeSpeed> by_type = {};     // What was measured.
   double attention_macs_per_second = 0.0;  // 0: a quarter of macs_per_second.
-  double operator_seconds = 0.0;           // Fixed cost of an operator, as waking the threads.
+  // With one token of each sequence, which shares what it reads with no other; 0: as with many.
+  double attention_decode_macs_per_second = 0.0;
+  double operator_seconds = 0.0;  // Fixed cost of an operator, as waking the threads.
 
   friend bool operator==(const MachineSpeed&, const MachineSpeed&) = default;
 };
@@ -44,6 +46,7 @@ struct HostLimits {
   double macs_per_second = 0.0;
   std::vector<TypeSpeed> by_type = {};
   double attention_macs_per_second = 0.0;
+  double attention_decode_macs_per_second = 0.0;
 };
 
 inline constexpr std::uint32_t kOwnHost = 0xffffffff;

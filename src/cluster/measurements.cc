@@ -47,10 +47,12 @@ void find_hosts(std::span<const OfferedWorker> workers, Measurements& measuremen
     for (const std::size_t w : members) {
       shape.machines[w].host = static_cast<std::uint32_t>(shape.hosts.size());
     }
-    shape.hosts.push_back({.bytes_per_second = together->bytes_per_second,
-                           .macs_per_second = together->macs_per_second,
-                           .by_type = together->by_type,
-                           .attention_macs_per_second = together->attention_macs_per_second});
+    shape.hosts.push_back(
+        {.bytes_per_second = together->bytes_per_second,
+         .macs_per_second = together->macs_per_second,
+         .by_type = together->by_type,
+         .attention_macs_per_second = together->attention_macs_per_second,
+         .attention_decode_macs_per_second = together->attention_decode_macs_per_second});
   }
 }
 

@@ -44,6 +44,11 @@ double attention_speed(const MachineSpeed& speed) {
                                                : speed.macs_per_second / 4.0;
 }
 
+double attention_decode_speed(const MachineSpeed& speed) {
+  return speed.attention_decode_macs_per_second > 0.0 ? speed.attention_decode_macs_per_second
+                                                      : attention_speed(speed);
+}
+
 /// What is left for each of n_active machines of a host.
 MachineSpeed shared(MachineSpeed speed, const HostLimits& limits, std::uint32_t n_active) {
   const auto left = [n_active](double own, double limit) {
@@ -68,6 +73,10 @@ MachineSpeed shared(MachineSpeed speed, const HostLimits& limits, std::uint32_t 
             ? left(type.decode_macs_per_second, limit.decode_macs_per_second)
             : type.decode_macs_per_second * bytes_scale;
   }
+  speed.attention_decode_macs_per_second =
+      limits.attention_decode_macs_per_second > 0.0
+          ? left(attention_decode_speed(speed), limits.attention_decode_macs_per_second)
+          : attention_decode_speed(speed) * macs_scale;
   speed.attention_macs_per_second =
       limits.attention_macs_per_second > 0.0
           ? left(attention_speed(speed), limits.attention_macs_per_second)
@@ -88,6 +97,10 @@ double all_reduce_seconds(double bytes, std::size_t n_ranks, const LinkSpec& lin
            (n - 1.0) * (message_bytes / link.bytes_per_second + link.message_seconds);
   };
   return std::min(exchange(bytes), 2.0 * exchange(bytes / n));
+}
+
+double operators_per_layer(const ModelShape& model) {
+  return model.n_experts == 0 ? kOperatorsDense : kOperatorsExperts;
 }
 
 std::vector<std::uint32_t> active_per_host(const ClusterShape& cluster, const SplitPlan& plan,
@@ -179,8 +192,7 @@ const StepModel::Table& StepModel::table(std::uint32_t machine_class, std::uint3
   const double ffn_rows = kFfnPasses * model_.ffn_size *
                           (model_.n_experts == 0 ? 1.0 : model_.n_experts_used) * row_floats;
   const double hidden_rows = kHiddenPasses * model_.hidden_size * row_floats;
-  const double operators =
-      (model_.n_experts == 0 ? kOperatorsDense : kOperatorsExperts) * speed.operator_seconds;
+  const double operators = operators_per_layer(model_) * speed.operator_seconds;
 
   Table out;
   const std::size_t n_layers = model_.layers.size();
@@ -218,8 +230,9 @@ double StepModel::attention_seconds(const MachineSpeed& speed, double kv_share, 
                              : std::min<double>(work.context, model_.sliding_window);
   const double read = work.n_sequences * context * kv_share *
                       static_cast<double>(model_.kv_token_bytes) / speed.bytes_per_second;
-  const double products = work.n_rows * context * head_share * 2.0 * model_.n_heads *
-                          model_.head_dim / attention_speed(speed);
+  const double products =
+      work.n_rows * context * head_share * 2.0 * model_.n_heads * model_.head_dim /
+      (work.n_rows > work.n_sequences ? attention_speed(speed) : attention_decode_speed(speed));
   return std::max(read, products);
 }
 

@@ -52,6 +52,9 @@ struct HopSeconds {
 /// round), whichever is faster.
 double all_reduce_seconds(double bytes, std::size_t n_ranks, const LinkSpec& link);
 
+/// Operators of a layer's forward pass, each of which has a fixed cost.
+double operators_per_layer(const ModelShape& model);
+
 /// How many machines of a host are at work at the same time, per machine of a plan: those of its
 /// own stage (all_stages false) or all. Only machines that share a host count.
 std::vector<std::uint32_t> active_per_host(const ClusterShape& cluster, const SplitPlan& plan,
