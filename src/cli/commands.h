@@ -14,9 +14,8 @@
 #include <string>
 #include <string_view>
 
-#include <CLI/CLI.hpp>
-
 #include "base/result.h"
+#include "cli/app.h"
 
 namespace recua::cli {
 

@@ -13,9 +13,8 @@
 #include <string_view>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
 #include "base/result.h"
+#include "cli/app.h"
 #include "model/slice.h"
 #include "net/connection.h"
 #include "quant/data_type.h"

@@ -8,10 +8,9 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
-
 #include "base/result.h"
 #include "base/sha256.h"
+#include "cli/app.h"
 #include "net/verbs/verbs.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"

@@ -4,6 +4,7 @@
 #include <optional>
 #include <sys/resource.h>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "cli/commands.h"

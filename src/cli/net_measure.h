@@ -1,7 +1,7 @@
 #pragma once
 /// `recua net test`, a subcommand of `recua net`.
 
-#include <CLI/CLI.hpp>
+#include "cli/app.h"
 
 namespace recua::cli {
 

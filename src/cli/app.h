@@ -1,0 +1,7 @@
+#pragma once
+/// The command line's App by name only: its header takes seconds to compile, and most files here
+/// do not need it.
+
+namespace CLI {
+class App;
+}
