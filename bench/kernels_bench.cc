@@ -64,10 +64,11 @@ struct Tokens {
     for (std::size_t t = 0; t < n; ++t) {
       const std::vector<float> values = kernels::random_floats(k, rng);
       std::byte* const to = memory.data() + t * kernels::activation_row_bytes(kind, k);
-      if (kind == ActivationKind::kF32) std::copy_n(values.data(), k, reinterpret_cast<float*>(to));
-      if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(values.data(), k, to);
-      if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(values.data(), k, to);
-      if (kind == ActivationKind::kQ16x32) table.quantize_q16x32(values.data(), k, to);
+      if (kind == ActivationKind::kF32) {
+        std::copy_n(values.data(), k, reinterpret_cast<float*>(to));
+      } else {
+        table.quantize(kind)(values.data(), k, to);
+      }
       x.push_back(to);
       out.push_back(reinterpret_cast<float*>(results.data()) + t * (n_rows + 16));
     }
@@ -93,9 +94,9 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
   sys::AlignedBuffer weights = repeated_weights(type, k, n_rows);
   if (packed) weights = packed_weights(type, weights, k, n_rows);
   const kernels::MatmulFn kernel = packed ? table.packed_matmul(type) : table.matmul(type);
-  const Tokens tokens(
-      table, packed ? kernels::packed_activation_kind(type) : kernels::activation_kind(type),
-      n_tokens, k, n_rows);
+  const Tokens tokens(table,
+                      packed ? table.packed_activation_kind(type) : kernels::activation_kind(type),
+                      n_tokens, k, n_rows);
   sys::ThreadPool pool(n_threads);
   for (auto _ : state) {
     pool.run([&](std::size_t thread, std::size_t n) {

@@ -9,6 +9,12 @@
 ///             offsets: i16 [n / 8]
 ///   kQ16x32   q: i16 [n]    d: f32 [n / 32]
 ///
+/// or as blocks one after the other, each with all that belongs to it, so that a kernel with many
+/// tokens in hand keeps one address for each:
+///
+///   kBlocks32   ActivationBlock32 [n / 32]
+///   kBlocks256  ActivationBlock256 [n / 256]
+///
 /// Per block of 32 or 256 elements: d = max|x| / 127 and q = x / d to the nearest, ties to even, so
 /// q is in [-127, 127] (-128 never occurs: the kernels' 16-bit sums rely on it). A block whose
 /// max|x| is below kTiny is all zero. s = d * (sum of the block's q), for types with an offset.
@@ -21,6 +27,10 @@
 /// times the sum of the elements 0 1 4 5 8 9 12 13 and -32 times the sum of the others, which is
 /// what Q6_K's offset of 32 adds to the two 16-bit sums of a row. kQ16x32 has the same q and d as
 /// kQ8x32, widened, and within each block of 32 the elements 0 2 4 .. 30, then 1 3 5 .. 31.
+/// kBlocks32 and kBlocks256 have the same q and d as kQ8x32 and kQ8x256 and are for kernels that
+/// multiply unsigned with signed bytes into 32 bits (AVX-512's): their offsets are where such a sum
+/// begins when 128 (of Q8_0, and of Q4_0 with its nibbles as the upper half of a byte) or 32 (of
+/// Q6_K) was added to each weight to make it unsigned.
 
 #include <cstddef>
 #include <cstdint>
@@ -29,12 +39,28 @@
 
 namespace recua::kernels {
 
-enum class ActivationKind { kF32, kQ8x32, kQ8x256, kQ16x32 };
+enum class ActivationKind { kF32, kQ8x32, kQ8x256, kQ16x32, kBlocks32, kBlocks256 };
+
+struct ActivationBlock32 {
+  float d;
+  std::int32_t offset;  // -128 times the sum of q.
+  std::int8_t q[32];
+};
+static_assert(sizeof(ActivationBlock32) == 40);
+
+struct ActivationBlock256 {
+  float d;
+  std::int16_t sums32[8];    // Of 32 neighbours in q.
+  std::int32_t offsets[16];  // -32 times the sum of 16 neighbours in q.
+  std::int8_t q[256];
+};
+static_assert(sizeof(ActivationBlock256) == 340);
 
 /// Below this 127 / max|x| may overflow; such values vanish beside anything a model computes.
 inline constexpr float kTiny = 1e-35F;
 
-/// What weights of this type are multiplied with.
+/// What weights of this type are multiplied with, as rows of the file. (What packed ones are
+/// multiplied with depends on the instruction set: KernelTable::packed_activation_kind().)
 constexpr ActivationKind activation_kind(quant::DataType type) {
   switch (quant::traits(type).block_size) {
     case 1:
@@ -44,11 +70,6 @@ constexpr ActivationKind activation_kind(quant::DataType type) {
     default:
       return ActivationKind::kQ8x256;
   }
-}
-
-/// What packed weights of this type are multiplied with.
-constexpr ActivationKind packed_activation_kind(quant::DataType type) {
-  return type == quant::DataType::kQ8_0 ? ActivationKind::kQ16x32 : activation_kind(type);
 }
 
 /// Bytes of a row of n elements, rounded up to a cache line. n is a multiple of the block.
@@ -66,6 +87,12 @@ constexpr std::size_t activation_row_bytes(ActivationKind kind, std::size_t n) {
       break;
     case ActivationKind::kQ16x32:
       bytes = 2 * n + n / 32 * 4;
+      break;
+    case ActivationKind::kBlocks32:
+      bytes = n / 32 * sizeof(ActivationBlock32);
+      break;
+    case ActivationKind::kBlocks256:
+      bytes = n / 256 * sizeof(ActivationBlock256);
       break;
   }
   return (bytes + 63) / 64 * 64;
@@ -106,16 +133,31 @@ RECUA_KERNEL_INLINE const float* q16_scales(const std::byte* row, std::size_t n)
   return reinterpret_cast<const float*>(row + 2 * n);
 }
 
+RECUA_KERNEL_INLINE const ActivationBlock32* activation_blocks32(const std::byte* row) {
+  return reinterpret_cast<const ActivationBlock32*>(row);
+}
+RECUA_KERNEL_INLINE const ActivationBlock256* activation_blocks256(const std::byte* row) {
+  return reinterpret_cast<const ActivationBlock256*>(row);
+}
+
+using QuantizeFn = void (*)(const float* x, std::size_t n, std::byte* out);
+
 namespace scalar {
 /// x: [n], n a multiple of the block; out: activation_row_bytes(), 4-byte aligned.
 void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
 void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
 void quantize_q16x32(const float* x, std::size_t n, std::byte* out);
+void quantize_blocks32(const float* x, std::size_t n, std::byte* out);
+void quantize_blocks256(const float* x, std::size_t n, std::byte* out);
 }  // namespace scalar
 namespace avx2 {
 void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
 void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
 void quantize_q16x32(const float* x, std::size_t n, std::byte* out);
 }  // namespace avx2
+namespace avx512 {
+void quantize_blocks32(const float* x, std::size_t n, std::byte* out);
+void quantize_blocks256(const float* x, std::size_t n, std::byte* out);
+}  // namespace avx512
 
 }  // namespace recua::kernels

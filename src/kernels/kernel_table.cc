@@ -11,14 +11,17 @@ constexpr void put(KernelTable& table, DataType type, MatmulFn fn) {
   table.matmul_by_type[static_cast<std::size_t>(type)] = fn;
 }
 
+constexpr void put(KernelTable& table, ActivationKind kind, QuantizeFn fn) {
+  table.quantize_by_kind[static_cast<std::size_t>(kind)] = fn;
+}
+
 constexpr KernelTable make_scalar() {
   KernelTable t{
       .instruction_set = sys::InstructionSet::kScalar,
       .matmul_by_type = {},
       .packed_matmul_by_type = {},
-      .quantize_q8x32 = scalar::quantize_q8x32,
-      .quantize_q8x256 = scalar::quantize_q8x256,
-      .quantize_q16x32 = scalar::quantize_q16x32,
+      .packed_kind_by_type = {},
+      .quantize_by_kind = {},
       .rms_norm = scalar::rms_norm,
       .silu_mul = scalar::silu_mul,
       .add = scalar::add,
@@ -30,6 +33,11 @@ constexpr KernelTable make_scalar() {
       .softmax_part = scalar::softmax_part,
       .attention_values = scalar::attention_values,
   };
+  put(t, ActivationKind::kQ8x32, scalar::quantize_q8x32);
+  put(t, ActivationKind::kQ8x256, scalar::quantize_q8x256);
+  put(t, ActivationKind::kQ16x32, scalar::quantize_q16x32);
+  put(t, ActivationKind::kBlocks32, scalar::quantize_blocks32);
+  put(t, ActivationKind::kBlocks256, scalar::quantize_blocks256);
   put(t, DataType::kF32, scalar::matmul<DataType::kF32>);
   put(t, DataType::kF16, scalar::matmul<DataType::kF16>);
   put(t, DataType::kBF16, scalar::matmul<DataType::kBF16>);
@@ -47,8 +55,9 @@ constexpr KernelTable make_scalar() {
 }
 
 #if defined(__x86_64__)
-constexpr void put_packed(KernelTable& table, DataType type, MatmulFn fn) {
+constexpr void put_packed(KernelTable& table, DataType type, ActivationKind kind, MatmulFn fn) {
   table.packed_matmul_by_type[static_cast<std::size_t>(type)] = fn;
+  table.packed_kind_by_type[static_cast<std::size_t>(type)] = kind;
 }
 
 constexpr KernelTable make_avx2() {
@@ -56,9 +65,8 @@ constexpr KernelTable make_avx2() {
       .instruction_set = sys::InstructionSet::kAvx2,
       .matmul_by_type = {},
       .packed_matmul_by_type = {},
-      .quantize_q8x32 = avx2::quantize_q8x32,
-      .quantize_q8x256 = avx2::quantize_q8x256,
-      .quantize_q16x32 = avx2::quantize_q16x32,
+      .packed_kind_by_type = {},
+      .quantize_by_kind = {},
       .rms_norm = avx2::rms_norm,
       .silu_mul = avx2::silu_mul,
       .add = avx2::add,
@@ -70,6 +78,9 @@ constexpr KernelTable make_avx2() {
       .softmax_part = avx2::softmax_part,
       .attention_values = avx2::attention_values,
   };
+  put(t, ActivationKind::kQ8x32, avx2::quantize_q8x32);
+  put(t, ActivationKind::kQ8x256, avx2::quantize_q8x256);
+  put(t, ActivationKind::kQ16x32, avx2::quantize_q16x32);
   put(t, DataType::kF32, avx2::matmul<DataType::kF32>);
   put(t, DataType::kF16, avx2::matmul<DataType::kF16>);
   put(t, DataType::kBF16, avx2::matmul<DataType::kBF16>);
@@ -83,10 +94,26 @@ constexpr KernelTable make_avx2() {
   put(t, DataType::kQ4_K, avx2::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, avx2::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, avx2::matmul<DataType::kQ6_K>);
-  put_packed(t, DataType::kQ8_0, avx2::packed_matmul<DataType::kQ8_0>);
-  put_packed(t, DataType::kQ4_0, avx2::packed_matmul<DataType::kQ4_0>);
-  put_packed(t, DataType::kQ4_K, avx2::packed_matmul<DataType::kQ4_K>);
-  put_packed(t, DataType::kQ6_K, avx2::packed_matmul<DataType::kQ6_K>);
+  put_packed(t, DataType::kQ8_0, ActivationKind::kQ16x32, avx2::packed_matmul<DataType::kQ8_0>);
+  put_packed(t, DataType::kQ4_0, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kQ4_0>);
+  put_packed(t, DataType::kQ4_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ4_K>);
+  put_packed(t, DataType::kQ6_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ6_K>);
+  return t;
+}
+
+// What gains nothing from wider vectors, or has no packed form, is AVX2's.
+constexpr KernelTable make_avx512() {
+  KernelTable t = make_avx2();
+  t.instruction_set = sys::InstructionSet::kAvx512;
+  put(t, ActivationKind::kQ16x32, nullptr);
+  put(t, ActivationKind::kBlocks32, avx512::quantize_blocks32);
+  put(t, ActivationKind::kBlocks256, avx512::quantize_blocks256);
+  put_packed(t, DataType::kQ8_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ8_0>);
+  put_packed(t, DataType::kQ4_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ4_0>);
+  put_packed(t, DataType::kQ4_K, ActivationKind::kBlocks256,
+             avx512::packed_matmul<DataType::kQ4_K>);
+  put_packed(t, DataType::kQ6_K, ActivationKind::kBlocks256,
+             avx512::packed_matmul<DataType::kQ6_K>);
   return t;
 }
 #endif
@@ -94,6 +121,7 @@ constexpr KernelTable make_avx2() {
 constexpr KernelTable kScalarTable = make_scalar();
 #if defined(__x86_64__)
 constexpr KernelTable kAvx2Table = make_avx2();
+constexpr KernelTable kAvx512Table = make_avx512();
 #endif
 
 }  // namespace
@@ -102,6 +130,7 @@ const KernelTable& kernel_table(sys::InstructionSet set) {
   RECUA_CHECK(sys::supported(set));
 #if defined(__x86_64__)
   if (set == sys::InstructionSet::kAvx2) return kAvx2Table;
+  if (set == sys::InstructionSet::kAvx512) return kAvx512Table;
 #endif
   return kScalarTable;
 }

@@ -28,10 +28,19 @@ struct KernelTable {
   [[nodiscard]] MatmulFn packed_matmul(quant::DataType type) const {
     return packed_matmul_by_type[static_cast<std::size_t>(type)];
   }
+  /// What packed_matmul(type) takes, if there is such a kernel.
+  std::array<ActivationKind, 31> packed_kind_by_type{};
+  [[nodiscard]] ActivationKind packed_activation_kind(quant::DataType type) const {
+    return packed_kind_by_type[static_cast<std::size_t>(type)];
+  }
 
-  decltype(&scalar::quantize_q8x32) quantize_q8x32 = nullptr;
-  decltype(&scalar::quantize_q8x256) quantize_q8x256 = nullptr;
-  decltype(&scalar::quantize_q16x32) quantize_q16x32 = nullptr;
+  /// How rows of activations become those of a kind; null for kF32 and for what no kernel of this
+  /// instruction set takes.
+  std::array<QuantizeFn, 6> quantize_by_kind{};
+  [[nodiscard]] QuantizeFn quantize(ActivationKind kind) const {
+    return quantize_by_kind[static_cast<std::size_t>(kind)];
+  }
+
   decltype(&scalar::rms_norm) rms_norm = nullptr;
   decltype(&scalar::silu_mul) silu_mul = nullptr;
   decltype(&scalar::add) add = nullptr;

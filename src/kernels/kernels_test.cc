@@ -22,13 +22,16 @@ using quant::DataType;
 
 class KernelsTest : public ::testing::TestWithParam<sys::InstructionSet> {
  protected:
-  const KernelTable& table_ = kernel_table(GetParam());
+  void SetUp() override {
+    if (!sys::supported(GetParam())) GTEST_SKIP() << "this CPU lacks " << to_string(GetParam());
+  }
+  const KernelTable& table_ = kernel_table_or_scalar(GetParam());
   const KernelTable& scalar_ = kernel_table(sys::InstructionSet::kScalar);
   Rng rng_{11};
 };
 INSTANTIATE_TEST_SUITE_P(Sets, KernelsTest,
-                         ::testing::ValuesIn(sys::supported_instruction_sets().begin(),
-                                             sys::supported_instruction_sets().end()),
+                         ::testing::ValuesIn(sys::all_instruction_sets().begin(),
+                                             sys::all_instruction_sets().end()),
                          [](const auto& one) { return std::string(to_string(one.param)); });
 
 TEST_P(KernelsTest, QuantizedActivationsAreTheSameToTheBit) {
@@ -39,7 +42,9 @@ TEST_P(KernelsTest, QuantizedActivationsAreTheSameToTheBit) {
       x[7] = 127.5F * scale;  // Ties occur.
       const float* from = x.data() + 1;
       for (const ActivationKind kind :
-           {ActivationKind::kQ8x32, ActivationKind::kQ8x256, ActivationKind::kQ16x32}) {
+           {ActivationKind::kQ8x32, ActivationKind::kQ8x256, ActivationKind::kQ16x32,
+            ActivationKind::kBlocks32, ActivationKind::kBlocks256}) {
+        if (table_.quantize(kind) == nullptr) continue;
         std::vector<std::byte> a(activation_row_bytes(kind, n));
         std::vector<std::byte> b(a.size());
         quantize(table_, kind, from, n, a.data());
@@ -80,16 +85,56 @@ TEST_P(KernelsTest, QuantizedActivationsAreTheNearestMultipleAndNeverMinus128) {
   }
 }
 
+TEST_P(KernelsTest, BlocksOfActivationsCarryTheSumsOfTheirNumbers) {
+  const std::size_t n = 512;
+  const std::vector<float> x = random_floats(n, rng_);
+  if (table_.quantize(ActivationKind::kBlocks32) == nullptr) GTEST_SKIP() << "no kernel takes them";
+  const Activations small(table_, ActivationKind::kBlocks32, 1, n, x);
+  const Activations large(table_, ActivationKind::kBlocks256, 1, n, x);
+  for (std::size_t b = 0; b < n / 32; ++b) {
+    const ActivationBlock32& block = activation_blocks32(small.rows[0])[b];
+    int sum = 0;
+    for (std::size_t i = 0; i < 32; ++i) {
+      sum += block.q[i];
+      ASSERT_GE(block.q[i], -127);
+      ASSERT_NEAR(block.q[i] * block.d, x[32 * b + i], block.d * 0.5001);
+    }
+    ASSERT_EQ(block.offset, -128 * sum) << "block " << b;
+  }
+  for (std::size_t g = 0; g < n / 16; ++g) {
+    const ActivationBlock256& block = activation_blocks256(large.rows[0])[g / 16];
+    const std::size_t group = g % 16;
+    int sum = 0;
+    for (std::size_t i = 0; i < 16; ++i) {
+      const std::int8_t q = block.q[16 * group + i];
+      sum += q;
+      ASSERT_GE(q, -127);
+      ASSERT_NEAR(q * block.d, x[16 * g + i], block.d * 0.5001);
+    }
+    ASSERT_EQ(block.offsets[group], -32 * sum) << "group " << g;
+    if (group % 2 == 1) {
+      ASSERT_EQ(-32 * block.sums32[group / 2], block.offsets[group - 1] + block.offsets[group]);
+    }
+  }
+}
+
 TEST_P(KernelsTest, QuantizesInfinityAndNanToSomethingInRange) {
   std::vector<float> x(256, 1.0F);
   x[3] = INFINITY;
   x[100] = NAN;
-  std::vector<std::byte> a(activation_row_bytes(ActivationKind::kQ8x256, 256));
-  std::vector<std::byte> b(a.size());
-  table_.quantize_q8x256(x.data(), 256, a.data());
-  scalar_.quantize_q8x256(x.data(), 256, b.data());
-  EXPECT_EQ(a, b);
-  EXPECT_FALSE(std::isfinite(q8_scales(a.data(), 256)[0]));
+  for (const ActivationKind kind :
+       {ActivationKind::kQ8x256, ActivationKind::kBlocks32, ActivationKind::kBlocks256}) {
+    if (table_.quantize(kind) == nullptr) continue;
+    std::vector<std::byte> a(activation_row_bytes(kind, 256));
+    std::vector<std::byte> b(a.size());
+    quantize(table_, kind, x.data(), 256, a.data());
+    quantize(scalar_, kind, x.data(), 256, b.data());
+    EXPECT_EQ(a, b) << "kind " << static_cast<int>(kind);
+    const float d = kind == ActivationKind::kQ8x256     ? q8_scales(a.data(), 256)[0]
+                    : kind == ActivationKind::kBlocks32 ? activation_blocks32(a.data())->d
+                                                        : activation_blocks256(a.data())->d;
+    EXPECT_FALSE(std::isfinite(d)) << "kind " << static_cast<int>(kind);
+  }
 }
 
 // The reference is computed in double from the dequantized weights and the very activations that

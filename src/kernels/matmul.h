@@ -55,5 +55,18 @@ void packed_matmul<quant::DataType::kQ4_K>(const MatmulArgs& args);
 template <>
 void packed_matmul<quant::DataType::kQ6_K>(const MatmulArgs& args);
 }  // namespace avx2
+namespace avx512 {
+/// As avx2::packed_matmul(), from activations of kBlocks32 and kBlocks256.
+template <quant::DataType kType>
+void packed_matmul(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ4_0>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ8_0>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ4_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ6_K>(const MatmulArgs& args);
+}  // namespace avx512
 
 }  // namespace recua::kernels

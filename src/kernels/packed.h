@@ -23,7 +23,7 @@
 /// v[4 + h][r] and v[6 + h][r], from the lowest bits up.
 ///
 /// A matrix whose rows are no multiple of eight ends in a group filled up with zeros. Activations
-/// are those of packed_activation_kind(type).
+/// are those of KernelTable::packed_activation_kind(type).
 
 #include <cstddef>
 

@@ -81,6 +81,9 @@ TEST(PackedWeights, TakeTheBytesOfTheirRows) {
 
 class PackedProductTest : public ::testing::TestWithParam<sys::InstructionSet> {
  protected:
+  void SetUp() override {
+    if (!sys::supported(GetParam())) GTEST_SKIP() << "this CPU lacks " << to_string(GetParam());
+  }
   std::vector<DataType> types() const {
     std::vector<DataType> out;
     for (const DataType type : packed_types()) {
@@ -88,12 +91,12 @@ class PackedProductTest : public ::testing::TestWithParam<sys::InstructionSet> {
     }
     return out;
   }
-  const KernelTable& table_ = kernel_table(GetParam());
+  const KernelTable& table_ = kernel_table_or_scalar(GetParam());
   Rng rng_{17};
 };
 INSTANTIATE_TEST_SUITE_P(Sets, PackedProductTest,
-                         ::testing::ValuesIn(sys::supported_instruction_sets().begin(),
-                                             sys::supported_instruction_sets().end()),
+                         ::testing::ValuesIn(sys::all_instruction_sets().begin(),
+                                             sys::all_instruction_sets().end()),
                          [](const auto& one) { return std::string(to_string(one.param)); });
 
 // As for the products with rows as they are (kernels_test.cc): what is left against double is the
@@ -101,7 +104,7 @@ INSTANTIATE_TEST_SUITE_P(Sets, PackedProductTest,
 TEST_P(PackedProductTest, MatchesDoubleForEveryLengthAndTileAtAnyAlignment) {
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
-    const ActivationKind kind = packed_activation_kind(type);
+    const ActivationKind kind = table_.packed_activation_kind(type);
     for (std::size_t n_blocks = 1; n_blocks <= (block == 32 ? 35 : 7); ++n_blocks) {
       const std::size_t n_in = n_blocks * block;
       const std::size_t n_rows = 1 + rng_.below(40);
@@ -139,7 +142,8 @@ TEST_P(PackedProductTest, IsExactAtTheExtremes) {
           double want = 0.0;
           for (std::size_t i = 0; i < block; ++i) want += static_cast<double>(row[i]) * values[i];
           for (const std::size_t n_tokens : {1U, 2U}) {
-            const Activations x(table_, packed_activation_kind(type), n_tokens, block, values);
+            const Activations x(table_, table_.packed_activation_kind(type), n_tokens, block,
+                                values);
             const std::vector<float> out = multiply(table_.packed_matmul(type), packed.data,
                                                     packed.group_bytes, 1, block, x.rows);
             // Sums up to 2.6e8 are rounded when they become f32; an overflow is off by 2^16.
@@ -163,7 +167,7 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
     const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
     const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);
     const std::vector<float> values = random_floats(n_tokens * n_in, rng_);
-    const Activations x(table_, packed_activation_kind(type), n_tokens, n_in, values);
+    const Activations x(table_, table_.packed_activation_kind(type), n_tokens, n_in, values);
     const MatmulFn kernel = table_.packed_matmul(type);
     std::vector<float> single;
     for (std::size_t t = 0; t < n_tokens; ++t) {
@@ -171,7 +175,8 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
                                               std::span(x.rows).subspan(t, 1));
       single.insert(single.end(), one.begin(), one.end());
     }
-    for (const std::size_t n : {2U, 3U, 4U, 5U, 6U, 7U, 95U, 96U, 97U, 98U, 100U, 101U}) {
+    for (const std::size_t n :
+         {2U, 3U, 4U, 5U, 6U, 7U, 8U, 9U, 10U, 11U, 13U, 95U, 96U, 97U, 98U, 100U, 101U}) {
       const std::size_t first = rng_.below(n_tokens - n + 1);
       const std::vector<float> out = multiply(kernel, packed.data, packed.group_bytes, n_rows, n_in,
                                               std::span(x.rows).subspan(first, n));

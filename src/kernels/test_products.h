@@ -19,13 +19,20 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+/// For fixtures whose SetUp() skips sets that this CPU lacks: they still need some table until
+/// then.
+inline const KernelTable& kernel_table_or_scalar(sys::InstructionSet set) {
+  return kernel_table(sys::supported(set) ? set : sys::InstructionSet::kScalar);
+}
+
 /// One row of activations as kernels of that kind take it.
 inline void quantize(const KernelTable& table, ActivationKind kind, const float* x, std::size_t n,
                      std::byte* to) {
-  if (kind == ActivationKind::kF32) std::memcpy(to, x, n * sizeof(float));
-  if (kind == ActivationKind::kQ8x32) table.quantize_q8x32(x, n, to);
-  if (kind == ActivationKind::kQ8x256) table.quantize_q8x256(x, n, to);
-  if (kind == ActivationKind::kQ16x32) table.quantize_q16x32(x, n, to);
+  if (kind == ActivationKind::kF32) {
+    std::memcpy(to, x, n * sizeof(float));
+  } else {
+    table.quantize(kind)(x, n, to);
+  }
 }
 
 /// Rows of activations as a kernel takes them.
@@ -47,6 +54,14 @@ struct Activations {
     if (kind == ActivationKind::kQ16x32) {
       const std::size_t place = i / 32 * 32 + i % 32 / 2 + i % 2 * 16;
       return static_cast<double>(q16_values(rows[t])[place]) * q16_scales(rows[t], n)[i / 32];
+    }
+    if (kind == ActivationKind::kBlocks32) {
+      const ActivationBlock32& block = activation_blocks32(rows[t])[i / 32];
+      return static_cast<double>(block.q[i % 32]) * block.d;
+    }
+    if (kind == ActivationKind::kBlocks256) {
+      const ActivationBlock256& block = activation_blocks256(rows[t])[i / 256];
+      return static_cast<double>(block.q[i % 256]) * block.d;
     }
     const std::size_t block = kind == ActivationKind::kQ8x32 ? 32 : 256;
     return static_cast<double>(q8_values(rows[t])[i]) * q8_scales(rows[t], n)[i / block];

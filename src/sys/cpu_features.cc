@@ -9,14 +9,27 @@
 namespace recua::sys {
 namespace {
 
-constexpr std::array kAll = {InstructionSet::kScalar, InstructionSet::kAvx2};
+constexpr std::array kAll = {InstructionSet::kScalar, InstructionSet::kAvx2,
+                             InstructionSet::kAvx512};
 
-// libgcc's CPU test also asks the operating system whether it saves the wide registers.
+// libgcc's CPU tests also ask the operating system (XGETBV) whether it saves the wide registers:
+// those of 512 bits and the masks have bits of their own there, and without them every avx512 name
+// is "no" whatever CPUID says.
 bool cpu_has_avx2_fma_f16c() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_avx512_vnni() {
+#if defined(__x86_64__)
+  return cpu_has_avx2_fma_f16c() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif
@@ -38,18 +51,33 @@ std::string_view to_string(InstructionSet set) {
       return "scalar";
     case InstructionSet::kAvx2:
       return "avx2";
+    case InstructionSet::kAvx512:
+      return "avx512";
   }
   return "?";
 }
 
 bool supported(InstructionSet set) {
   static const bool avx2 = cpu_has_avx2_fma_f16c();
-  return set == InstructionSet::kScalar || avx2;
+  static const bool avx512 = cpu_has_avx512_vnni();
+  switch (set) {
+    case InstructionSet::kScalar:
+      return true;
+    case InstructionSet::kAvx2:
+      return avx2;
+    case InstructionSet::kAvx512:
+      return avx512;
+  }
+  return false;
 }
 
+std::span<const InstructionSet> all_instruction_sets() { return kAll; }
+
 std::span<const InstructionSet> supported_instruction_sets() {
-  const std::span<const InstructionSet> all(kAll);
-  return supported(InstructionSet::kAvx2) ? all : all.first(1);
+  // Each set includes the one before it, so what can run is the front of the list.
+  std::size_t n = 0;
+  while (n < kAll.size() && supported(kAll[n])) ++n;
+  return all_instruction_sets().first(n);
 }
 
 Result<InstructionSet> choose_instruction_set(std::string_view wanted) {

@@ -12,6 +12,7 @@ namespace recua::sys {
 enum class InstructionSet {
   kScalar,  // The reference: plain C++.
   kAvx2,    // AVX2 with FMA and F16C: x86 since about 2013.
+  kAvx512,  // And AVX-512 F, BW, DQ, VL and VNNI: servers since about 2019, AMD's since 2022.
 };
 
 std::string_view to_string(InstructionSet set);
@@ -19,12 +20,15 @@ std::string_view to_string(InstructionSet set);
 /// Whether this CPU and operating system can run it.
 bool supported(InstructionSet set);
 
+/// All that there are, slowest first, whether this CPU can run them or not.
+std::span<const InstructionSet> all_instruction_sets();
+
 /// Those that can run here, slowest first; never empty.
 std::span<const InstructionSet> supported_instruction_sets();
 
-/// "auto" (or ""), "scalar", "avx2". "auto" means the fastest, unless the environment variable
-/// RECUA_INSTRUCTION_SET names another.
-/// kInvalidArgument: no such set; kUnsupported: this CPU lacks it. Both list what can be had.
+/// "auto" (or ""), "scalar", "avx2", "avx512". "auto" means the fastest, unless the environment
+/// variable RECUA_INSTRUCTION_SET names another. kInvalidArgument: no such set; kUnsupported: this
+/// CPU lacks it. Both list what can be had.
 Result<InstructionSet> choose_instruction_set(std::string_view wanted);
 
 }  // namespace recua::sys

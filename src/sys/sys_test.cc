@@ -1,7 +1,12 @@
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
 #include <numeric>
+#include <set>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -111,6 +116,37 @@ TEST(CpuFeatures, ChoosesByNameAndExplainsWhatIsWrong) {
   EXPECT_NE(wrong.error().message.find("\"mmx\" is unknown; use one of: auto, scalar"),
             std::string::npos)
       << wrong.error().message;
+}
+
+TEST(CpuFeatures, ASetThatThisCpuLacksIsRefusedAndItIsSaidWhatCanBeHad) {
+  for (const InstructionSet set : all_instruction_sets()) {
+    const Result<InstructionSet> chosen = choose_instruction_set(to_string(set));
+    ASSERT_EQ(chosen.ok(), supported(set)) << to_string(set);
+    if (chosen.ok()) continue;
+    EXPECT_EQ(chosen.error().code, ErrorCode::kUnsupported);
+    EXPECT_NE(chosen.error().message.find("it can run: auto, scalar"), std::string::npos)
+        << chosen.error().message;
+  }
+}
+
+// The kernel takes names from its list that it does not support itself, registers that it does not
+// save among them. So this list is what we must find by our own look at CPUID and XGETBV.
+TEST(CpuFeatures, FindsWhatTheOperatingSystemLists) {
+  std::ifstream file("/proc/cpuinfo");
+  std::set<std::string> flags;
+  for (std::string line; flags.empty() && std::getline(file, line);) {
+    if (!line.starts_with("flags")) continue;
+    std::istringstream words(line);
+    for (std::string word; words >> word;) flags.insert(word);
+  }
+  if (flags.empty()) GTEST_SKIP() << "/proc/cpuinfo has no flags";
+  const auto has = [&](std::initializer_list<const char*> names) {
+    return std::ranges::all_of(names, [&](const char* name) { return flags.contains(name); });
+  };
+  const bool avx2 = has({"avx2", "fma", "f16c"});
+  EXPECT_EQ(supported(InstructionSet::kAvx2), avx2);
+  EXPECT_EQ(supported(InstructionSet::kAvx512),
+            avx2 && has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}));
 }
 
 TEST(CpuFeatures, AutoObeysTheEnvironment) {

@@ -84,8 +84,8 @@ class CpuWeight final : public Weight {
   [[nodiscard]] std::size_t stride() const {
     return is_packed() ? kernels::kPackedRows * row_bytes_ : row_bytes_;
   }
-  [[nodiscard]] kernels::ActivationKind activation_kind() const {
-    return is_packed() ? kernels::packed_activation_kind(type()) : kernels::activation_kind(type());
+  [[nodiscard]] kernels::ActivationKind activation_kind(const kernels::KernelTable& table) const {
+    return is_packed() ? table.packed_activation_kind(type()) : kernels::activation_kind(type());
   }
   [[nodiscard]] kernels::MatmulFn kernel(const kernels::KernelTable& table) const {
     return is_packed() ? table.packed_matmul(type()) : table.matmul(type());

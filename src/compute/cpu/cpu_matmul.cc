@@ -42,9 +42,7 @@ void CpuDevice::prepare_activations(kernels::ActivationKind kind, Rows x) {
   }
   const std::size_t row_bytes = kernels::activation_row_bytes(kind, x.n_cols);
   std::byte* const memory = activations_.at_least(x.n_rows * row_bytes);
-  const auto quantize = kind == kernels::ActivationKind::kQ8x32    ? table_.quantize_q8x32
-                        : kind == kernels::ActivationKind::kQ16x32 ? table_.quantize_q16x32
-                                                                   : table_.quantize_q8x256;
+  const kernels::QuantizeFn quantize = table_.quantize(kind);
   for_rows(x.n_rows, x.n_cols * sizeof(float), [&](std::size_t r) {
     quantize(x.row(r), x.n_cols, memory + r * row_bytes);
     x_rows_[r] = memory + r * row_bytes;
@@ -57,7 +55,7 @@ void CpuDevice::matmul(const Weight& weight, Rows x, Rows out) {
   check_rows(out);
   RECUA_CHECK(x.n_rows == out.n_rows && x.n_cols == w.n_in() && out.n_cols == w.n_out());
   if (x.n_rows == 0) return;
-  prepare_activations(w.activation_kind(), x);
+  prepare_activations(w.activation_kind(table_), x);
   out_rows_.resize(out.n_rows);
   for (std::size_t r = 0; r < out.n_rows; ++r) out_rows_[r] = out.row(r);
 
@@ -121,7 +119,7 @@ void CpuDevice::moe_matmul(const Weight& weight, Rows x, const Route& route, Row
   RECUA_CHECK(x.n_cols == w.n_in() && out.n_cols == w.n_out());
   RECUA_CHECK(route.ids->bytes() >= n_pairs * sizeof(std::int32_t));
   if (n_pairs == 0) return;
-  prepare_activations(w.activation_kind(), x);
+  prepare_activations(w.activation_kind(table_), x);
 
   const auto* ids = reinterpret_cast<const std::int32_t*>(route.ids->host());
   expert_begin_.assign(w.n_experts() + 1, 0);

@@ -1,5 +1,6 @@
 #pragma once
-/// What the AVX2 kernels share. Only files built with -mavx2 -mfma -mf16c include this.
+/// What the AVX2 kernels share. Only files built with -mavx2 -mfma -mf16c include this
+/// (those of avx512/ are, among others).
 ///
 /// Everything is forced inline, and neither this nor those files use inline functions of the
 /// standard library: a copy compiled with AVX2 could be the one that the linker keeps for all.
@@ -9,6 +10,10 @@
 #include <immintrin.h>
 
 #define RECUA_AVX2_INLINE [[gnu::always_inline]] static inline
+
+/// In front of the loops of a tile, whose sums stay in registers only when nothing indexes them at
+/// run time.
+#define RECUA_UNROLL _Pragma("GCC unroll 16")
 
 namespace recua::kernels::avx2 {
 

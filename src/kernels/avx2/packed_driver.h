@@ -29,10 +29,6 @@ namespace recua::kernels::avx2 {
 /// that passes through here after each step keeps its order. Costs no instruction.
 RECUA_AVX2_INLINE void pin(__m256i& sum) { asm("" : "+x"(sum)); }
 
-/// In front of the loops of a tile, whose sums stay in registers only when nothing indexes them at
-/// run time.
-#define RECUA_UNROLL _Pragma("GCC unroll 16")
-
 RECUA_AVX2_INLINE __m256i broadcast32(const void* p) {
   int value;
   __builtin_memcpy(&value, p, sizeof(value));

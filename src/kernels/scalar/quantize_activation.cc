@@ -81,4 +81,24 @@ void quantize_q16x32(const float* x, std::size_t n, std::byte* out) {
   }
 }
 
+void quantize_blocks32(const float* x, std::size_t n, std::byte* out) {
+  auto* const blocks = reinterpret_cast<ActivationBlock32*>(out);
+  for (std::size_t b = 0; b < n / 32; ++b) {
+    blocks[b].d = quantize_block(x + 32 * b, 32, blocks[b].q);
+    blocks[b].offset = -128 * sum_of(blocks[b].q, 32);
+  }
+}
+
+void quantize_blocks256(const float* x, std::size_t n, std::byte* out) {
+  auto* const blocks = reinterpret_cast<ActivationBlock256*>(out);
+  for (std::size_t b = 0; b < n / 256; ++b) {
+    ActivationBlock256& block = blocks[b];
+    block.d = quantize_block(x + 256 * b, 256, block.q);
+    for (std::size_t g = 0; g < 8; ++g) {
+      block.sums32[g] = static_cast<std::int16_t>(sum_of(block.q + 32 * g, 32));
+    }
+    for (std::size_t g = 0; g < 16; ++g) block.offsets[g] = -32 * sum_of(block.q + 16 * g, 16);
+  }
+}
+
 }  // namespace recua::kernels::scalar

@@ -1,0 +1,189 @@
+#pragma once
+/// How AVX-512's products with packed weights go over rows and tokens; the formats fill in the
+/// inner loops. Only files built with AVX-512 F, BW, DQ, VL and VNNI include this.
+///
+/// vpdpbusd adds four products of unsigned weights and signed activations to each 32-bit lane, so a
+/// vector of 64 bytes is two groups (kernels/packed.h) side by side: 16 rows by 4 elements. Weights
+/// with an offset stay unsigned, and a sum begins with what the offset takes off (ActivationBlock32
+/// and ActivationBlock256).
+///
+/// Few tokens go straight over the packed bytes, 16 rows at a time. More go in tiles of 32 rows by
+/// 6 tokens over weights that were unpacked for them into the first-level cache: 12 sums of a
+/// block, 12 over blocks, two vectors of weights and one of activations fit the 32 registers.
+///
+/// A format F has
+///   Block                    of the activations, kBlock elements long
+///   kPieceBytes              bytes of a piece (eight blocks)
+///   kChunk                   pieces that are unpacked at a time: about 16 KiB
+///   Unpacked<kVectors>       kChunk pieces of that many times 16 rows, ready for tiles
+///   unpack(w, n, unpacked, v)        n pieces at each of w[2] become vector v of unpacked
+///   tile(unpacked, x, n, sums)       adds n pieces times the blocks x[kTokens][n] on to sums
+///   kFew                     tokens that dot() takes at most: as many as have room for their sums
+///   dot<kTokens>(w, x, n, sums)      sums [kTokens] of 16 rows, all n pieces at each of w[2]
+/// An output's f32 sum takes the same operations block after block in tile() and in dot().
+
+#include "kernels/activation.h"
+#include "kernels/avx512/common.h"
+#include "kernels/matmul.h"
+#include "kernels/packed.h"
+
+namespace recua::kernels::avx512 {
+
+/// Rows of a vector.
+constexpr std::size_t kVectorRows = 2 * kPackedRows;
+/// Rows (in vectors) and tokens of a tile.
+constexpr std::size_t kTileVectors = 2;
+constexpr std::size_t kTileTokens = 6;
+/// Tokens that share one unpacking.
+constexpr std::size_t kTokenBlock = 16 * kTileTokens;
+
+/// f32 sums on their way through memory: [token][row of the tile].
+using SumRow = float[kTileVectors * kVectorRows];
+
+/// Two groups side by side, as one vector.
+RECUA_AVX512_INLINE __m512i load_pair(const std::uint8_t* a, const std::uint8_t* b) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
+}
+/// Eight bytes each, one per row, as 16 lanes.
+RECUA_AVX512_INLINE __m128i load_pair64(const std::uint8_t* a, const std::uint8_t* b) {
+  const auto low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(a));
+  return _mm_unpacklo_epi64(low, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b)));
+}
+/// Eight f16 each, one per row.
+RECUA_AVX512_INLINE __m512 load_pair_f16(const std::uint8_t* a, const std::uint8_t* b) {
+  return _mm512_cvtph_ps(_mm256_set_m128i(load128(b), load128(a)));
+}
+
+RECUA_AVX512_INLINE __m512i low_nibbles(__m512i bytes) {
+  return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+}
+RECUA_AVX512_INLINE __m512i high_nibbles(__m512i bytes) {
+  return low_nibbles(_mm512_srli_epi16(bytes, 4));
+}
+
+/// The two groups of the 16 rows from r on. Where the matrix ends with the first, it also stands in
+/// for the second, whose sums nobody stores.
+struct GroupPair {
+  const std::uint8_t* w[2];
+};
+RECUA_AVX512_INLINE GroupPair group_pair(const MatmulArgs& args, std::size_t r) {
+  const auto* const first =
+      reinterpret_cast<const std::uint8_t*>(args.w + r / kPackedRows * args.w_stride);
+  return {{first, args.n_rows - r > kPackedRows ? first + args.w_stride : first}};
+}
+
+template <class F, std::size_t kVectors, std::size_t kTokens>
+RECUA_AVX512_INLINE void tile(const typename F::template Unpacked<kVectors>& w,
+                              const std::byte* const* x, std::size_t begin, std::size_t n,
+                              SumRow* sums) {
+  const typename F::Block* blocks[kTokens];
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    blocks[t] = reinterpret_cast<const typename F::Block*>(x[t]) + begin;
+  }
+  F::template tile<kVectors, kTokens>(w, blocks, n, sums);
+}
+
+/// Rows [r, r + 16 * kVectors) by the tokens [t0, t0 + n_tokens).
+template <class F, std::size_t kVectors>
+static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std::size_t n_tokens) {
+  alignas(64) SumRow sums[kTokenBlock];
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      _mm512_store_ps(sums[t] + v * kVectorRows, _mm512_setzero_ps());
+    }
+  }
+  typename F::template Unpacked<kVectors> unpacked;
+  GroupPair pairs[kVectors];
+  for (std::size_t v = 0; v < kVectors; ++v) pairs[v] = group_pair(args, r + v * kVectorRows);
+  const std::byte* const* const x = args.x + t0;
+  const std::size_t n_blocks = args.n_in / F::kBlock;
+  for (std::size_t b = 0; b < n_blocks; b += F::kChunk) {
+    const std::size_t n = n_blocks - b < F::kChunk ? n_blocks - b : F::kChunk;
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const std::size_t at = b * F::kPieceBytes;
+      F::unpack({{pairs[v].w[0] + at, pairs[v].w[1] + at}}, n, unpacked, v);
+    }
+    std::size_t t = 0;
+    for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, sums + t);
+    switch (n_tokens - t) {
+      case 5:
+        tile<F, kVectors, 5>(unpacked, x + t, b, n, sums + t);
+        break;
+      case 4:
+        tile<F, kVectors, 4>(unpacked, x + t, b, n, sums + t);
+        break;
+      case 3:
+        tile<F, kVectors, 3>(unpacked, x + t, b, n, sums + t);
+        break;
+      case 2:
+        tile<F, kVectors, 2>(unpacked, x + t, b, n, sums + t);
+        break;
+      case 1:
+        tile<F, kVectors, 1>(unpacked, x + t, b, n, sums + t);
+        break;
+      default:
+        break;
+    }
+  }
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    float* const out = args.out[t0 + t] + args.out_offset + r;
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const std::size_t at = v * kVectorRows;
+      _mm512_mask_storeu_ps(out + at, first_lanes(args.n_rows - r - at),
+                            _mm512_load_ps(sums[t] + at));
+    }
+  }
+}
+
+/// All rows by kTokens tokens, each group's bytes read once.
+template <class F, std::size_t kTokens>
+static void few_tokens(const MatmulArgs& args) {
+  const typename F::Block* blocks[kTokens];
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    blocks[t] = reinterpret_cast<const typename F::Block*>(args.x[t]);
+  }
+  for (std::size_t r = 0; r < args.n_rows; r += kVectorRows) {
+    __m512 sums[kTokens];
+    F::template dot<kTokens>(group_pair(args, r), blocks, args.n_in / F::kBlock, sums);
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      _mm512_mask_storeu_ps(args.out[t] + args.out_offset + r, first_lanes(args.n_rows - r),
+                            sums[t]);
+    }
+  }
+}
+
+template <class F>
+RECUA_AVX512_INLINE void multiply_packed(const MatmulArgs& args) {
+  switch (args.n_tokens) {
+    case 1:
+      return few_tokens<F, 1>(args);
+    case 2:
+      return few_tokens<F, 2>(args);
+    case 3:
+      return few_tokens<F, 3>(args);
+    case 4:
+      return few_tokens<F, 4>(args);
+    case 5:
+      if constexpr (F::kFew >= 5) return few_tokens<F, 5>(args);
+      break;
+    case 6:
+      if constexpr (F::kFew >= 6) return few_tokens<F, 6>(args);
+      break;
+    case 7:
+      if constexpr (F::kFew >= 7) return few_tokens<F, 7>(args);
+      break;
+    case 8:
+      if constexpr (F::kFew >= 8) return few_tokens<F, 8>(args);
+      break;
+    default:
+      break;
+  }
+  for (std::size_t t = 0; t < args.n_tokens; t += kTokenBlock) {
+    const std::size_t n = args.n_tokens - t < kTokenBlock ? args.n_tokens - t : kTokenBlock;
+    std::size_t r = 0;
+    for (; r + kVectorRows < args.n_rows; r += 2 * kVectorRows) some_rows<F, 2>(args, r, t, n);
+    if (r < args.n_rows) some_rows<F, 1>(args, r, t, n);
+  }
+}
+
+}  // namespace recua::kernels::avx512
