@@ -4,15 +4,22 @@
 //   dot/q4_k/avx2/k:4096         one token, weights from memory: bytes of weights per second
 //   dot/q4_k/avx2/packed/k:4096  the same from packed weights
 //   matmul/q4_k/avx2/k:4096/tokens:64   many tokens: 2 operations per weight and token per second
+//   peak/int8/avx512             the same of bare 8-bit dot products, all in registers; of_peak in
+//                                other rows is the share of it
 //
 // Compare kernels within one run only: machines drift, and memory is shared with neighbours.
+#include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "base/random.h"
 #include "kernels/kernel_table.h"
@@ -79,6 +86,49 @@ struct Tokens {
   std::vector<float*> out;
 };
 
+#if defined(__x86_64__)
+// Twelve independent sums, as a tile has, cover the latency of the instruction.
+__attribute__((target("avx512f,avx512vnni"))) void add_dot_products(std::size_t n) {
+  __m512i sums[12];
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  const __m512i w = _mm512_set1_epi8(100);
+  const __m512i x = _mm512_set1_epi8(-3);
+  for (std::size_t i = 0; i < n; ++i) {
+#pragma GCC unroll 12
+    for (__m512i& sum : sums) sum = _mm512_dpbusd_epi32(sum, w, x);
+  }
+  for (const __m512i& sum : sums) asm volatile("" : : "v"(sum));
+}
+#else
+void add_dot_products(std::size_t) {}
+#endif
+
+// Operations per second of one core that does nothing but 8-bit dot products; 0 without AVX-512.
+double peak_operations() {
+  if (!sys::supported(sys::InstructionSet::kAvx512)) return 0.0;
+  static const double peak = [] {
+    constexpr std::size_t kRounds = 2'000'000;
+    double best = 0.0;
+    for (int run = 0; run < 10; ++run) {
+      const auto begin = std::chrono::steady_clock::now();
+      add_dot_products(kRounds);
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+      best = std::max(best, 2.0 * 12 * 64 * kRounds / seconds.count());
+    }
+    return best;
+  }();
+  return peak;
+}
+
+void bench_peak(benchmark::State& state) {
+  constexpr std::size_t kRounds = 100'000;
+  for (auto _ : state) add_dot_products(kRounds);
+  const double operations = 2.0 * 12 * 64 * kRounds * static_cast<double>(state.iterations());
+  state.counters["op/s"] = benchmark::Counter(operations, benchmark::Counter::kIsRate);
+  state.counters["of_peak"] =
+      benchmark::Counter(operations / peak_operations(), benchmark::Counter::kIsRate);
+}
+
 enum class Layout { kRows, kPacked };
 
 void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType type, Layout layout,
@@ -122,6 +172,10 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
     const double operations =
         2.0 * static_cast<double>(n_rows) * static_cast<double>(k) * static_cast<double>(n_tokens);
     state.counters["op/s"] = benchmark::Counter(n_runs * operations, benchmark::Counter::kIsRate);
+    if (set == sys::InstructionSet::kAvx512 && packed) {
+      state.counters["of_peak"] =
+          benchmark::Counter(n_runs * operations / peak_operations(), benchmark::Counter::kIsRate);
+    }
   }
 }
 
@@ -181,6 +235,9 @@ void register_all() {
     benchmark::RegisterBenchmark(fmt::format("pool/dispatch/threads:{}", n).c_str(),
                                  [n](benchmark::State& state) { bench_dispatch(state, n); })
         ->UseRealTime();
+  }
+  if (sys::supported(sys::InstructionSet::kAvx512)) {
+    benchmark::RegisterBenchmark("peak/int8/avx512", bench_peak)->UseRealTime();
   }
   for (const sys::InstructionSet set : sys::supported_instruction_sets()) {
     for (const DataType type : quant::kAllDataTypes) {

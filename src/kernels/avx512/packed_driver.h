@@ -7,23 +7,28 @@
 /// with an offset stay unsigned, and a sum begins with what the offset takes off (ActivationBlock32
 /// and ActivationBlock256).
 ///
-/// Few tokens go straight over the packed bytes, 16 rows at a time. More go in tiles of 32 rows by
-/// 6 tokens over weights that were unpacked for them into the first-level cache: 12 sums of a
-/// block, 12 over blocks, two vectors of weights and one of activations fit the 32 registers.
+/// Few tokens go straight over the packed bytes. The fewest take one group at a time, in vectors of
+/// 32 bytes: one stream from memory is read at 28 GB/s, two only at 19, and there is time to spare.
+/// More tokens go in tiles of 32 rows by 6 tokens over weights that were unpacked for them into the
+/// first-level cache: 12 sums of a block, 12 over blocks, two vectors of weights and one of
+/// activations fit the 32 registers.
 ///
 /// A format F has
 ///   Block                    of the activations, kBlock elements long
 ///   kPieceBytes              bytes of a piece (eight blocks)
-///   kChunk                   pieces that are unpacked at a time: about 16 KiB
+///   kChunk                   pieces that are unpacked at a time: 8 to 16 KiB
 ///   Unpacked<kVectors>       kChunk pieces of that many times 16 rows, ready for tiles
-///   unpack(w, n, unpacked, v)        n pieces at each of w[2] become vector v of unpacked
+///   unpack(w, n, unpacked, v)        n pieces of two groups become vector v of unpacked
 ///   tile(unpacked, x, n, sums)       adds n pieces times the blocks x[kTokens][n] on to sums
 ///   kFew                     tokens that dot() takes at most: as many as have room for their sums
-///   dot<kTokens>(w, x, n, sums)      sums [kTokens] of 16 rows, all n pieces at each of w[2]
+///   kWideFrom                tokens from which dot() takes two groups at a time
+///   dot<kTokens>(w, x, n, sums)      sums [kTokens] of all n pieces of one group or two
 /// An output's f32 sum takes the same operations block after block in tile() and in dot().
 
+#include <type_traits>
+
 #include "kernels/activation.h"
-#include "kernels/avx512/common.h"
+#include "kernels/avx512/lanes.h"
 #include "kernels/matmul.h"
 #include "kernels/packed.h"
 
@@ -40,36 +45,12 @@ constexpr std::size_t kTokenBlock = 16 * kTileTokens;
 /// f32 sums on their way through memory: [token][row of the tile].
 using SumRow = float[kTileVectors * kVectorRows];
 
-/// Two groups side by side, as one vector.
-RECUA_AVX512_INLINE __m512i load_pair(const std::uint8_t* a, const std::uint8_t* b) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
-}
-/// Eight bytes each, one per row, as 16 lanes.
-RECUA_AVX512_INLINE __m128i load_pair64(const std::uint8_t* a, const std::uint8_t* b) {
-  const auto low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(a));
-  return _mm_unpacklo_epi64(low, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b)));
-}
-/// Eight f16 each, one per row.
-RECUA_AVX512_INLINE __m512 load_pair_f16(const std::uint8_t* a, const std::uint8_t* b) {
-  return _mm512_cvtph_ps(_mm256_set_m128i(load128(b), load128(a)));
-}
-
-RECUA_AVX512_INLINE __m512i low_nibbles(__m512i bytes) {
-  return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
-}
-RECUA_AVX512_INLINE __m512i high_nibbles(__m512i bytes) {
-  return low_nibbles(_mm512_srli_epi16(bytes, 4));
-}
-
-/// The two groups of the 16 rows from r on. Where the matrix ends with the first, it also stands in
-/// for the second, whose sums nobody stores.
-struct GroupPair {
-  const std::uint8_t* w[2];
-};
-RECUA_AVX512_INLINE GroupPair group_pair(const MatmulArgs& args, std::size_t r) {
+/// The 16 rows from r on. Where the matrix ends with the first group of them, it also stands in for
+/// the second, whose sums nobody stores.
+RECUA_AVX512_INLINE TwoGroups two_groups(const MatmulArgs& args, std::size_t r) {
   const auto* const first =
       reinterpret_cast<const std::uint8_t*>(args.w + r / kPackedRows * args.w_stride);
-  return {{first, args.n_rows - r > kPackedRows ? first + args.w_stride : first}};
+  return {first, args.n_rows - r > kPackedRows ? first + args.w_stride : first};
 }
 
 template <class F, std::size_t kVectors, std::size_t kTokens>
@@ -93,15 +74,12 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
     }
   }
   typename F::template Unpacked<kVectors> unpacked;
-  GroupPair pairs[kVectors];
-  for (std::size_t v = 0; v < kVectors; ++v) pairs[v] = group_pair(args, r + v * kVectorRows);
   const std::byte* const* const x = args.x + t0;
   const std::size_t n_blocks = args.n_in / F::kBlock;
   for (std::size_t b = 0; b < n_blocks; b += F::kChunk) {
     const std::size_t n = n_blocks - b < F::kChunk ? n_blocks - b : F::kChunk;
     for (std::size_t v = 0; v < kVectors; ++v) {
-      const std::size_t at = b * F::kPieceBytes;
-      F::unpack({{pairs[v].w[0] + at, pairs[v].w[1] + at}}, n, unpacked, v);
+      F::unpack(two_groups(args, r + v * kVectorRows).from(b * F::kPieceBytes), n, unpacked, v);
     }
     std::size_t t = 0;
     for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, sums + t);
@@ -135,19 +113,32 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
   }
 }
 
+/// The first n rows.
+RECUA_AVX512_INLINE void store_rows(float* out, __m512 sums, std::size_t n) {
+  _mm512_mask_storeu_ps(out, first_lanes(n), sums);
+}
+RECUA_AVX512_INLINE void store_rows(float* out, __m256 sums, std::size_t n) {
+  _mm256_mask_storeu_ps(out, static_cast<__mmask8>(first_lanes(n)), sums);
+}
+
 /// All rows by kTokens tokens, each group's bytes read once.
 template <class F, std::size_t kTokens>
 static void few_tokens(const MatmulArgs& args) {
+  using Groups = std::conditional_t<(kTokens < F::kWideFrom), OneGroup, TwoGroups>;
   const typename F::Block* blocks[kTokens];
   for (std::size_t t = 0; t < kTokens; ++t) {
     blocks[t] = reinterpret_cast<const typename F::Block*>(args.x[t]);
   }
-  for (std::size_t r = 0; r < args.n_rows; r += kVectorRows) {
-    __m512 sums[kTokens];
-    F::template dot<kTokens>(group_pair(args, r), blocks, args.n_in / F::kBlock, sums);
+  for (std::size_t r = 0; r < args.n_rows; r += Groups::kRows) {
+    const TwoGroups two = two_groups(args, r);
+    typename Groups::Floats sums[kTokens];
+    if constexpr (Groups::kRows == kPackedRows) {
+      F::template dot<kTokens>(OneGroup(two.a), blocks, args.n_in / F::kBlock, sums);
+    } else {
+      F::template dot<kTokens>(two, blocks, args.n_in / F::kBlock, sums);
+    }
     for (std::size_t t = 0; t < kTokens; ++t) {
-      _mm512_mask_storeu_ps(args.out[t] + args.out_offset + r, first_lanes(args.n_rows - r),
-                            sums[t]);
+      store_rows(args.out[t] + args.out_offset + r, sums[t], args.n_rows - r);
     }
   }
 }

@@ -10,41 +10,44 @@ namespace {
 using quant::DataType;
 
 // The eight vectors of a block, in order of the elements.
+template <class Groups>
 struct BlockWeights {
-  __m512i q[8];
+  typename Groups::Ints q[8];
 };
 
 struct BytesOfQ4_0 {
   static constexpr std::size_t kPieceBytes = 144;
-  RECUA_AVX512_INLINE BlockWeights weights(const std::uint8_t* a, const std::uint8_t* b) {
-    BlockWeights out;
-    const __m512i mask = _mm512_set1_epi8(-16);
+  template <class Groups>
+  RECUA_AVX512_INLINE BlockWeights<Groups> weights(const Groups& piece) {
+    BlockWeights<Groups> out;
     RECUA_UNROLL
     for (std::size_t j = 0; j < 4; ++j) {
-      const __m512i bytes = load_pair(a + 16 + 32 * j, b + 16 + 32 * j);
-      out.q[j] = _mm512_and_si512(_mm512_slli_epi16(bytes, 4), mask);
-      out.q[4 + j] = _mm512_and_si512(bytes, mask);
+      const auto bytes = piece.dwords(16 + 32 * j);
+      out.q[j] = (bytes << 4) & Groups::bytes(0xf0);
+      out.q[4 + j] = bytes & Groups::bytes(0xf0);
     }
     return out;
   }
-  RECUA_AVX512_INLINE __m512 scales(const std::uint8_t* a, const std::uint8_t* b) {
-    return _mm512_mul_ps(load_pair_f16(a, b), _mm512_set1_ps(0x1p-4F));
+  template <class Groups>
+  RECUA_AVX512_INLINE typename Groups::Floats scales(const Groups& piece) {
+    return Groups::multiply(piece.halves(0), Groups::floats(0x1p-4F));
   }
 };
 
 struct BytesOfQ8_0 {
   static constexpr std::size_t kPieceBytes = 272;
-  RECUA_AVX512_INLINE BlockWeights weights(const std::uint8_t* a, const std::uint8_t* b) {
-    BlockWeights out;
+  template <class Groups>
+  RECUA_AVX512_INLINE BlockWeights<Groups> weights(const Groups& piece) {
+    BlockWeights<Groups> out;
     RECUA_UNROLL
     for (std::size_t j = 0; j < 8; ++j) {
-      out.q[j] =
-          _mm512_xor_si512(load_pair(a + 16 + 32 * j, b + 16 + 32 * j), _mm512_set1_epi8(-128));
+      out.q[j] = piece.dwords(16 + 32 * j) ^ Groups::bytes(0x80);
     }
     return out;
   }
-  RECUA_AVX512_INLINE __m512 scales(const std::uint8_t* a, const std::uint8_t* b) {
-    return load_pair_f16(a, b);
+  template <class Groups>
+  RECUA_AVX512_INLINE typename Groups::Floats scales(const Groups& piece) {
+    return piece.halves(0);
   }
 };
 
@@ -55,6 +58,7 @@ struct Packed32 {
   static constexpr std::size_t kPieceBytes = Bytes::kPieceBytes;
   static constexpr std::size_t kChunk = 16;
   static constexpr std::size_t kFew = 8;
+  static constexpr std::size_t kWideFrom = 4;
 
   template <std::size_t kVectors>
   struct Unpacked {
@@ -63,23 +67,23 @@ struct Packed32 {
   };
 
   template <std::size_t kVectors>
-  RECUA_AVX512_INLINE void unpack(GroupPair from, std::size_t n, Unpacked<kVectors>& to,
+  RECUA_AVX512_INLINE void unpack(TwoGroups w, std::size_t n, Unpacked<kVectors>& to,
                                   std::size_t v) {
     for (std::size_t b = 0; b < n; ++b) {
-      const std::uint8_t* const first = from.w[0] + b * kPieceBytes;
-      const std::uint8_t* const second = from.w[1] + b * kPieceBytes;
-      prefetch<kPieceBytes>(first + kChunk * kPieceBytes);
-      prefetch<kPieceBytes>(second + kChunk * kPieceBytes);
-      const BlockWeights w = Bytes::weights(first, second);
+      const TwoGroups piece = w.from(b * kPieceBytes);
+      piece.prefetch<kPieceBytes>(kChunk * kPieceBytes);
+      const auto weights = Bytes::weights(piece);
       RECUA_UNROLL
-      for (std::size_t j = 0; j < 8; ++j) store512(to.q[b][j][v], w.q[j]);
-      _mm512_store_ps(to.d[b][v], Bytes::scales(first, second));
+      for (std::size_t j = 0; j < 8; ++j) store512(to.q[b][j][v], weights.q[j]);
+      _mm512_store_ps(to.d[b][v], Bytes::scales(piece));
     }
   }
 
   // The end of every block: sum + s * (dx * d), s exact.
-  RECUA_AVX512_INLINE __m512 add_block(__m512i s, float dx, __m512 d, __m512 sum) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(d, _mm512_set1_ps(dx)), sum);
+  template <class L>
+  RECUA_AVX512_INLINE typename L::Floats add_block(typename L::Ints s, float dx,
+                                                   typename L::Floats d, typename L::Floats sum) {
+    return L::fma(L::to_floats(s), L::multiply(d, L::floats(dx)), sum);
   }
 
   template <std::size_t kVectors, std::size_t kTokens>
@@ -104,7 +108,7 @@ struct Packed32 {
       for (std::size_t j = 0; j < 8; ++j) {
         RECUA_UNROLL
         for (std::size_t t = 0; t < kTokens; ++t) {
-          const __m512i value = broadcast32(at[t][b].q + 4 * j);
+          const __m512i value = Lanes16::ints(four_bytes(at[t][b].q + 4 * j));
           RECUA_UNROLL
           for (std::size_t v = 0; v < kVectors; ++v) {
             s[v][t] = _mm512_dpbusd_epi32(s[v][t], load512(w.q[b][j][v]), value);
@@ -115,7 +119,7 @@ struct Packed32 {
       for (std::size_t t = 0; t < kTokens; ++t) {
         RECUA_UNROLL
         for (std::size_t v = 0; v < kVectors; ++v) {
-          sum[v][t] = add_block(s[v][t], at[t][b].d, _mm512_load_ps(w.d[b][v]), sum[v][t]);
+          sum[v][t] = add_block<Lanes16>(s[v][t], at[t][b].d, _mm512_load_ps(w.d[b][v]), sum[v][t]);
         }
       }
     }
@@ -126,34 +130,36 @@ struct Packed32 {
     }
   }
 
-  template <std::size_t kTokens>
-  RECUA_AVX512_INLINE void dot(GroupPair w, const Block* const* x, std::size_t n, __m512* sums) {
+  template <std::size_t kTokens, class Groups>
+  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n,
+                               typename Groups::Floats* sums) {
     const Block* at[kTokens];
-    __m512 sum[kTokens];
+    typename Groups::Floats sum[kTokens];
     RECUA_UNROLL
     for (std::size_t t = 0; t < kTokens; ++t) {
       at[t] = x[t];
-      sum[t] = _mm512_setzero_ps();
+      sum[t] = Groups::floats(0.0F);
     }
     for (std::size_t b = 0; b < n; ++b) {
-      const std::uint8_t* const first = w.w[0] + b * kPieceBytes;
-      const std::uint8_t* const second = w.w[1] + b * kPieceBytes;
-      prefetch<kPieceBytes>(first + kPrefetchBytes);
-      prefetch<kPieceBytes>(second + kPrefetchBytes);
-      __m512i s[kTokens];
+      const Groups piece = w.from(b * kPieceBytes);
+      piece.template prefetch<kPieceBytes>(kAhead);
+      typename Groups::Ints s[kTokens];
       RECUA_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) s[t] = _mm512_set1_epi32(at[t][b].offset);
-      const BlockWeights weights = Bytes::weights(first, second);
+      for (std::size_t t = 0; t < kTokens; ++t) s[t] = Groups::ints(at[t][b].offset);
+      const auto weights = Bytes::weights(piece);
       RECUA_UNROLL
       for (std::size_t j = 0; j < 8; ++j) {
         RECUA_UNROLL
         for (std::size_t t = 0; t < kTokens; ++t) {
-          s[t] = _mm512_dpbusd_epi32(s[t], weights.q[j], broadcast32(at[t][b].q + 4 * j));
+          s[t] = Groups::add_products(s[t], weights.q[j],
+                                      Groups::ints(four_bytes(at[t][b].q + 4 * j)));
         }
       }
-      const __m512 d = Bytes::scales(first, second);
+      const auto d = Bytes::scales(piece);
       RECUA_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) sum[t] = add_block(s[t], at[t][b].d, d, sum[t]);
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        sum[t] = add_block<Groups>(s[t], at[t][b].d, d, sum[t]);
+      }
     }
     RECUA_UNROLL
     for (std::size_t t = 0; t < kTokens; ++t) sums[t] = sum[t];
