@@ -43,6 +43,9 @@ constexpr KernelTable make_scalar() {
   put(t, DataType::kQ4_K, scalar::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, scalar::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, scalar::matmul<DataType::kQ6_K>);
+  put(t, DataType::kIQ4_NL, scalar::matmul<DataType::kIQ4_NL>);
+  put(t, DataType::kIQ4_XS, scalar::matmul<DataType::kIQ4_XS>);
+  put(t, DataType::kMXFP4, scalar::matmul<DataType::kMXFP4>);
   return t;
 }
 
@@ -83,6 +86,9 @@ constexpr KernelTable make_avx2() {
   put(t, DataType::kQ4_K, avx2::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, avx2::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, avx2::matmul<DataType::kQ6_K>);
+  put(t, DataType::kIQ4_NL, avx2::matmul<DataType::kIQ4_NL>);
+  put(t, DataType::kIQ4_XS, avx2::matmul<DataType::kIQ4_XS>);
+  put(t, DataType::kMXFP4, avx2::matmul<DataType::kMXFP4>);
   put_packed(t, DataType::kQ8_0, avx2::packed_matmul<DataType::kQ8_0>);
   put_packed(t, DataType::kQ4_0, avx2::packed_matmul<DataType::kQ4_0>);
   put_packed(t, DataType::kQ4_K, avx2::packed_matmul<DataType::kQ4_K>);

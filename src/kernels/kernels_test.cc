@@ -150,7 +150,11 @@ TEST_P(KernelsTest, MatmulIsExactAtTheExtremesOfEveryQuantizedType) {
         case DataType::kQ4_K:
         case DataType::kQ5_K:
           put(2);
-          [[fallthrough]];
+          put(0);
+          break;
+        case DataType::kMXFP4:
+          weights.bytes[0] = std::byte{128};  // 2^0.
+          break;
         default:
           put(0);
       }
