@@ -89,6 +89,9 @@ constexpr KernelTable make_avx2() {
   put(t, DataType::kIQ4_NL, avx2::matmul<DataType::kIQ4_NL>);
   put(t, DataType::kIQ4_XS, avx2::matmul<DataType::kIQ4_XS>);
   put(t, DataType::kMXFP4, avx2::matmul<DataType::kMXFP4>);
+  put_packed(t, DataType::kF32, avx2::packed_matmul<DataType::kF32>);
+  put_packed(t, DataType::kF16, avx2::packed_matmul<DataType::kF16>);
+  put_packed(t, DataType::kBF16, avx2::packed_matmul<DataType::kBF16>);
   put_packed(t, DataType::kQ8_0, avx2::packed_matmul<DataType::kQ8_0>);
   put_packed(t, DataType::kQ4_0, avx2::packed_matmul<DataType::kQ4_0>);
   put_packed(t, DataType::kQ4_K, avx2::packed_matmul<DataType::kQ4_K>);
