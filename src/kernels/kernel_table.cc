@@ -96,6 +96,15 @@ constexpr KernelTable make_avx2() {
   put_packed(t, DataType::kQ4_0, avx2::packed_matmul<DataType::kQ4_0>);
   put_packed(t, DataType::kQ4_K, avx2::packed_matmul<DataType::kQ4_K>);
   put_packed(t, DataType::kQ6_K, avx2::packed_matmul<DataType::kQ6_K>);
+  put_packed(t, DataType::kQ4_1, avx2::packed_matmul<DataType::kQ4_1>);
+  put_packed(t, DataType::kQ5_0, avx2::packed_matmul<DataType::kQ5_0>);
+  put_packed(t, DataType::kQ5_1, avx2::packed_matmul<DataType::kQ5_1>);
+  put_packed(t, DataType::kQ2_K, avx2::packed_matmul<DataType::kQ2_K>);
+  put_packed(t, DataType::kQ3_K, avx2::packed_matmul<DataType::kQ3_K>);
+  put_packed(t, DataType::kQ5_K, avx2::packed_matmul<DataType::kQ5_K>);
+  put_packed(t, DataType::kIQ4_NL, avx2::packed_matmul<DataType::kIQ4_NL>);
+  put_packed(t, DataType::kIQ4_XS, avx2::packed_matmul<DataType::kIQ4_XS>);
+  put_packed(t, DataType::kMXFP4, avx2::packed_matmul<DataType::kMXFP4>);
   return t;
 }
 #endif
