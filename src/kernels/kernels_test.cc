@@ -74,7 +74,6 @@ TEST_P(KernelsTest, QuantizedActivationsAreTheNearestMultipleAndNeverMinus128) {
         const std::int8_t* const q = q8_values(rows.rows[0]) + b * block + 16;
         ASSERT_EQ(offsets[0], -32 * (q[0] + q[1] + q[4] + q[5] + q[8] + q[9] + q[12] + q[13]));
       } else {
-        ASSERT_EQ(q8x32_eights(rows.rows[0], n)[b], 8 * (first_sum + sum));
         const std::int8_t* const q = q8_values(rows.rows[0]) + b * block;
         int pairs = 0;
         for (std::size_t i = 0; i < 32; i += 4) pairs += q[i] + q[i + 1];

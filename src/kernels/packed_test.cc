@@ -180,7 +180,7 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
     const std::size_t n_in = block == 1 ? 601 : (block == 32 ? 37 : 5) * block;
-    const std::size_t n_rows = 59;
+    const std::size_t n_rows = 75;
     const std::size_t n_tokens = 101;
     const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
     const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);

@@ -42,13 +42,11 @@ void quantize_q8x32(const float* x, std::size_t n, std::byte* out) {
   auto* q = reinterpret_cast<std::int8_t*>(out);
   auto* d = reinterpret_cast<float*>(out + n);
   float* s = d + n / 32;
-  auto* eights = reinterpret_cast<std::int32_t*>(s + n / 32);
-  auto* fours = reinterpret_cast<std::int16_t*>(eights + n / 32);
+  auto* fours = reinterpret_cast<std::int16_t*>(s + n / 32);
   for (std::size_t b = 0; b < n / 32; ++b) {
     d[b] = quantize_block(x + 32 * b, 32, q + 32 * b);
     const int sum = sum_of(q + 32 * b, 32);
     s[b] = d[b] * static_cast<float>(sum);
-    eights[b] = 8 * sum;
     for (std::size_t pair = 0; pair < 2; ++pair) {
       fours[2 * b + pair] = static_cast<std::int16_t>(-4 * sum_of_pairs(q + 32 * b, 32, pair));
     }
