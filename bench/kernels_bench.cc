@@ -191,9 +191,10 @@ void register_products(sys::InstructionSet set, DataType type, Layout layout) {
                   layout == Layout::kPacked ? "/packed" : "");
   for (const std::size_t threads : {1U, 2U}) {
     const std::string suffix = threads == 1 ? "" : fmt::format("/threads:{}", threads);
-    benchmark::RegisterBenchmark(("dot/" + name + suffix).c_str(), [=](benchmark::State& state) {
-      bench_matmul(state, set, type, layout, 4096, 1, threads);
-    })->UseRealTime();
+    benchmark::RegisterBenchmark(
+        fmt::format("dot/{}{}", name, suffix).c_str(),
+        [=](benchmark::State& state) { bench_matmul(state, set, type, layout, 4096, 1, threads); })
+        ->UseRealTime();
   }
   for (const std::size_t n : {2U, 4U, 8U, 64U, 512U}) {
     benchmark::RegisterBenchmark(

@@ -92,7 +92,7 @@ void unpack(const quant::BlockIQ4_XS& block, Unpacked& out) {
   for (std::size_t g = 0; g < 16; ++g) out.scale[g] = quant::scale_iq4_xs(block, g / 2) - 32;
   for (std::size_t i = 0; i < 256; ++i) {
     const int byte = block.qs[16 * (i / 32) + i % 16];
-    out.q[i] = quant::kIQ4Values[i % 32 < 16 ? byte & 15 : byte >> 4];
+    out.q[i] = int{quant::kIQ4Values[i % 32 < 16 ? byte & 15 : byte >> 4]};
   }
 }
 

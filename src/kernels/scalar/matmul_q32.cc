@@ -51,8 +51,8 @@ void unpack(const quant::BlockQ5_1& block, Unpacked& out) {
 template <class Qs>
 void look_up(const Qs& qs, const std::int8_t* table, Unpacked& out) {
   for (std::size_t i = 0; i < 16; ++i) {
-    out.q[i] = table[qs[i] & 15];
-    out.q[i + 16] = table[qs[i] >> 4];
+    out.q[i] = int{table[qs[i] & 15]};
+    out.q[i + 16] = int{table[qs[i] >> 4]};
   }
 }
 void unpack(const quant::BlockIQ4_NL& block, Unpacked& out) {
