@@ -1,6 +1,7 @@
 // Speed of the CPU kernels, one thread unless the name says otherwise.
 //
-//   read/memory/mib:512          plain 32-byte loads: what a decode kernel can reach at most
+//   read/memory/threads:1        plain 32-byte loads: what a decode kernel can reach at most
+//   peak/fma/avx2                f32 multiply-and-adds in registers: what floats can reach at most
 //   dot/q4_k/avx2/k:4096         one token, weights from memory: bytes of weights per second
 //   dot/q4_k/avx2/packed/k:4096  the same from packed weights
 //   matmul/q4_k/avx2/k:4096/tokens:64   many tokens: 2 operations per weight and token per second
@@ -198,6 +199,36 @@ void bench_read(benchmark::State& state, std::size_t n_threads) {
                           static_cast<std::int64_t>(memory.size()));
 }
 
+#if defined(__x86_64__)
+#define RECUA_BENCH_AVX2 [[gnu::target("avx2,fma")]]
+using FloatVector = float __attribute__((vector_size(32)));
+
+RECUA_BENCH_AVX2 inline void fma_step(FloatVector& sum, const FloatVector& a,
+                                      const FloatVector& b) {
+  asm("vfmadd213ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+}
+
+// Twelve chains of FMAs, more than their latency needs.
+RECUA_BENCH_AVX2 void bench_fma(benchmark::State& state) {
+  constexpr int kSteps = 1000;
+  const FloatVector a = FloatVector{} + 0.5F;
+  const FloatVector b = FloatVector{} + 0.25F;
+  FloatVector s0 = a, s1 = a, s2 = a, s3 = a, s4 = a, s5 = a;
+  FloatVector s6 = a, s7 = a, s8 = a, s9 = a, s10 = a, s11 = a;
+  for (auto _ : state) {
+    for (int i = 0; i < kSteps; ++i) {
+      fma_step(s0, a, b), fma_step(s1, a, b), fma_step(s2, a, b), fma_step(s3, a, b);
+      fma_step(s4, a, b), fma_step(s5, a, b), fma_step(s6, a, b), fma_step(s7, a, b);
+      fma_step(s8, a, b), fma_step(s9, a, b), fma_step(s10, a, b), fma_step(s11, a, b);
+    }
+  }
+  const FloatVector all = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9 + s10 + s11;
+  benchmark::DoNotOptimize(all[0]);
+  state.counters["op/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * kSteps * 12 * 8 * 2, benchmark::Counter::kIsRate);
+}
+#endif
+
 void bench_dispatch(benchmark::State& state, std::size_t n_threads) {
   sys::ThreadPool pool(n_threads);
   for (auto _ : state) pool.run([](std::size_t, std::size_t) {});
@@ -215,9 +246,10 @@ void register_products(sys::InstructionSet set, DataType type, Layout layout) {
                   layout == Layout::kPacked ? "/packed" : "");
   for (const std::size_t threads : {1U, 2U}) {
     const std::string suffix = threads == 1 ? "" : fmt::format("/threads:{}", threads);
-    benchmark::RegisterBenchmark(("dot/" + name + suffix).c_str(), [=](benchmark::State& state) {
-      bench_matmul(state, set, type, layout, 4096, 1, threads);
-    })->UseRealTime();
+    benchmark::RegisterBenchmark(
+        fmt::format("dot/{}{}", name, suffix).c_str(),
+        [=](benchmark::State& state) { bench_matmul(state, set, type, layout, 4096, 1, threads); })
+        ->UseRealTime();
   }
   for (const std::size_t n : {2U, 4U, 8U, 64U, 512U}) {
     benchmark::RegisterBenchmark(
@@ -239,6 +271,11 @@ void register_all() {
   if (sys::supported(sys::InstructionSet::kAvx512)) {
     benchmark::RegisterBenchmark("peak/int8/avx512", bench_peak)->UseRealTime();
   }
+#if defined(__x86_64__)
+  if (sys::supported(sys::InstructionSet::kAvx2)) {
+    benchmark::RegisterBenchmark("peak/fma/avx2", bench_fma)->UseRealTime();
+  }
+#endif
   for (const sys::InstructionSet set : sys::supported_instruction_sets()) {
     for (const DataType type : quant::kAllDataTypes) {
       register_products(set, type, Layout::kRows);

@@ -19,7 +19,7 @@ constexpr std::array kAliases = {
     Alias{"-ub", "--ubatch-size"},      Alias{"-ctk", "--cache-type-k"},
     Alias{"-ctv", "--cache-type-v"},    Alias{"-pg", "--prompt-gen"},
     Alias{"-np", "--parallel"},         Alias{"-ts", "--split"},
-    Alias{"--tensor-split", "--split"},
+    Alias{"--tensor-split", "--split"}, Alias{"-nr", "--no-repack"},
 };
 
 struct Refusal {

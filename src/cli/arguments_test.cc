@@ -17,6 +17,13 @@ TEST(Arguments, TranslatesShortFlagsOfTwoLetters) {
             (std::vector<std::string>{"run", "--cache-type-k", "f32", "--ubatch-size=64", "-n"}));
 }
 
+TEST(Arguments, KnowsTheShortFormOfNoRepack) {
+  const std::array<const char*, 2> given = {"bench", "-nr"};
+  const auto out = normalize_arguments(given);
+  ASSERT_TRUE(out.ok());
+  EXPECT_EQ(*out, (std::vector<std::string>{"bench", "--no-repack"}));
+}
+
 TEST(Arguments, LeavesTheTextOfAPromptAlone) {
   const std::array<const char*, 4> given = {"-p", "-ub", "-p", "-ngl"};
   const auto out = normalize_arguments(given);

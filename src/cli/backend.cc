@@ -62,7 +62,8 @@ Result<void> load_here(Backend& backend, const ModelFlags& flags,
   const std::size_t n_threads =
       flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
   backend.n_threads = static_cast<std::uint32_t>(n_threads);
-  RECUA_ASSIGN_OR_RETURN(backend.device, compute::make_cpu_device({.n_threads = n_threads}));
+  RECUA_ASSIGN_OR_RETURN(
+      backend.device, compute::make_cpu_device({.n_threads = n_threads, .repack = flags.repack}));
   RECUA_ASSIGN_OR_RETURN(backend.executor,
                          model::LocalExecutor::create(*backend.device, backend.file, options,
                                                       progress, flags.n_batch));
@@ -79,7 +80,7 @@ Result<void> load(Backend& backend, const BackendFlags& flags, const model::Slic
   RECUA_ASSIGN_OR_RETURN(
       ClusterBackend cluster,
       connect_cluster(backend.env, backend.loop, flags.cluster, flags.links, *backend.links,
-                      backend.file, options, flags.model.n_batch, flags.model.n_threads, progress));
+                      backend.file, options, flags.model, progress));
   backend.executor = std::move(cluster.executor);
   backend.close_cluster = std::move(cluster.close);
   return ok();

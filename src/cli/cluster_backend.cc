@@ -61,20 +61,22 @@ class ClusterExecutor final : public model::Executor {
 
   Result<void> open(const net::Env& env, const ClusterFlags& flags, const LinkFlags& link_flags,
                     const LinkSetup& links, std::shared_ptr<gguf::GgufFile> file,
-                    const model::SliceOptions& options, std::uint32_t n_batch,
-                    std::uint32_t n_threads, const model::LoadProgress& progress) {
+                    const model::SliceOptions& options, const ModelFlags& model,
+                    const model::LoadProgress& progress) {
     cluster::ClusterOptions cluster_options;
     cluster_options.workers = flags.workers;
     if (flags.n_local_workers > 0) {
       const std::filesystem::path path = file->name();
+      std::vector<std::string> arguments = link_flags.arguments();
+      if (!model.repack) arguments.emplace_back("--no-repack");
       RECUA_ASSIGN_OR_RETURN(local_, LocalWorkers::start(flags.n_local_workers, path.parent_path(),
-                                                         n_threads, link_flags.arguments()));
+                                                         model.n_threads, arguments));
       cluster_options.workers = local_.endpoints();
     }
     cluster_options.split.assign(flags.split.begin(), flags.split.end());
     cluster_options.n_ranks = flags.n_ranks;
     cluster_options.slices = flags.slices;
-    cluster_options.n_batch = n_batch;
+    cluster_options.n_batch = model.n_batch;
     cluster_options.fetch_allowed = flags.fetch;
     cluster_options.verify = flags.verify;
     cluster_options.cache_dir = cluster::default_cache_dir();
@@ -115,16 +117,15 @@ class ClusterExecutor final : public model::Executor {
 Result<ClusterBackend> connect_cluster(net::Env& env, asio::io_context& loop,
                                        const ClusterFlags& flags, const LinkFlags& link_flags,
                                        const LinkSetup& links, std::shared_ptr<gguf::GgufFile> file,
-                                       const model::SliceOptions& options, std::uint32_t n_batch,
-                                       std::uint32_t n_threads,
+                                       const model::SliceOptions& options, const ModelFlags& model,
                                        const model::LoadProgress& progress) {
   // Which link runs on what, and who holds what, is said once at the start.
   if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
     set_log_level(LogLevel::kInfo);
   }
   auto executor = std::make_unique<ClusterExecutor>(loop);
-  RECUA_RETURN_IF_ERROR(executor->open(env, flags, link_flags, links, std::move(file), options,
-                                       n_batch, n_threads, progress));
+  RECUA_RETURN_IF_ERROR(
+      executor->open(env, flags, link_flags, links, std::move(file), options, model, progress));
   ClusterBackend out;
   out.close = [raw = executor.get()] { return raw->close(); };
   out.executor = std::move(executor);

@@ -27,13 +27,12 @@ struct ClusterBackend {
 /// Connects to the workers that the flags name (or starts local ones, which end with the executor),
 /// plans, lets them load their slices and opens the channels. Blocks: runs the loop until that is
 /// done. links outlives the loop. options: n_ctx, n_pages, page_tokens, n_ubatch and types of the
-/// whole model. n_threads: of each local worker; 0: one per physical core. kUnavailable, kTimeout:
+/// whole model. model: for n_batch, and for what local workers take over. kUnavailable, kTimeout:
 /// names the worker and what to check there. Others as they say.
 Result<ClusterBackend> connect_cluster(net::Env& env, boost::asio::io_context& loop,
                                        const ClusterFlags& flags, const LinkFlags& link_flags,
                                        const LinkSetup& links, std::shared_ptr<gguf::GgufFile> file,
-                                       const model::SliceOptions& options, std::uint32_t n_batch,
-                                       std::uint32_t n_threads,
+                                       const model::SliceOptions& options, const ModelFlags& model,
                                        const model::LoadProgress& progress);
 
 }  // namespace recua::cli

@@ -73,6 +73,7 @@ void ModelFlags::add(CLI::App& app, bool with_ctx) {
   app.add_option("--cache-type-v", v_type, "Type of the cached values: f16 or f32; also -ctv")
       ->capture_default_str()
       ->type_name("TYPE");
+  add_no_repack(app, repack);
 }
 
 Result<void> ModelFlags::check() const {
@@ -85,6 +86,13 @@ Result<void> ModelFlags::check() const {
   RECUA_RETURN_IF_ERROR(parse_cache_type("-ctk/--cache-type-k", k_type));
   RECUA_RETURN_IF_ERROR(parse_cache_type("-ctv/--cache-type-v", v_type));
   return ok();
+}
+
+void add_no_repack(CLI::App& app, bool& repack) {
+  app.add_flag_callback(
+      "--no-repack", [&repack] { repack = false; },
+      "Compute with weights where they are mapped, instead of copying them into a faster layout; "
+      "also -nr");
 }
 
 Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view text) {

@@ -33,11 +33,15 @@ struct ModelFlags {
   std::uint32_t n_ubatch = 512;
   std::string k_type = "f16";
   std::string v_type = "f16";
+  bool repack = true;  // False: weights stay where they were mapped.
 
   /// with_ctx: -c too. Tools that find the context out themselves leave it away.
   void add(CLI::App& app, bool with_ctx = true);
   [[nodiscard]] Result<void> check() const;
 };
+
+/// --no-repack, which sets repack to false. Remote workers have a flag of their own.
+void add_no_repack(CLI::App& app, bool& repack);
 
 /// f16 or f32. flag stands in the message.
 Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view text);

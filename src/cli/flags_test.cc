@@ -114,6 +114,16 @@ TEST(Flags, AskForTheModel) {
   expect_refused(flags.check(), "-ub/--ubatch-size is 65537, need a number from 1 to 65536");
 }
 
+TEST(Flags, RepackUnlessToldNotTo) {
+  for (const bool told : {false, true}) {
+    CLI::App app;
+    ModelFlags flags;
+    flags.add(app);
+    app.parse(told ? "-m model.gguf --no-repack" : "-m model.gguf");
+    EXPECT_EQ(flags.repack, !told);
+  }
+}
+
 TEST(ClusterFlags, RefusesWorkersThatCannotReachEachOther) {
   const auto message = [](const char* text) {
     ClusterFlags flags;

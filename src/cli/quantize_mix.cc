@@ -22,6 +22,9 @@ constexpr std::array kMixes = {
     QuantizeMix{"Q4_K_M", DataType::kQ4_K, 15, "4.9 bits, the usual choice"},
     QuantizeMix{"Q4_K_S", DataType::kQ4_K, 14, "4.7 bits"},
     QuantizeMix{"Q4_0", DataType::kQ4_0, 2, "4.5 bits, fast and plain"},
+    QuantizeMix{"IQ4_NL", DataType::kIQ4_NL, 25, "4.5 bits, uneven steps: less loss than Q4_0"},
+    QuantizeMix{"IQ4_XS", DataType::kIQ4_XS, 30, "4.3 bits, uneven steps: less loss than Q4_0"},
+    QuantizeMix{"MXFP4", DataType::kMXFP4, 38, "4.3 bits, small floats; more loss than Q4_0"},
     QuantizeMix{"Q3_K_L", DataType::kQ3_K, 13, "4.3 bits, noticeable loss"},
     QuantizeMix{"Q3_K_M", DataType::kQ3_K, 12, "4.0 bits, noticeable loss"},
     QuantizeMix{"Q3_K_S", DataType::kQ3_K, 11, "3.6 bits, large loss"},
@@ -170,6 +173,9 @@ DataType fitting(DataType type, std::uint64_t row) {
       break;
     case DataType::kQ6_K:
       type = DataType::kQ8_0;
+      break;
+    case DataType::kIQ4_XS:
+      type = DataType::kIQ4_NL;
       break;
     default:
       break;

@@ -96,6 +96,8 @@ TEST(QuantizeMix, FallsBackWhereRowsAreNoMultipleOf256) {
   EXPECT_EQ(fallback("Q3_K_S", 896), DataType::kQ4_0);
   EXPECT_EQ(fallback("Q2_K", 896), DataType::kQ4_0);
   EXPECT_EQ(fallback("Q4_0", 896), DataType::kQ4_0);
+  EXPECT_EQ(fallback("IQ4_XS", 896), DataType::kIQ4_NL);
+  EXPECT_EQ(fallback("MXFP4", 896), DataType::kMXFP4);
   EXPECT_EQ(fallback("Q4_0", 172), DataType::kF16);
   EXPECT_EQ(fallback("Q4_K_M", 172), DataType::kF16);
   EXPECT_EQ(fallback("F32", 173), DataType::kF32);

@@ -39,6 +39,7 @@ struct WorkerFlags {
   std::string port_file;
   std::uint32_t n_threads = 0;
   double memory_gib = 0.0;
+  bool repack = true;
   LinkFlags links;
 };
 
@@ -72,7 +73,8 @@ Result<void> run_worker(const WorkerFlags& flags) {
         ErrorCode::kInvalidArgument,
         fmt::format("--memory is {}, need a number of GiB (0: what is free)", flags.memory_gib)};
   }
-  const compute::CpuDeviceOptions device_options{.n_threads = flags.n_threads};
+  const compute::CpuDeviceOptions device_options{.n_threads = flags.n_threads,
+                                                 .repack = flags.repack};
   RECUA_ASSIGN_OR_RETURN(const auto probe, compute::make_cpu_device(device_options));
 
   RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<LinkSetup> links, make_link_setup(flags.links));
@@ -148,6 +150,7 @@ void register_worker(CLI::App& app, int& exit_code) {
       ->type_name("N");
   sub->add_option("--memory", flags->memory_gib, "Most memory to use (default: what is free)")
       ->type_name("GIB");
+  add_no_repack(*sub, flags->repack);
   sub->add_option("--port-file", flags->port_file,
                   "Write HOST:PORT there once connections are accepted, for scripts")
       ->type_name("FILE");

@@ -4,7 +4,7 @@
 /// Weights that are themselves quantized meet 8-bit activations, so that products are exact integer
 /// sums within a block. A row of n elements x lies as three arrays, one after the other:
 ///
-///   kQ8x32    q: i8 [n]     d: f32 [n / 32]    s: f32 [n / 32]     eights: i32 [n / 32]
+///   kQ8x32    q: i8 [n]     d: f32 [n / 32]    s: f32 [n / 32]     fours: i16 [n / 16]
 ///   kQ8x256   q: i8 [n]     d: f32 [n / 256]   sums: i16 [n / 16]  sums32: i16 [n / 32]
 ///             offsets: i16 [n / 8]
 ///   kQ16x32   q: i16 [n]    d: f32 [n / 32]
@@ -22,11 +22,13 @@
 /// 256, groups 0 2 4 .. 14, then 1 3 5 .. 15 (sum_index()).
 /// The numbers are the same to the bit on every instruction set.
 ///
-/// For packed weights (kernels/packed.h): eights = 8 * (sum of the block's q), which Q4_0's offset
-/// of 8 takes off; sums32 are sums of 32 neighbours, in order; offsets are, per 16 neighbours, -32
-/// times the sum of the elements 0 1 4 5 8 9 12 13 and -32 times the sum of the others, which is
-/// what Q6_K's offset of 32 adds to the two 16-bit sums of a row. kQ16x32 has the same q and d as
-/// kQ8x32, widened, and within each block of 32 the elements 0 2 4 .. 30, then 1 3 5 .. 31.
+/// For packed weights (kernels/packed.h): fours are, per block, -4 times the sum of the elements
+/// 0 1 4 5 .. 28 29 and -4 times the sum of the others, of which offsets of 8, 12 and 16 add two,
+/// three and four to the two 16-bit sums of a row;
+/// sums32 are sums of 32 neighbours, in order; offsets are, per 16 neighbours, -32 times the sum of
+/// the elements 0 1 4 5 8 9 12 13 and -32 times the sum of the others, which is what Q6_K's offset
+/// of 32 adds to the two 16-bit sums of a row. kQ16x32 has the same q and d as kQ8x32, widened, and
+/// within each block of 32 the elements 0 2 4 .. 30, then 1 3 5 .. 31.
 /// kBlocks32 and kBlocks256 have the same q and d as kQ8x32 and kQ8x256 and are for kernels that
 /// multiply unsigned with signed bytes into 32 bits (AVX-512's): their offsets are where such a sum
 /// begins when 128 (of Q8_0, and of Q4_0 with its nibbles as the upper half of a byte) or 32 (of
@@ -114,8 +116,8 @@ RECUA_KERNEL_INLINE const float* q8_scales(const std::byte* row, std::size_t n) 
 RECUA_KERNEL_INLINE const float* q8x32_sums(const std::byte* row, std::size_t n) {
   return reinterpret_cast<const float*>(row + n + n / 32 * 4);
 }
-RECUA_KERNEL_INLINE const std::int32_t* q8x32_eights(const std::byte* row, std::size_t n) {
-  return reinterpret_cast<const std::int32_t*>(row + n + n / 32 * 8);
+RECUA_KERNEL_INLINE const std::int16_t* q8x32_fours(const std::byte* row, std::size_t n) {
+  return reinterpret_cast<const std::int16_t*>(row + n + n / 32 * 8);
 }
 RECUA_KERNEL_INLINE const std::int16_t* q8x256_sums(const std::byte* row, std::size_t n) {
   return reinterpret_cast<const std::int16_t*>(row + n + n / 256 * 4);

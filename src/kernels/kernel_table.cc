@@ -51,6 +51,9 @@ constexpr KernelTable make_scalar() {
   put(t, DataType::kQ4_K, scalar::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, scalar::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, scalar::matmul<DataType::kQ6_K>);
+  put(t, DataType::kIQ4_NL, scalar::matmul<DataType::kIQ4_NL>);
+  put(t, DataType::kIQ4_XS, scalar::matmul<DataType::kIQ4_XS>);
+  put(t, DataType::kMXFP4, scalar::matmul<DataType::kMXFP4>);
   return t;
 }
 
@@ -94,10 +97,25 @@ constexpr KernelTable make_avx2() {
   put(t, DataType::kQ4_K, avx2::matmul<DataType::kQ4_K>);
   put(t, DataType::kQ5_K, avx2::matmul<DataType::kQ5_K>);
   put(t, DataType::kQ6_K, avx2::matmul<DataType::kQ6_K>);
+  put(t, DataType::kIQ4_NL, avx2::matmul<DataType::kIQ4_NL>);
+  put(t, DataType::kIQ4_XS, avx2::matmul<DataType::kIQ4_XS>);
+  put(t, DataType::kMXFP4, avx2::matmul<DataType::kMXFP4>);
+  put_packed(t, DataType::kF32, ActivationKind::kF32, avx2::packed_matmul<DataType::kF32>);
+  put_packed(t, DataType::kF16, ActivationKind::kF32, avx2::packed_matmul<DataType::kF16>);
+  put_packed(t, DataType::kBF16, ActivationKind::kF32, avx2::packed_matmul<DataType::kBF16>);
   put_packed(t, DataType::kQ8_0, ActivationKind::kQ16x32, avx2::packed_matmul<DataType::kQ8_0>);
   put_packed(t, DataType::kQ4_0, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kQ4_0>);
   put_packed(t, DataType::kQ4_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ4_K>);
   put_packed(t, DataType::kQ6_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ6_K>);
+  put_packed(t, DataType::kQ4_1, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kQ4_1>);
+  put_packed(t, DataType::kQ5_0, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kQ5_0>);
+  put_packed(t, DataType::kQ5_1, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kQ5_1>);
+  put_packed(t, DataType::kQ2_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ2_K>);
+  put_packed(t, DataType::kQ3_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ3_K>);
+  put_packed(t, DataType::kQ5_K, ActivationKind::kQ8x256, avx2::packed_matmul<DataType::kQ5_K>);
+  put_packed(t, DataType::kIQ4_NL, ActivationKind::kQ16x32, avx2::packed_matmul<DataType::kIQ4_NL>);
+  put_packed(t, DataType::kIQ4_XS, ActivationKind::kQ16x32, avx2::packed_matmul<DataType::kIQ4_XS>);
+  put_packed(t, DataType::kMXFP4, ActivationKind::kQ8x32, avx2::packed_matmul<DataType::kMXFP4>);
   return t;
 }
 
@@ -105,7 +123,6 @@ constexpr KernelTable make_avx2() {
 constexpr KernelTable make_avx512() {
   KernelTable t = make_avx2();
   t.instruction_set = sys::InstructionSet::kAvx512;
-  put(t, ActivationKind::kQ16x32, nullptr);
   put(t, ActivationKind::kBlocks32, avx512::quantize_blocks32);
   put(t, ActivationKind::kBlocks256, avx512::quantize_blocks256);
   put_packed(t, DataType::kQ8_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ8_0>);

@@ -18,18 +18,18 @@ struct KernelTable {
   sys::InstructionSet instruction_set = sys::InstructionSet::kScalar;
 
   /// By number of the data type; null where there is no such type.
-  std::array<MatmulFn, 31> matmul_by_type{};
+  std::array<MatmulFn, quant::kDataTypeEnd> matmul_by_type{};
   [[nodiscard]] MatmulFn matmul(quant::DataType type) const {
     return matmul_by_type[static_cast<std::size_t>(type)];
   }
 
   /// From packed weights; null where the type or this instruction set has no such kernel.
-  std::array<MatmulFn, 31> packed_matmul_by_type{};
+  std::array<MatmulFn, quant::kDataTypeEnd> packed_matmul_by_type{};
   [[nodiscard]] MatmulFn packed_matmul(quant::DataType type) const {
     return packed_matmul_by_type[static_cast<std::size_t>(type)];
   }
   /// What packed_matmul(type) takes, if there is such a kernel.
-  std::array<ActivationKind, 31> packed_kind_by_type{};
+  std::array<ActivationKind, quant::kDataTypeEnd> packed_kind_by_type{};
   [[nodiscard]] ActivationKind packed_activation_kind(quant::DataType type) const {
     return packed_kind_by_type[static_cast<std::size_t>(type)];
   }

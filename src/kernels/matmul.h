@@ -47,6 +47,12 @@ void matmul(const MatmulArgs& args);
 template <quant::DataType kType>
 void packed_matmul(const MatmulArgs& args);
 template <>
+void packed_matmul<quant::DataType::kF32>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kF16>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kBF16>(const MatmulArgs& args);
+template <>
 void packed_matmul<quant::DataType::kQ4_0>(const MatmulArgs& args);
 template <>
 void packed_matmul<quant::DataType::kQ8_0>(const MatmulArgs& args);
@@ -54,6 +60,24 @@ template <>
 void packed_matmul<quant::DataType::kQ4_K>(const MatmulArgs& args);
 template <>
 void packed_matmul<quant::DataType::kQ6_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ4_1>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ5_0>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ5_1>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ2_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ3_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kQ5_K>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kIQ4_NL>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kIQ4_XS>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kMXFP4>(const MatmulArgs& args);
 }  // namespace avx2
 namespace avx512 {
 /// As avx2::packed_matmul(), from activations of kBlocks32 and kBlocks256.

@@ -38,17 +38,9 @@ struct PackedMatrix {
   std::byte* data;
 };
 
-std::vector<DataType> packed_types() {
-  std::vector<DataType> out;
-  for (const DataType type : quant::kAllDataTypes) {
-    if (has_packed_form(type)) out.push_back(type);
-  }
-  return out;
-}
-
 TEST(PackedWeights, EveryRowComesBackAsItWas) {
   Rng rng(5);
-  for (const DataType type : packed_types()) {
+  for (const DataType type : quant::kAllDataTypes) {
     const quant::DataTypeTraits traits = quant::traits(type);
     for (std::size_t n_rows = 1; n_rows <= kPackedRows; ++n_rows) {
       const std::size_t n_in = 5 * traits.block_size;
@@ -71,12 +63,43 @@ TEST(PackedWeights, EveryRowComesBackAsItWas) {
 }
 
 TEST(PackedWeights, TakeTheBytesOfTheirRows) {
-  for (const DataType type : packed_types()) {
+  for (const DataType type : quant::kAllDataTypes) {
     EXPECT_EQ(packed_group_bytes(type, 1024), 8 * quant::row_bytes(type, 1024));
   }
   EXPECT_EQ(n_packed_groups(1), 1U);
   EXPECT_EQ(n_packed_groups(8), 1U);
   EXPECT_EQ(n_packed_groups(9), 2U);
+}
+
+// Lengths in blocks, so that all tails of loops over them occur.
+std::size_t n_lengths(std::size_t block) {
+  if (block == 1) return 70;
+  return block == 32 ? 35 : 7;
+}
+
+// The F16 numbers of a block; the exponent of MXFP4 becomes 0.
+void put_scales(DataType type, std::uint16_t value, std::vector<std::byte>& block) {
+  const auto put = [&](std::size_t at) { std::memcpy(block.data() + at, &value, 2); };
+  switch (type) {
+    case DataType::kMXFP4:
+      block[0] = std::byte{128};
+      return;
+    case DataType::kQ2_K:
+      put(80);
+      return put(82);
+    case DataType::kQ3_K:
+      return put(108);
+    case DataType::kQ6_K:
+      return put(208);
+    case DataType::kQ4_1:
+    case DataType::kQ5_1:
+    case DataType::kQ4_K:
+    case DataType::kQ5_K:
+      put(2);
+      return put(0);
+    default:
+      return put(0);
+  }
 }
 
 class PackedProductTest : public ::testing::TestWithParam<sys::InstructionSet> {
@@ -86,7 +109,7 @@ class PackedProductTest : public ::testing::TestWithParam<sys::InstructionSet> {
   }
   std::vector<DataType> types() const {
     std::vector<DataType> out;
-    for (const DataType type : packed_types()) {
+    for (const DataType type : quant::kAllDataTypes) {
       if (table_.packed_matmul(type) != nullptr) out.push_back(type);
     }
     return out;
@@ -105,10 +128,10 @@ TEST_P(PackedProductTest, MatchesDoubleForEveryLengthAndTileAtAnyAlignment) {
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
     const ActivationKind kind = table_.packed_activation_kind(type);
-    for (std::size_t n_blocks = 1; n_blocks <= (block == 32 ? 35 : 7); ++n_blocks) {
+    for (std::size_t n_blocks = 1; n_blocks <= n_lengths(block); ++n_blocks) {
       const std::size_t n_in = n_blocks * block;
       const std::size_t n_rows = 1 + rng_.below(40);
-      const std::size_t n_tokens = 1 + rng_.below(9);
+      const std::size_t n_tokens = 1 + rng_.below(13);
       const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
       const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 1 + rng_.below(31));
       const std::vector<float> values = random_floats(n_tokens * n_in, rng_);
@@ -123,25 +146,24 @@ TEST_P(PackedProductTest, MatchesDoubleForEveryLengthAndTileAtAnyAlignment) {
 // With scales of 1 and one block the result is an exact integer: the largest weights against the
 // largest activations, of either sign and of mixed signs, show any overflow of 16 or 32 bits.
 TEST_P(PackedProductTest, IsExactAtTheExtremes) {
-  const std::uint16_t one = quant::f32_to_f16(1.0F);
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
+    if (block == 1) continue;
     for (const int fill : {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0}) {
       std::vector<std::byte> bytes(quant::row_bytes(type, block), static_cast<std::byte>(fill));
-      std::memcpy(bytes.data() + (type == DataType::kQ6_K ? 208 : 0), &one, 2);
-      if (type == DataType::kQ4_K) std::memcpy(bytes.data() + 2, &one, 2);
+      put_scales(type, quant::f32_to_f16(1.0F), bytes);
       const PackedMatrix packed(type, bytes, 1, block, 0);
       std::vector<float> row(block);
       quant::dequantize_row(type, bytes.data(), block, row.data());
       for (const std::size_t period : {1U, 2U, 4U, 16U}) {
         for (const float sign : {127.0F, -127.0F}) {
-          std::vector<float> values;  // Two tokens, so that the tile is shown, too.
-          for (std::size_t i = 0; i < 2 * block; ++i) {
+          std::vector<float> values;  // Six tokens, so that the tiles are shown, too.
+          for (std::size_t i = 0; i < 6 * block; ++i) {
             values.push_back(i % (2 * period) < period || period == 1 ? sign : -sign);
           }
           double want = 0.0;
           for (std::size_t i = 0; i < block; ++i) want += static_cast<double>(row[i]) * values[i];
-          for (const std::size_t n_tokens : {1U, 2U}) {
+          for (const std::size_t n_tokens : {1U, 2U, 6U}) {
             const Activations x(table_, table_.packed_activation_kind(type), n_tokens, block,
                                 values);
             const std::vector<float> out = multiply(table_.packed_matmul(type), packed.data,
@@ -161,8 +183,8 @@ TEST_P(PackedProductTest, IsExactAtTheExtremes) {
 TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
-    const std::size_t n_in = (block == 32 ? 37 : 5) * block;
-    const std::size_t n_rows = 27;
+    const std::size_t n_in = block == 1 ? 601 : (block == 32 ? 37 : 5) * block;
+    const std::size_t n_rows = 75;
     const std::size_t n_tokens = 101;
     const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
     const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);

@@ -70,6 +70,15 @@ inline RandomWeights random_weights(quant::DataType type, std::size_t n_rows, st
       d = 208;
       integer_max = 128 * 63;
       break;
+    case DataType::kIQ4_XS:
+      integer_max = 32 * 127;
+      break;
+    case DataType::kMXFP4:  // 2^-6 / 2 and 2^-5 / 2, since the integers are doubled.
+      for (std::size_t at = 0; at < out.bytes.size(); at += quant::traits(type).block_bytes) {
+        out.bytes[at] = static_cast<std::byte>(121 + rng.below(2));
+      }
+      out.part_max = 12 * 0x1.0p-6;
+      return out;
     default:
       break;
   }

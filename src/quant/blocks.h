@@ -9,6 +9,7 @@
 /// held by the vectors in tests/golden/random.
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -98,6 +99,35 @@ struct BlockQ6_K {
   std::uint16_t d;                     // bytes 208..209: F16
 };
 
+/// What the indices of IQ4_NL and IQ4_XS stand for: steps that grow with the distance from 0.
+/// (Plain arrays, since files of an instruction set may not use inline functions of std::array.)
+inline constexpr std::int8_t kIQ4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
+
+/// value[i] = d * kIQ4Values[q[i]], q in [0, 15].
+struct BlockIQ4_NL {
+  std::uint16_t d;                  // bytes 0..1: F16 scale
+  std::array<std::uint8_t, 16> qs;  // bytes 2..17: as in Q4_0
+};
+
+/// 8 groups of 32 elements; value = d * (scale[g] - 32) * kIQ4Values[q], scale in [0, 63].
+struct BlockIQ4_XS {
+  std::uint16_t d;                     // bytes 0..1: F16
+  std::uint16_t scales_high;           // bytes 2..3: see scale_iq4_xs()
+  std::array<std::uint8_t, 4> scales;  // bytes 4..7
+  std::array<std::uint8_t, 128> qs;    // bytes 8..135: bytes 16 g .. 16 g + 15 as in Q4_0
+};
+
+/// Twice the values of the 4-bit floats of MXFP4 (sign, two bits of exponent, one of mantissa).
+inline constexpr std::int8_t kFp4Values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                               0, -1, -2, -3, -4, -6, -8, -12};
+
+/// value[i] = 2^(e - 128) * kFp4Values[q[i]], q in [0, 15].
+struct BlockMXFP4 {
+  std::uint8_t e;                   // byte 0: exponent, see half_of_e8m0()
+  std::array<std::uint8_t, 16> qs;  // bytes 1..16: as in Q4_0
+};
+
 static_assert(sizeof(BlockQ8_0) == traits(DataType::kQ8_0).block_bytes);
 static_assert(sizeof(BlockQ4_0) == traits(DataType::kQ4_0).block_bytes);
 static_assert(sizeof(BlockQ4_1) == traits(DataType::kQ4_1).block_bytes);
@@ -108,6 +138,9 @@ static_assert(sizeof(BlockQ3_K) == traits(DataType::kQ3_K).block_bytes);
 static_assert(sizeof(BlockQ4_K) == traits(DataType::kQ4_K).block_bytes);
 static_assert(sizeof(BlockQ5_K) == traits(DataType::kQ5_K).block_bytes);
 static_assert(sizeof(BlockQ6_K) == traits(DataType::kQ6_K).block_bytes);
+static_assert(sizeof(BlockIQ4_NL) == traits(DataType::kIQ4_NL).block_bytes);
+static_assert(sizeof(BlockIQ4_XS) == traits(DataType::kIQ4_XS).block_bytes);
+static_assert(sizeof(BlockMXFP4) == traits(DataType::kMXFP4).block_bytes);
 
 struct ScaleMin {
   std::uint8_t scale = 0;  // [0, 63]
@@ -152,6 +185,27 @@ constexpr void set_scale_q3_k(std::array<std::uint8_t, 12>& s, std::size_t g, in
   const auto put = [&s](std::size_t i, int bits) { s[i] = static_cast<std::uint8_t>(s[i] | bits); };
   put(g % 8, (scale & 15) << (g < 8 ? 0 : 4));
   put(8 + g % 4, (scale >> 4) << (2 * (g / 4)));
+}
+
+/// The 6-bit scale (0..63; 32 means 0) of group g (0..7) of an IQ4_XS block. Its low four bits are
+/// a nibble of byte g / 2 (low for even g), its upper two are bits 2 g and 2 g + 1 of scales_high.
+constexpr int scale_iq4_xs(const BlockIQ4_XS& block, std::size_t g) {
+  return ((block.scales[g / 2] >> (4 * (g % 2))) & 15) |
+         (((block.scales_high >> (2 * g)) & 3) << 4);
+}
+
+/// Puts a scale into place; the bits must have been zero for group g.
+constexpr void set_scale_iq4_xs(BlockIQ4_XS& block, std::size_t g, int scale) {
+  block.scales[g / 2] =
+      static_cast<std::uint8_t>(block.scales[g / 2] | (scale & 15) << (4 * (g % 2)));
+  block.scales_high = static_cast<std::uint16_t>(block.scales_high | (scale >> 4) << (2 * g));
+}
+
+/// 2^(e - 128): half of what the exponent of an MXFP4 block means, since kFp4Values are doubled.
+/// The two smallest are denormal floats; 255, a NaN in the OCP's text, is taken as 2^127.
+constexpr float half_of_e8m0(std::uint8_t e) {
+  return std::bit_cast<float>(e < 2 ? std::uint32_t{0x00200000} << e
+                                    : (std::uint32_t{e} - 1U) << 23U);
 }
 
 }  // namespace recua::quant

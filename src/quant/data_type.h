@@ -25,13 +25,20 @@ enum class DataType : std::uint32_t {
   kQ4_K = 12,
   kQ5_K = 13,
   kQ6_K = 14,
+  kIQ4_NL = 20,
+  kIQ4_XS = 23,
   kBF16 = 30,
+  kMXFP4 = 39,
 };
 
 inline constexpr std::array kAllDataTypes = {
-    DataType::kF32,  DataType::kF16,  DataType::kBF16, DataType::kQ8_0, DataType::kQ4_0,
-    DataType::kQ4_1, DataType::kQ5_0, DataType::kQ5_1, DataType::kQ2_K, DataType::kQ3_K,
-    DataType::kQ4_K, DataType::kQ5_K, DataType::kQ6_K};
+    DataType::kF32,  DataType::kF16,    DataType::kBF16,   DataType::kQ8_0,
+    DataType::kQ4_0, DataType::kQ4_1,   DataType::kQ5_0,   DataType::kQ5_1,
+    DataType::kQ2_K, DataType::kQ3_K,   DataType::kQ4_K,   DataType::kQ5_K,
+    DataType::kQ6_K, DataType::kIQ4_NL, DataType::kIQ4_XS, DataType::kMXFP4};
+
+/// One more than the largest number of a type.
+inline constexpr std::size_t kDataTypeEnd = 40;
 
 struct DataTypeTraits {
   std::string_view name;        // As users write it: "Q4_K", "F16".
@@ -67,6 +74,12 @@ constexpr DataTypeTraits traits(DataType type) {
       return {"Q5_K", 256, 176};
     case DataType::kQ6_K:
       return {"Q6_K", 256, 210};
+    case DataType::kIQ4_NL:
+      return {"IQ4_NL", 32, 18};
+    case DataType::kIQ4_XS:
+      return {"IQ4_XS", 256, 136};
+    case DataType::kMXFP4:
+      return {"MXFP4", 32, 17};
   }
   return {"?", 1, 0};
 }

@@ -130,6 +130,31 @@ void dequantize(const BlockQ6_K& b, float* out) {
   }
 }
 
+// Numbers from a table of 16: low nibbles are elements 0..15, high ones 16..31.
+template <class Qs>
+void look_up(const Qs& qs, const std::int8_t* table, float d, float* out) {
+  for (std::size_t i = 0; i < 16; ++i) {
+    out[i] = d * static_cast<float>(table[qs[i] & 15]);
+    out[i + 16] = d * static_cast<float>(table[qs[i] >> 4]);
+  }
+}
+
+void dequantize(const BlockIQ4_NL& b, float* out) {
+  look_up(b.qs, kIQ4Values, f16_to_f32(b.d), out);
+}
+
+void dequantize(const BlockIQ4_XS& b, float* out) {
+  const float d = f16_to_f32(b.d);
+  for (std::size_t g = 0; g < 8; ++g) {
+    const float scale = d * static_cast<float>(scale_iq4_xs(b, g) - 32);
+    look_up(b.qs.data() + 16 * g, kIQ4Values, scale, out + 32 * g);
+  }
+}
+
+void dequantize(const BlockMXFP4& b, float* out) {
+  look_up(b.qs, kFp4Values, half_of_e8m0(b.e), out);
+}
+
 template <class Block>
 void dequantize_blocks(const std::byte* blocks, std::size_t n, std::size_t block_size, float* out) {
   for (std::size_t i = 0; i < n / block_size; ++i) {
@@ -182,6 +207,12 @@ void dequantize_row(DataType type, const std::byte* blocks, std::size_t n, float
       return dequantize_blocks<BlockQ5_K>(blocks, n, size, out);
     case DataType::kQ6_K:
       return dequantize_blocks<BlockQ6_K>(blocks, n, size, out);
+    case DataType::kIQ4_NL:
+      return dequantize_blocks<BlockIQ4_NL>(blocks, n, size, out);
+    case DataType::kIQ4_XS:
+      return dequantize_blocks<BlockIQ4_XS>(blocks, n, size, out);
+    case DataType::kMXFP4:
+      return dequantize_blocks<BlockMXFP4>(blocks, n, size, out);
   }
   RECUA_CHECK(false && "a DataType outside its enumerators");
 }

@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/mapped_file.h"
+#include "quant/blocks.h"
 #include "quant/half.h"
 
 namespace recua::quant {
@@ -64,6 +65,67 @@ INSTANTIATE_TEST_SUITE_P(Types, DequantizeTest,
                                          DataType::kQ3_K, DataType::kQ4_K, DataType::kQ5_K,
                                          DataType::kQ6_K),
                          [](const auto& test) { return std::string(traits(test.param).name); });
+
+// The types without golden vectors, from blocks written by hand. 0x3c00 is 1, 0x3800 is 0.5.
+TEST(Dequantize, LooksUpTheValuesOfIq4Nl) {
+  BlockIQ4_NL block{.d = 0x3800, .qs = {}};
+  for (std::size_t i = 0; i < 16; ++i) {
+    block.qs[i] = static_cast<std::uint8_t>(i | (15 - i) << 4U);
+  }
+  std::vector<float> out(32);
+  dequantize_row(DataType::kIQ4_NL, reinterpret_cast<const std::byte*>(&block), 32, out.data());
+  const std::vector<float> half = {-63.5F, -52.0F, -41.5F, -32.5F, -24.5F, -17.5F, -11.0F, -5.0F,
+                                   0.5F,   6.5F,   12.5F,  19.0F,  26.5F,  34.5F,  44.5F,  56.5F};
+  EXPECT_EQ(std::vector<float>(out.begin(), out.begin() + 16), half);
+  EXPECT_EQ(std::vector<float>(out.rbegin(), out.rbegin() + 16), half);
+}
+
+TEST(Dequantize, ScalesTheGroupsOfIq4Xs) {
+  BlockIQ4_XS block{.d = 0x3c00, .scales_high = 0, .scales = {}, .qs = {}};
+  // Group 0: 63 - 32 = 31; group 1: 0 - 32; group 2: 0x2a - 32 = 10; group 7: 0x15 - 32 = -11.
+  // By hand: low nibbles f, 0, a and 5, upper bits 3, 0, 2 and 1.
+  block.scales = {0x0f, 0x0a, 0x00, 0x50};
+  block.scales_high = 3U | 2U << 4U | 1U << 14U;
+  block.qs[0] = 0x8f;         // Elements 0 and 16: 113 and 1.
+  block.qs[17] = 0x70;        // Group 1, elements 1 and 17: -127 and -10.
+  block.qs[32] = 0x09;        // Group 2, element 0: 13.
+  block.qs[7 * 16 + 15] = 6;  // Group 7, elements 15 and 31: -22 and -127.
+  std::vector<float> out(256);
+  dequantize_row(DataType::kIQ4_XS, reinterpret_cast<const std::byte*>(&block), 256, out.data());
+  EXPECT_EQ(out[0], 31.0F * 113);
+  EXPECT_EQ(out[16], 31.0F);
+  EXPECT_EQ(out[33], -32.0F * -127);
+  EXPECT_EQ(out[49], -32.0F * -10);
+  EXPECT_EQ(out[64], 10.0F * 13);
+  EXPECT_EQ(out[7 * 32 + 15], -11.0F * -22);
+  EXPECT_EQ(out[7 * 32 + 31], -11.0F * -127);
+  for (std::size_t g = 0; g < 8; ++g) {
+    BlockIQ4_XS other{.d = 0, .scales_high = 0, .scales = {}, .qs = {}};
+    set_scale_iq4_xs(other, g, 0x2d);
+    EXPECT_EQ(scale_iq4_xs(other, g), 0x2d);
+    EXPECT_EQ(scale_iq4_xs(other, (g + 1) % 8), 0);
+  }
+}
+
+TEST(Dequantize, ReadsTheSmallFloatsOfMxfp4) {
+  BlockMXFP4 block{.e = 127, .qs = {}};  // 2^0, of which the doubled values take half.
+  for (std::size_t i = 0; i < 16; ++i) {
+    block.qs[i] = static_cast<std::uint8_t>(i | (15 - i) << 4U);
+  }
+  std::vector<float> out(32);
+  const auto read = [&] {
+    dequantize_row(DataType::kMXFP4, reinterpret_cast<const std::byte*>(&block), 32, out.data());
+    return std::vector<float>(out.begin(), out.begin() + 16);
+  };
+  const std::vector<float> values = {0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                     -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+  EXPECT_EQ(read(), values);
+  EXPECT_EQ(std::vector<float>(out.rbegin(), out.rbegin() + 16), values);
+  for (const int e : {0, 1, 2, 130, 254, 255}) {
+    block.e = static_cast<std::uint8_t>(e);
+    EXPECT_EQ(read()[2], std::ldexp(1.0F, e - 127)) << e;
+  }
+}
 
 TEST(DataTypes, AreFoundByNumberAndByNameInAnyCase) {
   for (const DataType type : kAllDataTypes) {

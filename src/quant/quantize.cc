@@ -160,6 +160,12 @@ void quantize_row(DataType type, const float* x, std::size_t n, std::byte* out) 
       return quantize_blocks<BlockQ5_K, kBlock256>(x, n, out);
     case DataType::kQ6_K:
       return quantize_blocks<BlockQ6_K, kBlock256>(x, n, out);
+    case DataType::kIQ4_NL:
+      return quantize_blocks<BlockIQ4_NL, kBlock32>(x, n, out);
+    case DataType::kIQ4_XS:
+      return quantize_blocks<BlockIQ4_XS, kBlock256>(x, n, out);
+    case DataType::kMXFP4:
+      return quantize_blocks<BlockMXFP4, kBlock32>(x, n, out);
   }
   RECUA_CHECK(false && "a DataType outside its enumerators");
 }

@@ -1,5 +1,5 @@
 #pragma once
-/// What quantize.cc and quantize_k.cc share. Private to quant.
+/// What quantize.cc, quantize_k.cc and quantize_tables.cc share. Private to quant.
 
 #include <algorithm>
 #include <cmath>
@@ -31,5 +31,9 @@ void quantize_block(const float* x, BlockQ3_K& out);
 void quantize_block(const float* x, BlockQ4_K& out);
 void quantize_block(const float* x, BlockQ5_K& out);
 void quantize_block(const float* x, BlockQ6_K& out);
+void quantize_block(const float* x, BlockIQ4_XS& out);
+// The same of 32 elements.
+void quantize_block(const float* x, BlockIQ4_NL& out);
+void quantize_block(const float* x, BlockMXFP4& out);
 
 }  // namespace recua::quant

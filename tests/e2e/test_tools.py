@@ -11,7 +11,8 @@ from harness import (EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, T
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
                "net", "plan"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
-         "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"]
+         "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL",
+         "IQ4_XS", "MXFP4"]
 
 
 class Help(TestCase):
@@ -85,7 +86,8 @@ class Quantize(TestCase):
                 self.assertEqual(self.succeed("inspect", out).code, EXIT_OK)
         for smaller, larger in (("F16", "F32"), ("Q8_0", "F16"), ("Q6_K", "Q8_0"),
                                 ("Q5_K_M", "Q6_K"), ("Q4_K_M", "Q5_K_M"), ("Q4_K_S", "Q4_K_M"),
-                                ("Q3_K_M", "Q4_K_S"), ("Q2_K", "Q3_K_M")):
+                                ("Q3_K_M", "Q4_K_S"), ("Q2_K", "Q3_K_M"),
+                                ("IQ4_XS", "IQ4_NL"), ("MXFP4", "IQ4_NL")):
             self.assertLess(sizes[smaller], sizes[larger], f"{smaller} against {larger}")
 
     def test_f32_keeps_every_bit(self):

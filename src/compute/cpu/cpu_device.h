@@ -1,11 +1,12 @@
 #pragma once
 /// The CPU as a Device: kernels of the best instruction set, on a team of threads of its own.
 ///
-/// Weights of types that have a packed form (kernels/packed.h) are copied into it by all threads
-/// when they are loaded, and the mapped file's pages are dropped piece by piece, so that there is
-/// never a second copy; others stay where they were mapped. Operators compute at once,
-/// so sync() does nothing. A step allocates nothing once the scratch memory has grown to its batch.
-/// Operators on little data run on the calling thread alone, which changes no result.
+/// Weights are copied into their packed form (kernels/packed.h) by all threads when they are
+/// loaded, and the mapped file's pages are dropped piece by piece, so that there is never a second
+/// copy. They stay where they were mapped if `repack` is false, or if the instruction set has no
+/// kernel for packed weights of the type. Operators compute at once, so sync() does nothing. A step
+/// allocates nothing once the scratch memory has grown to its batch. Operators on little data run
+/// on the calling thread alone, which changes no result.
 
 #include <cstddef>
 #include <memory>

@@ -16,8 +16,8 @@ constexpr std::size_t kBlockBytes = std::size_t{64} << 20U;
 // Of the mapped file, as much as this may be in memory beside its packed copy, per thread.
 constexpr std::size_t kPackBytes = std::size_t{1} << 20U;
 
-// Blocks of a row that are unpacked at a time when a row is read.
-constexpr std::size_t kReadBlocks = 8;
+// Bytes of a row that are unpacked at a time when a row is read.
+constexpr std::size_t kReadBytes = 2048;
 
 }  // namespace
 
@@ -42,11 +42,11 @@ Result<WeightMemory::Piece> WeightMemory::take(std::size_t bytes) {
 void CpuWeight::dequantize_row(std::size_t out, float* to) const {
   if (!is_packed()) return quant::dequantize_row(type(), at(0, out), n_in(), to);
   const quant::DataTypeTraits traits = quant::traits(type());
-  std::array<std::byte, kReadBlocks * 256> blocks;  // No packed type has larger ones.
-  RECUA_CHECK(traits.block_bytes <= blocks.size() / kReadBlocks);
+  std::array<std::byte, kReadBytes> blocks;
+  const std::size_t n_at_once = blocks.size() / traits.block_bytes;
   const std::size_t n_blocks = n_in() / traits.block_size;
-  for (std::size_t b = 0; b < n_blocks; b += kReadBlocks) {
-    const std::size_t n = std::min(kReadBlocks, n_blocks - b);
+  for (std::size_t b = 0; b < n_blocks; b += n_at_once) {
+    const std::size_t n = std::min(n_at_once, n_blocks - b);
     kernels::unpack_blocks(type(), at(0, out), out % kernels::kPackedRows, b, n, blocks.data());
     quant::dequantize_row(type(), blocks.data(), n * traits.block_size, to + b * traits.block_size);
   }

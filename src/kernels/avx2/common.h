@@ -59,6 +59,20 @@ RECUA_AVX2_INLINE float load_f16(const std::uint8_t* p) {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_u16(p))));
 }
 
+/// Nibbles (0 .. 15 in each byte) to the bytes of a table of 16 (quant/blocks.h).
+RECUA_AVX2_INLINE __m256i look_up(const std::int8_t* table, __m256i nibbles) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), nibbles);
+}
+
+/// 2^(e - 128) of eight bytes e, as quant::half_of_e8m0() has it.
+RECUA_AVX2_INLINE __m256 half_of_e8m0(const void* p) {
+  const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+  const __m256i denormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+  const __m256i is_normal = _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1));
+  return _mm256_castsi256_ps(_mm256_blendv_epi8(denormal, normal, is_normal));
+}
+
 /// How far ahead of its reads a kernel for one token asks for memory. 1 KiB suits every format:
 /// measured 1.3 to 1.85 times the speed of 4-bit decoding without, since unpacking fills the
 /// reorder window and leaves few misses in flight.

@@ -6,10 +6,12 @@
 // in exact integers up to the last step. vpmaddubsw adds pairs in 16 bits (2 * 63 * 127 = 16002
 // fits), vpmaddwd applies the scale and widens; the int32 lanes stay below 2.6e8. The sums of 16
 // activations come with them, so the mins are one vpmaddwd per block. Where value = d * scale *
-// (q - 2^k), the min is 2^k * scale and is taken off in integers.
+// (q - 2^k), the min is 2^k * scale and is taken off in integers. IQ4_XS has signed numbers
+// instead: |q| meets x with the sign of q (2 * 127 * 127 = 32258).
 #include "kernels/activation.h"
 #include "kernels/avx2/common.h"
 #include "kernels/matmul.h"
+#include "quant/blocks.h"
 
 namespace recua::kernels::avx2 {
 namespace {
@@ -158,6 +160,33 @@ struct Format<DataType::kQ6_K> {
   }
 };
 
+template <>
+struct Format<DataType::kIQ4_XS> {
+  static constexpr std::size_t kBytes = 136;
+  static constexpr std::size_t kD = 0;
+  static constexpr int kOffsetBits = 0;  // No mins: zeros are taken off.
+  RECUA_AVX2_INLINE Scales scales(const std::uint8_t* block) {
+    // Groups 0 .. 7 in 16-bit lanes; a group has 32 elements, so both halves are alike.
+    const __m128i low = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(static_cast<int>(load_u32(block + 4))));
+    const __m128i both = _mm_unpacklo_epi16(low, _mm_srli_epi16(low, 4));
+    // Bits 2 g and 2 g + 1, moved to the top of the lane and then to bits 4 and 5.
+    const __m128i high = _mm_mullo_epi16(
+        _mm_set1_epi16(static_cast<short>(load_u16(block + 2))),
+        _mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
+    const __m128i scale =
+        _mm_sub_epi16(_mm_or_si128(_mm_and_si128(both, _mm_set1_epi16(15)),
+                                   _mm_and_si128(_mm_srli_epi16(high, 10), _mm_set1_epi16(0x30))),
+                      _mm_set1_epi16(32));
+    return {_mm256_broadcastsi128_si256(scale), _mm256_setzero_si256()};
+  }
+  template <int kI>
+  RECUA_AVX2_INLINE __m256i values(const std::uint8_t* block) {
+    const __m128i bytes = load128(block + 8 + 16 * kI);
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes);
+    return look_up(quant::kIQ4Values, _mm256_and_si256(both, _mm256_set1_epi8(15)));
+  }
+};
+
 // Lane kI of each half, everywhere in that half.
 template <int kI>
 RECUA_AVX2_INLINE __m256i pick_scale(__m256i scales) {
@@ -175,10 +204,14 @@ struct Tile {
 
   template <int kI>
   [[gnu::always_inline]] void step(const std::uint8_t* from, std::size_t b, __m256i scales) {
+    constexpr bool kSigned = F::kBytes == Format<DataType::kIQ4_XS>::kBytes;
     const __m256i values = F::template values<kI>(from);
+    const __m256i magnitudes = kSigned ? _mm256_abs_epi8(values) : values;
     const __m256i scale = pick_scale<kI>(scales);
     for (std::size_t j = 0; j < kTokens; ++j) {
-      const __m256i pairs = _mm256_maddubs_epi16(values, load256(q[j] + 256 * b + 32 * kI));
+      __m256i x = load256(q[j] + 256 * b + 32 * kI);
+      if constexpr (kSigned) x = _mm256_sign_epi8(x, values);
+      const __m256i pairs = _mm256_maddubs_epi16(magnitudes, x);
       products[j] = _mm256_add_epi32(products[j], _mm256_madd_epi16(pairs, scale));
       // g++ 12 otherwise reorders the additions of a block and spills most of it.
       __asm__("" : "+x"(products[j]));
@@ -253,5 +286,6 @@ template void matmul<DataType::kQ3_K>(const MatmulArgs&);
 template void matmul<DataType::kQ4_K>(const MatmulArgs&);
 template void matmul<DataType::kQ5_K>(const MatmulArgs&);
 template void matmul<DataType::kQ6_K>(const MatmulArgs&);
+template void matmul<DataType::kIQ4_XS>(const MatmulArgs&);
 
 }  // namespace recua::kernels::avx2

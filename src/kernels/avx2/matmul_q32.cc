@@ -7,6 +7,7 @@
 #include "kernels/activation.h"
 #include "kernels/avx2/common.h"
 #include "kernels/matmul.h"
+#include "quant/blocks.h"
 
 namespace recua::kernels::avx2 {
 namespace {
@@ -73,6 +74,23 @@ struct Format<DataType::kQ5_1> {
   }
 };
 
+template <>
+struct Format<DataType::kIQ4_NL> {
+  static constexpr std::size_t kBytes = 18;
+  static constexpr bool kHasOffset = false;
+  RECUA_AVX2_INLINE __m256i unpack(const std::uint8_t* block) {
+    return look_up(quant::kIQ4Values, nibbles(block + 2));
+  }
+};
+template <>
+struct Format<DataType::kMXFP4> {
+  static constexpr std::size_t kBytes = 17;
+  static constexpr bool kHasOffset = false;
+  RECUA_AVX2_INLINE __m256i unpack(const std::uint8_t* block) {
+    return look_up(quant::kFp4Values, nibbles(block + 1));
+  }
+};
+
 // The F16 numbers at `at` of n <= 8 blocks as f32, zeros above.
 template <std::size_t kBytes>
 RECUA_AVX2_INLINE __m256 gather_f16(const std::uint8_t* at, std::size_t n) {
@@ -93,6 +111,18 @@ RECUA_AVX2_INLINE __m256 gather_f16(const std::uint8_t* at, std::size_t n) {
   return _mm256_cvtph_ps(halves);
 }
 
+// The scales of n <= 8 blocks as f32; what stands above them counts for nothing.
+template <class F>
+RECUA_AVX2_INLINE __m256 gather_scales(const std::uint8_t* at, std::size_t n) {
+  if constexpr (F::kBytes == Format<DataType::kMXFP4>::kBytes) {
+    std::uint8_t exponents[8] = {};
+    for (std::size_t i = 0; i < n; ++i) exponents[i] = at[i * F::kBytes];
+    return half_of_e8m0(exponents);
+  } else {
+    return gather_f16<F::kBytes>(at, n);
+  }
+}
+
 // Blocks are taken eight at a time: then the products of scales, and the whole offset part, are a
 // vector operation each, instead of several per block.
 template <class F, std::size_t kRows, std::size_t kTokens>
@@ -110,7 +140,7 @@ struct Tile {
     const __m256i mask = first_lanes(n);
     for (std::size_t i = 0; i < kRows; ++i) {
       const std::uint8_t* const from = w[i] + b * F::kBytes;
-      const __m256 scale = gather_f16<F::kBytes>(from, n);
+      const __m256 scale = gather_scales<F>(from, n);
       for (std::size_t j = 0; j < kTokens; ++j) {
         const __m256 dx = n < 8 ? _mm256_maskload_ps(d[j] + b, mask) : _mm256_loadu_ps(d[j] + b);
         _mm256_store_ps(scales[i][j], _mm256_mul_ps(scale, dx));
@@ -205,5 +235,7 @@ template void matmul<DataType::kQ4_0>(const MatmulArgs&);
 template void matmul<DataType::kQ4_1>(const MatmulArgs&);
 template void matmul<DataType::kQ5_0>(const MatmulArgs&);
 template void matmul<DataType::kQ5_1>(const MatmulArgs&);
+template void matmul<DataType::kIQ4_NL>(const MatmulArgs&);
+template void matmul<DataType::kMXFP4>(const MatmulArgs&);
 
 }  // namespace recua::kernels::avx2

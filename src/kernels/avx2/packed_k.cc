@@ -1,40 +1,13 @@
-// Packed types with blocks of 256: per group of 32 or 16 elements a sum in 16 bits, which vpmaddwd
-// then widens and multiplies by the group's scale at once.
-//
-// Q4_K: 16 * 15 * 127 = 30480 is the largest sum of a group; scaled and added up over the block,
-// 63 * 32 * 15 * 127 * 8 = 3.1e7. The mins are vpmaddwd of two groups' mins with the activations'
-// two sums (at most 4064).
-// Q6_K: 8 * 63 * 127 = 64008 would not fit, but vpaddw wraps and only the last value counts: with
-// -32 times the activations' sum as the initial value, the sum ends up as that of 8 * 32 * 127 =
-// 32512 at most. (Hence no -128 among the activations.)
-#include "kernels/avx2/packed_driver.h"
+// Packed Q4_K: per group of 32 elements a sum in 16 bits, which vpmaddwd then widens and multiplies
+// by the group's scale at once. 16 * 15 * 127 = 30480 is the largest sum of a group; scaled and
+// added up over the block, 63 * 32 * 15 * 127 * 8 = 3.1e7. The mins are vpmaddwd of two groups'
+// mins with the activations' two sums (at most 4064).
+#include "kernels/avx2/packed_groups.h"
 
 namespace recua::kernels::avx2 {
 namespace {
 
 using quant::DataType;
-
-RECUA_AVX2_INLINE __m256i low_nibbles(__m256i bytes) {
-  return _mm256_and_si256(bytes, _mm256_set1_epi8(15));
-}
-RECUA_AVX2_INLINE __m256i high_nibbles(__m256i bytes) {
-  return low_nibbles(_mm256_srli_epi16(bytes, 4));
-}
-
-RECUA_AVX2_INLINE void store256(void* p, __m256i value) {
-  _mm256_store_si256(static_cast<__m256i*>(p), value);
-}
-
-// Six-bit planes (kernels/packed.h) to bytes [8 groups][8 rows].
-RECUA_AVX2_INLINE void six_bits(const std::uint8_t* planes, std::uint8_t* out) {
-  const __m256i low = load256(planes);
-  const __m256i high = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(load128(planes + 32)),
-                                         _mm256_setr_epi64x(0, 0, 2, 2));
-  const __m256i mask = _mm256_set1_epi8(0x30);
-  store256(out,
-           _mm256_or_si256(low_nibbles(low), _mm256_and_si256(_mm256_slli_epi16(high, 4), mask)));
-  store256(out + 32, _mm256_or_si256(high_nibbles(low), _mm256_and_si256(high, mask)));
-}
 
 // Eight bytes, one per row, to both 16-bit halves of the rows' lanes.
 RECUA_AVX2_INLINE __m256i twice_u16(const std::uint8_t* bytes) {
@@ -43,20 +16,6 @@ RECUA_AVX2_INLINE __m256i twice_u16(const std::uint8_t* bytes) {
   const __m256i order = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
                                          4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
   return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), order);
-}
-RECUA_AVX2_INLINE __m256i twice_i16(const std::uint8_t* bytes) {
-  long long eight;
-  __builtin_memcpy(&eight, bytes, sizeof(eight));
-  const __m256i order = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3,  //
-                                         4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7);
-  return _mm256_srai_epi16(_mm256_shuffle_epi8(_mm256_set1_epi64x(eight), order), 8);
-}
-// Twice eight bytes to the lower and the upper 16-bit halves.
-RECUA_AVX2_INLINE __m256i pairs_u16(const std::uint8_t* bytes) {
-  const __m256i order =
-      _mm256_setr_epi8(0, -1, 8, -1, 1, -1, 9, -1, 2, -1, 10, -1, 3, -1, 11, -1,  //
-                       4, -1, 12, -1, 5, -1, 13, -1, 6, -1, 14, -1, 7, -1, 15, -1);
-  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(bytes)), order);
 }
 
 struct PackedQ4_K {
@@ -84,14 +43,16 @@ struct PackedQ4_K {
       _mm256_store_ps(to.dmin[b][g], load8_f16(piece + 16));
       alignas(32) std::uint8_t numbers[64];
       six_bits(piece + 32, numbers);
-      for (std::size_t i = 0; i < 8; ++i) store256(to.scale[b][i][g], twice_u16(numbers + 8 * i));
+      for (std::size_t i = 0; i < 8; ++i)
+        store_vector(to.scale[b][i][g], twice_u16(numbers + 8 * i));
       six_bits(piece + 80, numbers);
-      for (std::size_t i = 0; i < 4; ++i) store256(to.min[b][i][g], pairs_u16(numbers + 16 * i));
+      for (std::size_t i = 0; i < 4; ++i)
+        store_vector(to.min[b][i][g], pairs_u16(numbers + 16 * i));
       for (std::size_t v = 0; v < 32; ++v) {
         const __m256i bytes = load256(piece + 128 + 32 * v);
         const std::size_t at = v / 8 * 16 + v % 8;
-        store256(to.q[b][at][g], low_nibbles(bytes));
-        store256(to.q[b][at + 8][g], high_nibbles(bytes));
+        store_vector(to.q[b][at][g], low_nibbles(bytes));
+        store_vector(to.q[b][at + 8][g], high_nibbles(bytes));
       }
     }
   }
@@ -235,191 +196,11 @@ struct PackedQ4_K {
   }
 };
 
-struct PackedQ6_K {
-  static constexpr std::size_t kBlock = 256;
-  static constexpr std::size_t kPieceBytes = 1680;
-  static constexpr std::size_t kChunk = 2;
-  static constexpr std::size_t kFew = 2;  // Four groups' sums each.
-
-  template <std::size_t kGroups>
-  struct Unpacked {
-    alignas(64) std::uint8_t q[kChunk][64][kGroups][32];
-    alignas(64) std::int16_t scale[kChunk][16][kGroups][16];
-    alignas(64) float d[kChunk][kGroups][8];
-  };
-
-  // Elements 32 j + 4 v and following of a half of the block (128 elements).
-  struct Quarters {
-    __m256i q[4];  // j
-  };
-  RECUA_AVX2_INLINE Quarters quarters(const std::uint8_t* piece, std::size_t half, std::size_t v) {
-    const std::uint8_t* const from = piece + 144 + 96 * (8 * half + v);
-    const __m256i first = load256(from);
-    const __m256i second = load256(from + 32);
-    const __m256i high = load256(from + 64);
-    const __m256i mask = _mm256_set1_epi8(0x30);
-    const auto with = [&](__m256i low, __m256i moved) __attribute__((always_inline)) {
-      return _mm256_or_si256(low, _mm256_and_si256(moved, mask));
-    };
-    return {{with(low_nibbles(first), _mm256_slli_epi16(high, 4)),
-             with(low_nibbles(second), _mm256_slli_epi16(high, 2)), with(high_nibbles(first), high),
-             with(high_nibbles(second), _mm256_srli_epi16(high, 2))}};
-  }
-
-  template <std::size_t kGroups>
-  RECUA_AVX2_INLINE void unpack(const std::uint8_t* w, std::size_t n, Unpacked<kGroups>& to,
-                                std::size_t g) {
-    for (std::size_t b = 0; b < n; ++b) {
-      const std::uint8_t* const piece = w + b * kPieceBytes;
-      prefetch<kPieceBytes>(piece + kChunk * kPieceBytes);
-      _mm256_store_ps(to.d[b][g], load8_f16(piece));
-      for (std::size_t i = 0; i < 16; ++i) {
-        store256(to.scale[b][i][g], twice_i16(piece + 16 + 8 * i));
-      }
-      for (std::size_t i = 0; i < 16; ++i) {
-        const Quarters four = quarters(piece, i / 8, i % 8);
-        for (std::size_t j = 0; j < 4; ++j) {
-          store256(to.q[b][i / 8 * 32 + 8 * j + i % 8][g], four.q[j]);
-        }
-      }
-    }
-  }
-
-  RECUA_AVX2_INLINE __m256 add_block(__m256i s, const float* dx, __m256 d, __m256 sum) {
-    return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(s), _mm256_broadcast_ss(dx)), d, sum);
-  }
-
-  template <std::size_t kGroups, std::size_t kTokens>
-  [[gnu::noinline]] static void tile(const Unpacked<kGroups>& w, const std::byte* const* x,
-                                     std::size_t n_in, std::size_t begin, std::size_t n,
-                                     float* sums) {
-    const std::int8_t* q[kTokens];
-    const float* d[kTokens];
-    const std::int16_t* offsets[kTokens];
-    RECUA_UNROLL
-    for (std::size_t t = 0; t < kTokens; ++t) {
-      q[t] = q8_values(x[t]) + 256 * begin;
-      d[t] = q8_scales(x[t], n_in) + begin;
-      offsets[t] = q8x256_offsets(x[t], n_in) + 32 * begin;
-    }
-    for (std::size_t b = 0; b < n; ++b) {
-      __m256i all[kGroups][kTokens];
-      RECUA_UNROLL
-      for (std::size_t g = 0; g < kGroups; ++g) {
-        RECUA_UNROLL
-        for (std::size_t t = 0; t < kTokens; ++t) all[g][t] = _mm256_setzero_si256();
-      }
-      for (std::size_t i = 0; i < 16; ++i) {
-        __m256i s[kGroups][kTokens];
-        RECUA_UNROLL
-        for (std::size_t t = 0; t < kTokens; ++t) {
-          const __m256i offset = broadcast32(offsets[t] + 32 * b + 2 * i);
-          RECUA_UNROLL
-          for (std::size_t g = 0; g < kGroups; ++g) s[g][t] = offset;
-        }
-        RECUA_UNROLL
-        for (std::size_t j = 0; j < 4; ++j) {
-          RECUA_UNROLL
-          for (std::size_t t = 0; t < kTokens; ++t) {
-            const __m256i value = broadcast32(q[t] + 256 * b + 16 * i + 4 * j);
-            RECUA_UNROLL
-            for (std::size_t g = 0; g < kGroups; ++g) {
-              const __m256i product = _mm256_maddubs_epi16(load256(w.q[b][4 * i + j][g]), value);
-              s[g][t] = _mm256_add_epi16(s[g][t], product);
-              pin(s[g][t]);
-            }
-          }
-        }
-        RECUA_UNROLL
-        for (std::size_t t = 0; t < kTokens; ++t) {
-          RECUA_UNROLL
-          for (std::size_t g = 0; g < kGroups; ++g) {
-            const __m256i scaled = _mm256_madd_epi16(s[g][t], load256(w.scale[b][i][g]));
-            all[g][t] = _mm256_add_epi32(all[g][t], scaled);
-            pin(all[g][t]);
-          }
-        }
-      }
-      RECUA_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) {
-        RECUA_UNROLL
-        for (std::size_t g = 0; g < kGroups; ++g) {
-          float* const sum = sums + t * kSumRow + 8 * g;
-          _mm256_store_ps(
-              sum, add_block(all[g][t], d[t] + b, _mm256_load_ps(w.d[b][g]), _mm256_load_ps(sum)));
-        }
-      }
-    }
-  }
-
-  template <std::size_t kTokens>
-  [[gnu::noinline]] static void dot(const std::uint8_t* w, const std::byte* const* x,
-                                    std::size_t n_in, float* sums) {
-    __m256 sum[kTokens];
-    RECUA_UNROLL
-    for (std::size_t t = 0; t < kTokens; ++t) sum[t] = _mm256_setzero_ps();
-    for (std::size_t b = 0; b < n_in / 256; ++b) {
-      const std::uint8_t* const piece = w + b * kPieceBytes;
-      __m256i all[kTokens];
-      RECUA_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) all[t] = _mm256_setzero_si256();
-      for (std::size_t half = 0; half < 2; ++half) {
-        for (std::size_t i = 0; i < 2; ++i) {  // Groups i, 2 + i, 4 + i and 6 + i of the half.
-          const std::size_t quarter = 2 * half + i;
-          prefetch<kPieceBytes / 4>(piece + quarter * (kPieceBytes / 4) + kPrefetchBytes);
-          __m256i s[4][kTokens];
-          RECUA_UNROLL
-          for (std::size_t t = 0; t < kTokens; ++t) {
-            const std::int16_t* const offsets =
-                q8x256_offsets(x[t], n_in) + 32 * b + 16 * half + 2 * i;
-            RECUA_UNROLL
-            for (std::size_t j = 0; j < 4; ++j) s[j][t] = broadcast32(offsets + 4 * j);
-          }
-          RECUA_UNROLL
-          for (std::size_t v = 0; v < 4; ++v) {
-            const Quarters four = quarters(piece, half, 4 * i + v);
-            RECUA_UNROLL
-            for (std::size_t t = 0; t < kTokens; ++t) {
-              const std::int8_t* const q = q8_values(x[t]) + 256 * b + 128 * half + 16 * i + 4 * v;
-              RECUA_UNROLL
-              for (std::size_t j = 0; j < 4; ++j) {
-                s[j][t] = _mm256_add_epi16(
-                    s[j][t], _mm256_maddubs_epi16(four.q[j], broadcast32(q + 32 * j)));
-                pin(s[j][t]);
-              }
-            }
-          }
-          RECUA_UNROLL
-          for (std::size_t j = 0; j < 4; ++j) {
-            const __m256i scale = twice_i16(piece + 16 + 8 * (8 * half + 2 * j + i));
-            RECUA_UNROLL
-            for (std::size_t t = 0; t < kTokens; ++t) {
-              all[t] = _mm256_add_epi32(all[t], _mm256_madd_epi16(s[j][t], scale));
-              pin(all[t]);
-            }
-          }
-        }
-      }
-      const __m256 d = load8_f16(piece);
-      RECUA_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) {
-        sum[t] = add_block(all[t], q8_scales(x[t], n_in) + b, d, sum[t]);
-      }
-    }
-    RECUA_UNROLL
-    for (std::size_t t = 0; t < kTokens; ++t) _mm256_store_ps(sums + 8 * t, sum[t]);
-  }
-};
-
 }  // namespace
 
 template <>
 void packed_matmul<DataType::kQ4_K>(const MatmulArgs& args) {
   multiply_packed<PackedQ4_K>(args);
-}
-template <>
-void packed_matmul<DataType::kQ6_K>(const MatmulArgs& args) {
-  multiply_packed<PackedQ6_K>(args);
 }
 
 }  // namespace recua::kernels::avx2

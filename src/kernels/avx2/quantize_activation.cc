@@ -46,17 +46,21 @@ void quantize_q8x32(const float* x, std::size_t n, std::byte* out) {
   auto* q = reinterpret_cast<std::int8_t*>(out);
   auto* d = reinterpret_cast<float*>(out + n);
   float* s = d + n / 32;
-  auto* eights = reinterpret_cast<std::int32_t*>(s + n / 32);
+  auto* fours = reinterpret_cast<std::int16_t*>(s + n / 32);
   for (std::size_t b = 0; b < n / 32; ++b) {
     const float max = max_lanes(max_abs(x + 32 * b, _mm256_setzero_ps()));
     const float inverse = max < kTiny ? 0.0F : 127.0F / max;
     const __m256i bytes = round32(x + 32 * b, _mm256_set1_ps(inverse));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + 32 * b), bytes);
-    const __m256i halves = sum_sixteens(sum_pairs(bytes));
+    const __m256i pairs = sum_pairs(bytes);
+    const __m256i halves = sum_sixteens(pairs);
     const int sum = _mm256_extract_epi32(halves, 0) + _mm256_extract_epi32(halves, 4);
     d[b] = max < kTiny ? 0.0F : max / 127.0F;
     s[b] = d[b] * static_cast<float>(sum);
-    eights[b] = 8 * sum;
+    const __m128i both =
+        _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    const int two = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(both, 2)));
+    __builtin_memcpy(fours + 2 * b, &two, sizeof(two));
   }
 }
 

@@ -88,8 +88,20 @@ void unpack(const quant::BlockQ6_K& block, Unpacked& out) {
   put_offset(32, out);
 }
 
+void unpack(const quant::BlockIQ4_XS& block, Unpacked& out) {
+  for (std::size_t g = 0; g < 16; ++g) out.scale[g] = quant::scale_iq4_xs(block, g / 2) - 32;
+  for (std::size_t i = 0; i < 256; ++i) {
+    const int byte = block.qs[16 * (i / 32) + i % 16];
+    out.q[i] = int{quant::kIQ4Values[i % 32 < 16 ? byte & 15 : byte >> 4]};
+  }
+}
+
 template <quant::DataType kType>
 struct BlockOf;
+template <>
+struct BlockOf<quant::DataType::kIQ4_XS> {
+  using Type = quant::BlockIQ4_XS;
+};
 template <>
 struct BlockOf<quant::DataType::kQ2_K> {
   using Type = quant::BlockQ2_K;
@@ -157,5 +169,6 @@ template void matmul<quant::DataType::kQ3_K>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ4_K>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ5_K>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ6_K>(const MatmulArgs&);
+template void matmul<quant::DataType::kIQ4_XS>(const MatmulArgs&);
 
 }  // namespace recua::kernels::scalar

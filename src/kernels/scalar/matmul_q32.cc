@@ -48,8 +48,36 @@ void unpack(const quant::BlockQ5_1& block, Unpacked& out) {
   out.m = quant::f16_to_f32(block.m);
 }
 
+template <class Qs>
+void look_up(const Qs& qs, const std::int8_t* table, Unpacked& out) {
+  for (std::size_t i = 0; i < 16; ++i) {
+    out.q[i] = int{table[qs[i] & 15]};
+    out.q[i + 16] = int{table[qs[i] >> 4]};
+  }
+}
+void unpack(const quant::BlockIQ4_NL& block, Unpacked& out) {
+  look_up(block.qs, quant::kIQ4Values, out);
+}
+void unpack(const quant::BlockMXFP4& block, Unpacked& out) {
+  look_up(block.qs, quant::kFp4Values, out);
+}
+
+template <class Block>
+float scale_of(const Block& block) {
+  return quant::f16_to_f32(block.d);
+}
+float scale_of(const quant::BlockMXFP4& block) { return quant::half_of_e8m0(block.e); }
+
 template <quant::DataType kType>
 struct BlockOf;
+template <>
+struct BlockOf<quant::DataType::kIQ4_NL> {
+  using Type = quant::BlockIQ4_NL;
+};
+template <>
+struct BlockOf<quant::DataType::kMXFP4> {
+  using Type = quant::BlockMXFP4;
+};
 template <>
 struct BlockOf<quant::DataType::kQ8_0> {
   using Type = quant::BlockQ8_0;
@@ -86,7 +114,7 @@ void matmul(const MatmulArgs& args) {
         Block block;
         std::memcpy(&block, args.w + r * args.w_stride + b * sizeof(Block), sizeof(Block));
         Unpacked w;
-        w.d = quant::f16_to_f32(block.d);
+        w.d = scale_of(block);
         unpack(block, w);
         for (std::size_t t = 0; t < n; ++t) {
           const std::byte* x = args.x[t0 + t];
@@ -109,5 +137,7 @@ template void matmul<quant::DataType::kQ4_0>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ4_1>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ5_0>(const MatmulArgs&);
 template void matmul<quant::DataType::kQ5_1>(const MatmulArgs&);
+template void matmul<quant::DataType::kIQ4_NL>(const MatmulArgs&);
+template void matmul<quant::DataType::kMXFP4>(const MatmulArgs&);
 
 }  // namespace recua::kernels::scalar

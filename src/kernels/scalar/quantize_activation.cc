@@ -23,6 +23,13 @@ float quantize_block(const float* x, std::size_t n, std::int8_t* q) {
   return max / 127.0F;
 }
 
+// Of every four of n elements the first two (pair 0) or the others (pair 1).
+int sum_of_pairs(const std::int8_t* q, std::size_t n, std::size_t pair) {
+  int sum = 0;
+  for (std::size_t i = 2 * pair; i < n; i += 4) sum += q[i] + q[i + 1];
+  return sum;
+}
+
 int sum_of(const std::int8_t* q, std::size_t n) {
   int sum = 0;
   for (std::size_t i = 0; i < n; ++i) sum += q[i];
@@ -35,12 +42,14 @@ void quantize_q8x32(const float* x, std::size_t n, std::byte* out) {
   auto* q = reinterpret_cast<std::int8_t*>(out);
   auto* d = reinterpret_cast<float*>(out + n);
   float* s = d + n / 32;
-  auto* eights = reinterpret_cast<std::int32_t*>(s + n / 32);
+  auto* fours = reinterpret_cast<std::int16_t*>(s + n / 32);
   for (std::size_t b = 0; b < n / 32; ++b) {
     d[b] = quantize_block(x + 32 * b, 32, q + 32 * b);
     const int sum = sum_of(q + 32 * b, 32);
     s[b] = d[b] * static_cast<float>(sum);
-    eights[b] = 8 * sum;
+    for (std::size_t pair = 0; pair < 2; ++pair) {
+      fours[2 * b + pair] = static_cast<std::int16_t>(-4 * sum_of_pairs(q + 32 * b, 32, pair));
+    }
   }
 }
 
@@ -61,9 +70,8 @@ void quantize_q8x256(const float* x, std::size_t n, std::byte* out) {
     for (std::size_t g = 0; g < 16; ++g) {
       const std::int8_t* const group = q + 256 * b + 16 * g;
       for (std::size_t pair = 0; pair < 2; ++pair) {
-        int sum = 0;
-        for (std::size_t i = 2 * pair; i < 16; i += 4) sum += group[i] + group[i + 1];
-        offsets[32 * b + 2 * g + pair] = static_cast<std::int16_t>(-32 * sum);
+        offsets[32 * b + 2 * g + pair] =
+            static_cast<std::int16_t>(-32 * sum_of_pairs(group, 16, pair));
       }
     }
   }
