@@ -13,7 +13,8 @@ namespace {
 
 using sys::MultiplyAdd;
 
-constexpr std::size_t kStreamBytes = std::size_t{128} << 20U;
+// Two caches of 32 MiB (a thread each) held enough of 128 MiB to make memory look twice as fast.
+constexpr std::size_t kStreamBytes = std::size_t{256} << 20U;
 constexpr std::chrono::duration<double> kReadTime{0.06};
 constexpr std::chrono::duration<double> kSumTime{0.008};
 
