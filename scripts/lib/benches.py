@@ -13,6 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RECUA = ROOT / "build" / "release" / "bin" / "recua"
 BILLION = ["--arch", "llama", "--layers", "16", "--dim", "2048", "--ffn", "8192", "--heads", "32",
            "--kv-heads", "8", "--vocab", "128256", "--rope-theta", "500000", "--tied"]
+SMALL = ["--arch", "llama", "--layers", "30", "--dim", "576", "--ffn", "1536", "--heads", "9", "--kv-heads", "3",
+         "--vocab", "49152", "--tied"]
 
 
 @contextlib.contextmanager
@@ -47,14 +49,24 @@ def random_model(name, shape):
     return model
 
 
-def bench(model, prompt, generate, more, repetitions=2):
-    """Median tokens per second of one test, and what was said on standard error."""
+def bench_run(model, prompt, generate, more, repetitions):
+    """The row of one test as `recua bench` gives it, and what was said on standard error."""
     command = [RECUA, "bench", "-m", model, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions),
                "-o", "json", *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
-    return statistics.median(json.loads(done.stdout)[0]["samples_ts"]), done.stderr
+    return json.loads(done.stdout)[0], done.stderr
+
+
+def bench_row(model, prompt, generate, more, repetitions=2):
+    return bench_run(model, prompt, generate, more, repetitions)[0]
+
+
+def bench(model, prompt, generate, more, repetitions=2):
+    """Median tokens per second of one test, and what was said on standard error."""
+    row, said = bench_run(model, prompt, generate, more, repetitions)
+    return statistics.median(row["samples_ts"]), said
 
 
 def commit():

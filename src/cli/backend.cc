@@ -6,13 +6,16 @@
 
 #include "base/log.h"
 #include "cli/cluster_backend.h"
+#include "cli/memory_estimate.h"
 #include "cli/plan_choice.h"
 #include "cli/progress.h"
 #include "cli/run_loop.h"
+#include "cli/units.h"
 #include "compute/cpu/cpu_device.h"
 #include "model/hyperparams.h"
 #include "model/local_executor.h"
 #include "model/vocab.h"
+#include "sys/memory.h"
 #include "sys/topology.h"
 
 namespace recua::cli {
@@ -27,6 +30,55 @@ std::uint32_t choose_ctx(const ModelFlags& flags, const BackendNeeds& needs,
   if (!flags.ctx_given) return std::min(n_ctx_train, kDefaultCtxMax);
   return flags.n_ctx == 0 ? n_ctx_train : flags.n_ctx;
 }
+
+net::Env make_env(Backend& backend) {
+  return real_env(backend.loop, backend.clock, *backend.network);
+}
+
+Result<void> load_here(Backend& backend, const ModelFlags& flags,
+                       const model::SliceOptions& options, const model::LoadProgress& progress) {
+  const std::size_t n_threads = choose_threads(flags);
+  backend.n_threads = static_cast<std::uint32_t>(n_threads);
+  RECUA_ASSIGN_OR_RETURN(
+      backend.device, compute::make_cpu_device({.n_threads = n_threads, .repack = flags.repack}));
+  RECUA_ASSIGN_OR_RETURN(backend.executor,
+                         model::LocalExecutor::create(*backend.device, backend.file, options,
+                                                      progress, flags.n_batch));
+  return ok();
+}
+
+Result<void> load(Backend& backend, const BackendFlags& flags, const model::SliceOptions& options) {
+  ProgressBar bar("loading " + std::filesystem::path(flags.model.model).filename().string(),
+                  ProgressBar::Unit::kBytes, std::chrono::milliseconds(300));
+  const model::LoadProgress progress = [&bar](std::size_t n_done, std::size_t n_total) {
+    bar.update(n_done, n_total);
+  };
+  if (!flags.cluster.any()) return load_here(backend, flags.model, options, progress);
+  RECUA_ASSIGN_OR_RETURN(
+      ClusterBackend cluster,
+      connect_cluster(backend.env, backend.loop, flags.cluster, flags.links, *backend.links,
+                      backend.file, options, flags.model, progress));
+  backend.executor = std::move(cluster.executor);
+  backend.close_cluster = std::move(cluster.close);
+  return ok();
+}
+
+/// One line of what it will take, or an error when that is not there.
+Result<void> check_memory(const Backend& backend, const ModelFlags& flags,
+                          const model::HyperParams& hyperparams,
+                          const model::SliceOptions& options) {
+  RECUA_ASSIGN_OR_RETURN(const MemoryEstimate need,
+                         estimate_memory(*backend.file, hyperparams, options, choose_threads(flags),
+                                         flags.repack, backend.tokenizer.has_value()));
+  const std::uint64_t available = sys::memory_info().available_bytes;
+  log_info("memory: {}; {} are free", need.text(), human_bytes(available));
+  if (!flags.memory_check) return ok();
+  Result<void> fits = check_fits(need, available);
+  if (!fits.ok()) return std::move(fits).error().within(backend.file->name());
+  return ok();
+}
+
+}  // namespace
 
 Result<model::SliceOptions> choose_options(const ModelFlags& flags, const BackendNeeds& needs,
                                            std::uint32_t n_ctx_train) {
@@ -53,40 +105,9 @@ Result<model::SliceOptions> choose_options(const ModelFlags& flags, const Backen
   return options;
 }
 
-net::Env make_env(Backend& backend) {
-  return real_env(backend.loop, backend.clock, *backend.network);
+std::size_t choose_threads(const ModelFlags& flags) {
+  return flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
 }
-
-Result<void> load_here(Backend& backend, const ModelFlags& flags,
-                       const model::SliceOptions& options, const model::LoadProgress& progress) {
-  const std::size_t n_threads =
-      flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
-  backend.n_threads = static_cast<std::uint32_t>(n_threads);
-  RECUA_ASSIGN_OR_RETURN(
-      backend.device, compute::make_cpu_device({.n_threads = n_threads, .repack = flags.repack}));
-  RECUA_ASSIGN_OR_RETURN(backend.executor,
-                         model::LocalExecutor::create(*backend.device, backend.file, options,
-                                                      progress, flags.n_batch));
-  return ok();
-}
-
-Result<void> load(Backend& backend, const BackendFlags& flags, const model::SliceOptions& options) {
-  ProgressBar bar("loading " + std::filesystem::path(flags.model.model).filename().string(),
-                  ProgressBar::Unit::kBytes, std::chrono::milliseconds(300));
-  const model::LoadProgress progress = [&bar](std::size_t n_done, std::size_t n_total) {
-    bar.update(n_done, n_total);
-  };
-  if (!flags.cluster.any()) return load_here(backend, flags.model, options, progress);
-  RECUA_ASSIGN_OR_RETURN(
-      ClusterBackend cluster,
-      connect_cluster(backend.env, backend.loop, flags.cluster, flags.links, *backend.links,
-                      backend.file, options, flags.model, progress));
-  backend.executor = std::move(cluster.executor);
-  backend.close_cluster = std::move(cluster.close);
-  return ok();
-}
-
-}  // namespace
 
 Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs) {
   RECUA_RETURN_IF_ERROR(flags.check());
@@ -107,6 +128,9 @@ Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const Backend
   if (needs.with_tokenizer) {
     RECUA_ASSIGN_OR_RETURN(backend->tokenizer, model::load_tokenizer(*backend->file));
     if (needs.before_load) RECUA_RETURN_IF_ERROR(needs.before_load(*backend->tokenizer));
+  }
+  if (!flags.cluster.any()) {  // Workers check for themselves.
+    RECUA_RETURN_IF_ERROR(check_memory(*backend, flags.model, hyperparams, options));
   }
   RECUA_RETURN_IF_ERROR(load(*backend, flags, options));
   backend->load_time = backend->clock.now() - begin;

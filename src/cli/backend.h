@@ -78,4 +78,11 @@ struct Backend {
 /// Every error says which flag, file, tensor or worker it is about.
 Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs = {});
 
+/// What the executor is made with: the context, pages and types that flags and needs ask for.
+/// kInvalidArgument: names the flag.
+Result<model::SliceOptions> choose_options(const ModelFlags& flags, const BackendNeeds& needs,
+                                           std::uint32_t n_ctx_train);
+/// Threads that compute here.
+std::size_t choose_threads(const ModelFlags& flags);
+
 }  // namespace recua::cli

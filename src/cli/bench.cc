@@ -16,12 +16,15 @@
 
 #include "base/log.h"
 #include "cli/backend.h"
+#include "cli/bench_limits.h"
 #include "cli/bench_report.h"
 #include "cli/bench_sequences.h"
 #include "cli/build_info.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/progress.h"
+#include "cluster/model_shape.h"
+#include "model/hyperparams.h"
 
 namespace recua::cli {
 namespace {
@@ -40,6 +43,7 @@ struct BenchFlags {
   bool apart = false;
   std::string format = "md";
   bool no_warmup = false;
+  bool no_limits = false;
 };
 
 Result<std::vector<BenchTest>> list_tests(const BenchFlags& flags) {
@@ -141,6 +145,42 @@ BenchSetup describe_setup(const BenchFlags& flags, const Backend& backend) {
   return setup;
 }
 
+/// What the rows are measured against: the model's work, and the machine's peaks as last measured.
+class RowLimits {
+ public:
+  /// Without limits when there are none: the model is on workers, or its kernels are scalar.
+  RowLimits(const BenchFlags& flags, const Backend& backend)
+      : n_ubatch_(flags.backend.model.n_ubatch) {
+    if (flags.no_limits || backend.device == nullptr) return;
+    const auto hyperparams = model::read_hyperparams(*backend.file);
+    const auto k_type = parse_cache_type("-ctk", flags.backend.model.k_type);
+    const auto v_type = parse_cache_type("-ctv", flags.backend.model.v_type);
+    if (!hyperparams.ok() || !k_type.ok() || !v_type.ok()) return;
+    model_ = cluster::model_shape(*backend.file, *hyperparams, *k_type, *v_type);
+    auto probe = LimitProbe::create(model_, backend.n_threads);
+    if (!probe.ok()) {
+      log_info("{}", probe.error().message);
+      return;
+    }
+    probe_ = std::move(*probe);
+    before_ = probe_->measure();
+  }
+
+  /// Measures again, so that a row has the machine before it and after it beside it.
+  std::optional<BenchLimit> limit(const BenchTest& test) {
+    if (!probe_) return std::nullopt;
+    const cluster::MachineSpeed after = probe_->measure();
+    const auto limits = larger_limits(std::exchange(before_, after), after);
+    return limit_of(model_, limits, test, n_ubatch_);
+  }
+
+ private:
+  std::uint32_t n_ubatch_;
+  cluster::ModelShape model_;
+  std::optional<LimitProbe> probe_;
+  cluster::MachineSpeed before_;
+};
+
 int bench(BenchFlags& flags) {
   const auto format = parse_bench_format(flags.format);
   if (!format.ok()) return report(format.error());
@@ -170,16 +210,18 @@ int bench(BenchFlags& flags) {
   BenchSequences sequences(
       backend, flags.n_parallel,
       flags.apart ? BenchSequences::Steps::kApart : BenchSequences::Steps::kTogether);
+  RowLimits limits(flags, backend);
   for (const BenchTest& test : *tests) {
     ProgressBar bar("bench", ProgressBar::Unit::kCount);
-    const auto row = measure(backend, sequences, test, flags,
-                             [&] { bar.update(++n_done, n_total, test.name()); });
+    auto row = measure(backend, sequences, test, flags,
+                       [&] { bar.update(++n_done, n_total, test.name()); });
     bar.finish();
     if (!row.ok()) {
       const auto written = write_output(printer.end());  // What was measured stays well-formed.
       if (!written.ok()) log_warning("{}", written.error().message);
       return report(row.error());
     }
+    row->limit = limits.limit(test);
     if (const auto written = write_output(printer.row(*row)); !written.ok())
       return report(written.error());
   }
@@ -219,11 +261,15 @@ void register_bench(CLI::App& app, int& exit_code) {
       ->capture_default_str()
       ->type_name("FORMAT");
   sub->add_flag("--no-warmup", flags->no_warmup, "Measure the first, cold step too");
+  sub->add_flag("--no-limits", flags->no_limits,
+                "Do not measure what the machine could do at most (0.3 s, and 0.1 s per row)");
   flags->backend.add(*sub, false);
   sub->footer(
       "Rows: ppN is prefill of N tokens, tgN generation of N tokens, xM by M sequences; tokens/s "
       "of "
-      "all, mean ± deviation.\n\n"
+      "all, mean ± deviation.\n"
+      "Of limit: the share of what memory or the processor allow, measured beside each row with as "
+      "many\nthreads; it says which of the two is the limit.\n\n"
       "Examples:\n"
       "  recua bench -m model.gguf\n"
       "  recua bench -m model.gguf -p 512,2048 -n 0 -r 3 -t 4\n"

@@ -61,6 +61,10 @@ Json row_json(const BenchSetup& setup, const BenchRow& row) {
   out["stddev_ns"] = static_cast<std::uint64_t>(std::llround(time.deviation));
   out["avg_ts"] = rate.mean;
   out["stddev_ts"] = rate.deviation;
+  out["limit_ts"] = row.limit ? Json(row.limit->tokens_per_second) : Json();
+  out["limit_by"] = row.limit ? Json(row.limit->by_memory ? "memory" : "compute") : Json();
+  out["of_limit"] = row.limit ? Json(*row.of_limit()) : Json();
+  out["read_bytes_per_second"] = row.limit ? Json(row.limit->bytes_per_second) : Json();
   out["samples_ns"] = row.samples_ns;
   out["samples_ts"] = samples_ts;
   return out;
@@ -102,10 +106,14 @@ std::string without_bars(std::string text) {
 
 std::string markdown_row(const BenchSetup& setup, const BenchRow& row) {
   const Spread rate = spread_of(row.samples_ts());
-  return fmt::format(
-      "| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} |\n", setup.model_type,
-      size_text(setup.model_size), params_text(setup.model_n_params), without_bars(setup.backend),
-      setup.n_threads, row.test.name(), fmt::format("{:.2f} ± {:.2f}", rate.mean, rate.deviation));
+  const std::string share = row.limit ? fmt::format("{:.0f} % {}", 100.0 * *row.of_limit(),
+                                                    row.limit->by_memory ? "memory" : "compute")
+                                      : std::string();
+  return fmt::format("| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} | {:>13} |\n",
+                     setup.model_type, size_text(setup.model_size),
+                     params_text(setup.model_n_params), without_bars(setup.backend),
+                     setup.n_threads, row.test.name(),
+                     fmt::format("{:.2f} ± {:.2f}", rate.mean, rate.deviation), share);
 }
 
 }  // namespace
@@ -126,6 +134,11 @@ std::vector<double> BenchRow::samples_ts() const {
       (static_cast<double>(test.n_prompt) + test.n_gen) * static_cast<double>(test.n_parallel);
   for (const std::uint64_t ns : samples_ns) out.push_back(n_tokens * 1e9 / static_cast<double>(ns));
   return out;
+}
+
+std::optional<double> BenchRow::of_limit() const {
+  if (!limit) return std::nullopt;
+  return spread_of(samples_ts()).mean / limit->tokens_per_second;
 }
 
 Spread spread_of(const std::vector<double>& values) {
@@ -151,10 +164,10 @@ std::string BenchPrinter::begin() const {
   switch (format_) {
     case BenchFormat::kMarkdown:
       return fmt::format(
-          "| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} |\n"
-          "| {:-<24} | {:->9}: | {:->8}: | {:-<24} | {:->6}: | {:->14}: | {:->17}: |\n",
-          "model", "size", "params", "backend", "threads", "test", "t/s", "", "", "", "", "", "",
-          "");
+          "| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} | {:>13} |\n"
+          "| {:-<24} | {:->9}: | {:->8}: | {:-<24} | {:->6}: | {:->14}: | {:->17}: | {:->12}: |\n",
+          "model", "size", "params", "backend", "threads", "test", "t/s", "of limit", "", "", "",
+          "", "", "", "", "");
     case BenchFormat::kJson:
       return "[\n";
     case BenchFormat::kCsv:

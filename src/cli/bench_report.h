@@ -3,6 +3,7 @@
 /// llama-bench, so that existing scripts read them.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,12 +41,22 @@ struct BenchSetup {
   std::string type_v;
 };
 
+/// What the machine could do at most (cli/bench_limits.h), measured beside the row.
+struct BenchLimit {
+  double tokens_per_second = 0.0;
+  bool by_memory = false;         // Else by multiply-and-adds.
+  double bytes_per_second = 0.0;  // Memory's, when read in a stream.
+};
+
 struct BenchRow {
   BenchTest test;
   std::string test_time;                  // When it began, UTC, ISO 8601.
   std::vector<std::uint64_t> samples_ns;  // One per repetition; none is 0.
+  std::optional<BenchLimit> limit = {};
 
   [[nodiscard]] std::vector<double> samples_ts() const;  // Tokens per second.
+  /// Mean speed as a share of the limit; empty without one.
+  [[nodiscard]] std::optional<double> of_limit() const;
 };
 
 /// Mean and sample deviation; the deviation of a single value is 0.

@@ -59,6 +59,18 @@ TEST(BenchReport, PrintsOneJsonArray) {
     EXPECT_TRUE(json[0].contains(key)) << key;
 }
 
+TEST(BenchReport, TellsTheShareOfTheLimitIfThereIsOne) {
+  BenchRow row = example_row();
+  row.limit = {.tokens_per_second = 1536.0, .by_memory = false, .bytes_per_second = 3e10};
+  BenchPrinter lines(BenchFormat::kJsonLines, example_setup());
+  const auto with = nlohmann::json::parse(lines.row(row));
+  EXPECT_DOUBLE_EQ(with["of_limit"].get<double>(), 0.5);
+  EXPECT_EQ(with["limit_by"], "compute");
+  EXPECT_TRUE(nlohmann::json::parse(lines.row(example_row()))["of_limit"].is_null());
+  BenchPrinter table(BenchFormat::kMarkdown, example_setup());
+  EXPECT_NE(table.row(row).find(" 50 % compute |"), std::string::npos) << table.row(row);
+}
+
 TEST(BenchReport, PrintsOneObjectPerLine) {
   BenchPrinter printer(BenchFormat::kJsonLines, example_setup());
   std::string line = printer.begin();
@@ -91,7 +103,7 @@ TEST(BenchReport, KeepsTheColumnsOfASplitModelTogether) {
   setup.backend = "layers 0-7 | 8-15";
   BenchPrinter printer(BenchFormat::kMarkdown, setup);
   const std::string row = printer.row(example_row());
-  EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 8) << row;
+  EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 9) << row;
 }
 
 TEST(BenchReport, ListsTheFormatsWhenAnotherIsNamed) {

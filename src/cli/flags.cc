@@ -48,6 +48,13 @@ Result<void> check_range(std::string_view flag, double value, double least, doub
 void ModelFlags::add(CLI::App& app, bool with_ctx) {
   app.add_option("-m,--model", model, "GGUF file to use (any part of a split one)")
       ->type_name("FILE");
+  add_sizes(app, with_ctx);
+  app.add_flag_callback(
+      "--no-memory-check", [this] { memory_check = false; },
+      "Load a model even if it does not fit into the free memory");
+}
+
+void ModelFlags::add_sizes(CLI::App& app, bool with_ctx) {
   if (with_ctx) {
     app.add_option_function<std::uint32_t>(
            "-c,--ctx-size",

@@ -33,10 +33,13 @@ struct ModelFlags {
   std::uint32_t n_ubatch = 512;
   std::string k_type = "f16";
   std::string v_type = "f16";
-  bool repack = true;  // False: weights stay where they were mapped.
+  bool repack = true;        // False: weights stay where they were mapped.
+  bool memory_check = true;  // Refuse what does not fit before loading it.
 
   /// with_ctx: -c too. Tools that find the context out themselves leave it away.
   void add(CLI::App& app, bool with_ctx = true);
+  /// Those that size memory, without the model.
+  void add_sizes(CLI::App& app, bool with_ctx);
   [[nodiscard]] Result<void> check() const;
 };
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,9 +11,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/bytes.h"
+#include "cli/backend.h"
 #include "cli/commands.h"
+#include "cli/memory_estimate.h"
 #include "cli/units.h"
 #include "gguf/gguf_file.h"
+#include "model/hyperparams.h"
+#include "sys/memory.h"
 
 namespace recua::cli {
 namespace {
@@ -29,6 +34,10 @@ struct InspectFlags {
   bool json = false;
   bool tensors = false;
   bool full = false;
+  bool memory = false;
+  ModelFlags model =
+      {};  // Of these, what takes memory: the context, batches, cache types, threads.
+  std::uint32_t n_parallel = 1;
 };
 
 struct TypeTotal {
@@ -224,7 +233,45 @@ ordered_json total_json(const TypeTotal& total) {
   return out;
 }
 
-void print_json(const GgufFile& file, const InspectFlags& flags) {
+Result<MemoryEstimate> memory_of(const GgufFile& file, const InspectFlags& flags) {
+  RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams, model::read_hyperparams(file));
+  RECUA_ASSIGN_OR_RETURN(const model::SliceOptions options,
+                         choose_options(flags.model, {.n_ctx = {}, .n_sequences = flags.n_parallel},
+                                        hyperparams.n_ctx_train));
+  return estimate_memory(file, hyperparams, options, choose_threads(flags.model),
+                         flags.model.repack, true);
+}
+
+void print_memory(const MemoryEstimate& need) {
+  fmt::print("\nmemory to run it, with a context of {}\n", need.n_ctx);
+  const auto line = [](std::string_view what, std::uint64_t bytes) {
+    fmt::print("  {:<16}  {:>9}\n", what, human_bytes(bytes));
+  };
+  line("weights, packed", need.packed);
+  line("weights, mapped", need.mapped);
+  line("cache", need.cache);
+  line("activations", need.activations);
+  line("scratch", need.scratch);
+  line("program", need.program);
+  line("all", need.total());
+  line("free now", sys::memory_info().available_bytes);
+}
+
+ordered_json memory_json(const MemoryEstimate& need) {
+  ordered_json out;
+  out["n_ctx"] = need.n_ctx;
+  out["packed"] = need.packed;
+  out["mapped"] = need.mapped;
+  out["cache"] = need.cache;
+  out["activations"] = need.activations;
+  out["scratch"] = need.scratch;
+  out["program"] = need.program;
+  out["total"] = need.total();
+  out["available"] = sys::memory_info().available_bytes;
+  return out;
+}
+
+void print_json(const GgufFile& file, const InspectFlags& flags, const MemoryEstimate* need) {
   ordered_json out;
   out["file"] = file.name();
   out["version"] = file.version();
@@ -255,6 +302,7 @@ void print_json(const GgufFile& file, const InspectFlags& flags) {
   const TypeTotal all = whole(file);
   out["total"] = total_json(all);
   out["total"]["bits_per_weight"] = bits_per_weight(all);
+  if (need != nullptr) out["memory"] = memory_json(*need);
   // Strings of a vocabulary need not be UTF-8: U+FFFD stands for what is not.
   fmt::print("{}\n", out.dump(-1, ' ', false, ordered_json::error_handler_t::replace));
 }
@@ -263,10 +311,25 @@ int inspect(const InspectFlags& flags) {
   if (flags.file.empty()) return report(missing("FILE", "the GGUF file to look into"));
   const auto file = GgufFile::open(flags.file);
   if (!file.ok()) return report(file.error());
+  std::optional<MemoryEstimate> need;
+  if (flags.memory) {
+    ModelFlags model = flags.model;
+    model.model = flags.file;
+    if (const auto checked = model.check(); !checked.ok()) return report(checked.error());
+    if (flags.n_parallel == 0 || flags.n_parallel > 65536) {
+      return report(
+          {ErrorCode::kInvalidArgument,
+           fmt::format("--parallel is {}, need a number from 1 to 65536", flags.n_parallel)});
+    }
+    auto estimate = memory_of(*file, flags);
+    if (!estimate.ok()) return report(estimate.error());
+    need = *estimate;
+  }
   if (flags.json) {
-    print_json(*file, flags);
+    print_json(*file, flags, need ? &*need : nullptr);
   } else {
     print_text(*file, flags);
+    if (need) print_memory(*need);
   }
   return kExitOk;
 }
@@ -280,10 +343,17 @@ void register_inspect(CLI::App& app, int& exit_code) {
   sub->add_flag("--tensors", flags->tensors, "List every tensor");
   sub->add_flag("--json", flags->json, "Print one JSON object (tensors always, arrays cut to 16)");
   sub->add_flag("--full", flags->full, "With --json: whole arrays, such as the vocabulary");
+  sub->add_flag("--memory", flags->memory,
+                "The memory that running it takes here, with these flags of `recua run`:");
+  flags->model.add_sizes(*sub, true);
+  sub->add_option("--parallel", flags->n_parallel, "Sequences of that length; also -np")
+      ->capture_default_str()
+      ->type_name("N");
   sub->footer(
       "Examples:\n"
       "  recua inspect model.gguf\n"
       "  recua inspect model.gguf --tensors\n"
+      "  recua inspect model.gguf --memory -c 32768\n"
       "  recua inspect model.gguf --json | jq '.metadata[\"general.architecture\"].value'");
   sub->callback([flags, &exit_code] { exit_code = inspect(*flags); });
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -37,52 +38,85 @@ compute::Rows SplitInput::whole_blocks(const RowBuffer& buffer, std::size_t n_ro
   return buffer.cols(n_rows, cols.begin - held.begin, cols.size());
 }
 
+namespace {
+
+struct NeededRows {
+  RowBuffer Activations::* buffer;
+  const char* what;
+  std::size_t n_rows;
+  std::size_t n_cols;
+};
+
+std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, std::size_t n_rows,
+                                    std::size_t n_logit_rows, std::size_t attended_size,
+                                    std::size_t gate_size) {
+  using A = Activations;
+  const std::size_t hidden = hp.hidden_size;
+  const std::size_t q_size = std::size_t{share.heads.size()} * hp.head_dim;
+  const std::size_t kv_size = std::size_t{share.kv_heads.size()} * hp.head_dim;
+  std::vector<NeededRows> out = {
+      {&A::x, "x", n_rows, hidden},
+      {&A::x_selected, "x", n_rows, hidden},
+      {&A::normed, "norm", n_rows, hidden},
+      {&A::projected, "projection", n_rows, hidden},
+      {&A::q, "q", n_rows, q_size},
+      {&A::k, "k", n_rows, kv_size},
+      {&A::v, "v", n_rows, kv_size},
+      {&A::attended, "attention", n_rows, attended_size},
+      {&A::rope, "RoPE", n_rows, hp.rope_dim},
+      {&A::rope_selected, "RoPE", n_rows, hp.rope_dim},
+  };
+  const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
+  out.push_back({&A::gate, "gate", n_rows * n_used, gate_size});
+  out.push_back({&A::up, "up", n_rows * n_used, share.ffn.size()});
+  if (hp.n_experts > 0) {
+    static_assert(sizeof(std::int32_t) == sizeof(float));
+    out.push_back({&A::expert_out, "experts", n_rows * n_used, hidden});
+    out.push_back({&A::router, "router", n_rows, hp.n_experts});
+    out.push_back({&A::expert_ids, "router", n_rows, n_used});
+    out.push_back({&A::expert_weights, "router", n_rows, n_used});
+  }
+  if (n_logit_rows > 0) out.push_back({&A::logits, "logits", n_logit_rows, hp.vocab_size});
+  if (n_logit_rows > 0 && share.vocab != whole_share(hp).vocab) {
+    out.push_back({&A::own_logits, "logits", n_logit_rows, share.vocab.size()});
+    out.push_back({&A::gathered_logits, "logits", n_logit_rows, hp.vocab_size});
+  }
+  return out;
+}
+
+SplitInput attended_cols_of(const HyperParams& hp, const Share& share) {
+  return SplitInput::of({share.heads.begin * hp.head_dim, share.heads.end * hp.head_dim},
+                        hp.n_heads * hp.head_dim);
+}
+
+SplitInput gate_cols_of(const HyperParams& hp, const Share& share) {
+  return SplitInput::of(share.ffn, whole_share(hp).ffn.size());
+}
+
+}  // namespace
+
 Result<Activations> Activations::create(compute::Device& device, const HyperParams& hp,
                                         const Share& share, std::size_t n_rows,
                                         std::size_t n_logit_rows) {
   Activations a;
-  const std::size_t hidden = hp.hidden_size;
-  const std::size_t q_size = std::size_t{share.heads.size()} * hp.head_dim;
-  const std::size_t kv_size = std::size_t{share.kv_heads.size()} * hp.head_dim;
-  const Share whole = whole_share(hp);
-  a.attended_cols = SplitInput::of({share.heads.begin * hp.head_dim, share.heads.end * hp.head_dim},
-                                   hp.n_heads * hp.head_dim);
-  a.gate_cols = SplitInput::of(share.ffn, whole.ffn.size());
-  const std::size_t gate_size = a.gate_cols.held.size();
-  RECUA_RETURN_IF_ERROR(a.x.allocate(device, "x", n_rows, hidden));
-  RECUA_RETURN_IF_ERROR(a.x_selected.allocate(device, "x", n_rows, hidden));
-  RECUA_RETURN_IF_ERROR(a.normed.allocate(device, "norm", n_rows, hidden));
-  RECUA_RETURN_IF_ERROR(a.projected.allocate(device, "projection", n_rows, hidden));
-  RECUA_RETURN_IF_ERROR(a.q.allocate(device, "q", n_rows, q_size));
-  RECUA_RETURN_IF_ERROR(a.k.allocate(device, "k", n_rows, kv_size));
-  RECUA_RETURN_IF_ERROR(a.v.allocate(device, "v", n_rows, kv_size));
-  RECUA_RETURN_IF_ERROR(
-      a.attended.allocate(device, "attention", n_rows, a.attended_cols.held.size()));
-  RECUA_RETURN_IF_ERROR(a.rope.allocate(device, "RoPE", n_rows, hp.rope_dim));
-  RECUA_RETURN_IF_ERROR(a.rope_selected.allocate(device, "RoPE", n_rows, hp.rope_dim));
-  if (hp.n_experts == 0) {
-    RECUA_RETURN_IF_ERROR(a.gate.allocate(device, "gate", n_rows, gate_size));
-    RECUA_RETURN_IF_ERROR(a.up.allocate(device, "up", n_rows, share.ffn.size()));
-  } else {
-    const std::size_t n_used = hp.n_experts_used;
-    RECUA_RETURN_IF_ERROR(a.gate.allocate(device, "gate", n_rows * n_used, gate_size));
-    RECUA_RETURN_IF_ERROR(a.up.allocate(device, "up", n_rows * n_used, share.ffn.size()));
-    RECUA_RETURN_IF_ERROR(a.expert_out.allocate(device, "experts", n_rows * n_used, hidden));
-    RECUA_RETURN_IF_ERROR(a.router.allocate(device, "router", n_rows, hp.n_experts));
-    static_assert(sizeof(std::int32_t) == sizeof(float));
-    RECUA_RETURN_IF_ERROR(a.expert_ids.allocate(device, "router", n_rows, n_used));
-    RECUA_RETURN_IF_ERROR(a.expert_weights.allocate(device, "router", n_rows, n_used));
-  }
-  if (n_logit_rows > 0) {
-    RECUA_RETURN_IF_ERROR(a.logits.allocate(device, "logits", n_logit_rows, hp.vocab_size));
-  }
-  if (n_logit_rows > 0 && share.vocab != whole.vocab) {
-    RECUA_RETURN_IF_ERROR(
-        a.own_logits.allocate(device, "logits", n_logit_rows, share.vocab.size()));
-    RECUA_RETURN_IF_ERROR(
-        a.gathered_logits.allocate(device, "logits", n_logit_rows, hp.vocab_size));
+  a.attended_cols = attended_cols_of(hp, share);
+  a.gate_cols = gate_cols_of(hp, share);
+  for (const NeededRows& rows : needed_rows(hp, share, n_rows, n_logit_rows,
+                                            a.attended_cols.held.size(), a.gate_cols.held.size())) {
+    RECUA_RETURN_IF_ERROR((a.*rows.buffer).allocate(device, rows.what, rows.n_rows, rows.n_cols));
   }
   return a;
+}
+
+std::size_t Activations::bytes(const HyperParams& hp, const Share& share, std::size_t n_rows,
+                               std::size_t n_logit_rows) {
+  std::size_t floats = 0;
+  for (const NeededRows& rows :
+       needed_rows(hp, share, n_rows, n_logit_rows, attended_cols_of(hp, share).held.size(),
+                   gate_cols_of(hp, share).held.size())) {
+    floats += rows.n_rows * rows.n_cols;
+  }
+  return floats * sizeof(float);
 }
 
 }  // namespace recua::model

@@ -72,6 +72,9 @@ struct Activations {
   static Result<Activations> create(compute::Device& device, const HyperParams& hp,
                                     const Share& share, std::size_t n_rows,
                                     std::size_t n_logit_rows);
+  /// What create() allocates.
+  static std::size_t bytes(const HyperParams& hp, const Share& share, std::size_t n_rows,
+                           std::size_t n_logit_rows);
 };
 
 }  // namespace recua::model

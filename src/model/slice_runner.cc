@@ -58,6 +58,20 @@ BatchLimits batch_limits(const HyperParams& hp, const SliceOptions& options) {
           .n_pages = options.n_pages, .page_tokens = options.page_tokens, .n_ctx = options.n_ctx}};
 }
 
+kv::KvShape cache_shape(const HyperParams& hp, const Slice& slice, const SliceOptions& options) {
+  return {.n_layers = slice.layer_end - slice.layer_begin,
+          .n_kv_heads = own_share(slice, hp).kv_heads.size(),
+          .head_dim = hp.head_dim,
+          .n_pages = options.n_pages,
+          .page_tokens = options.page_tokens,
+          .k_type = options.k_type,
+          .v_type = options.v_type};
+}
+
+std::size_t logit_rows(const Slice& slice, const SliceOptions& options) {
+  return slice.is_last() ? std::min<std::size_t>(kLogitRows, options.n_logit_rows) : 0;
+}
+
 class DeviceSliceRunner final : public SliceRunner {
  public:
   DeviceSliceRunner(compute::Device& device, const HyperParams& hp, const Slice& slice,
@@ -220,6 +234,16 @@ Result<StepOutput> DeviceSliceRunner::make_output(const OutputRequest& request,
 
 }  // namespace
 
+Result<SliceMemory> slice_memory(const HyperParams& hyperparams, const Slice& slice,
+                                 const SliceOptions& options) {
+  RECUA_RETURN_IF_ERROR(check_slice(slice, hyperparams));
+  RECUA_ASSIGN_OR_RETURN(const SliceOptions completed, complete(options));
+  const std::size_t n_logit_rows = logit_rows(slice, completed);
+  return SliceMemory{.cache = cache_shape(hyperparams, slice, completed).bytes(),
+                     .activations = Activations::bytes(hyperparams, own_share(slice, hyperparams),
+                                                       completed.n_ubatch, n_logit_rows)};
+}
+
 Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
     compute::Device& device, const HyperParams& hyperparams, const WeightSource& weights,
     const Slice& slice, const SliceOptions& options, Communicator& communicator,
@@ -231,18 +255,10 @@ Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
   const Share share = own_share(slice, hyperparams);
   RECUA_ASSIGN_OR_RETURN(
       kv::PagedCache cache,
-      kv::PagedCache::create(device, {.n_layers = slice.layer_end - slice.layer_begin,
-                                      .n_kv_heads = share.kv_heads.size(),
-                                      .head_dim = hyperparams.head_dim,
-                                      .n_pages = completed.n_pages,
-                                      .page_tokens = completed.page_tokens,
-                                      .k_type = completed.k_type,
-                                      .v_type = completed.v_type}));
-  const std::size_t n_logit_rows =
-      slice.is_last() ? std::min<std::size_t>(kLogitRows, completed.n_logit_rows) : 0;
-  RECUA_ASSIGN_OR_RETURN(
-      Activations activations,
-      Activations::create(device, hyperparams, share, completed.n_ubatch, n_logit_rows));
+      kv::PagedCache::create(device, cache_shape(hyperparams, slice, completed)));
+  RECUA_ASSIGN_OR_RETURN(Activations activations,
+                         Activations::create(device, hyperparams, share, completed.n_ubatch,
+                                             logit_rows(slice, completed)));
   RECUA_ASSIGN_OR_RETURN(SliceWeights loaded,
                          load_weights(device, hyperparams, weights, slice, progress));
   return std::make_unique<DeviceSliceRunner>(device, hyperparams, slice, completed,

@@ -51,6 +51,16 @@ struct SliceOptions {
   quant::DataType v_type = quant::DataType::kF16;
 };
 
+/// What a slice allocates besides its weights.
+struct SliceMemory {
+  std::size_t cache = 0;        // Keys and values.
+  std::size_t activations = 0;  // Working memory of the largest micro-batch.
+};
+
+/// kInvalidArgument: options that cannot be.
+Result<SliceMemory> slice_memory(const HyperParams& hyperparams, const Slice& slice,
+                                 const SliceOptions& options);
+
 /// Bytes of the slice's weights done and in all, while loading.
 using LoadProgress = std::function<void(std::size_t done, std::size_t total)>;
 

@@ -14,6 +14,7 @@
 #include "base/random.h"
 #include "sys/aligned_buffer.h"
 #include "sys/cpu_features.h"
+#include "sys/machine_peak.h"
 #include "sys/thread_pool.h"
 #include "sys/topology.h"
 
@@ -163,6 +164,28 @@ TEST(Topology, HasAtLeastOneCoreAndNoMoreCoresThanCpus) {
   EXPECT_GE(topology.n_cores, 1U);
   EXPECT_LE(topology.n_cores, topology.n_cpus);
   EXPECT_EQ(default_thread_count(topology), topology.n_cores);
+}
+
+// How fast they are is the machine's business; that there is a figure, and that the loops are run,
+// is ours.
+TEST(MachinePeak, HasAFigureForEverySequenceThatThisCpuHas) {
+  ThreadPool pool(2);
+  for (const MultiplyAdd sequence :
+       {MultiplyAdd::kFma256, MultiplyAdd::kFma512, MultiplyAdd::kBytes256, MultiplyAdd::kBytesBy4,
+        MultiplyAdd::kBytesBy8, MultiplyAdd::kWords256, MultiplyAdd::kDotBytes512}) {
+    if (!supported(sequence)) continue;
+    const double rate = multiply_adds_per_second(sequence, pool, std::chrono::milliseconds(1));
+    EXPECT_GT(rate, 1e6) << static_cast<int>(sequence);  // A loop that was left away: far above.
+    EXPECT_LT(rate, 1e14) << static_cast<int>(sequence);
+  }
+}
+
+TEST(MachinePeak, ReadsBytesThatDoNotDivideIntoLines) {
+  ThreadPool pool(2);
+  const std::vector<std::byte> bytes(100003, std::byte{1});
+  const double rate = read_bytes_per_second(bytes, pool, std::chrono::milliseconds(1));
+  EXPECT_GT(rate, 1e6);
+  EXPECT_LT(rate, 1e14);
 }
 
 }  // namespace

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
+import subprocess
 import unittest
 
-from harness import (EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase,
+from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase,
                      random_model, stories)
 
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
@@ -44,6 +46,30 @@ class Inspect(TestCase):
         self.assertIn("token_embd.weight", tensors)
         self.assertEqual(tensors["token_embd.weight"]["type"].upper(), "F32")
         self.assertEqual(list(tensors["token_embd.weight"]["shape"]), [64, 512])
+
+    def test_knows_the_memory_that_a_run_takes(self):
+        model = random_model(layers=4, dim=1024, ffn=4096, vocab=8192, type_name="Q8_0")
+        sizes = ["-c", "1024", "-ub", "64", "-t", "2"]
+        said = self.succeed("inspect", "--memory", "--json", *sizes, model).json()["memory"]
+        prompt = self.scratch / "prompt.txt"
+        prompt.write_text("abcdefgh " * 60)  # Bytes of it are tokens: more than one micro-batch.
+        run = subprocess.Popen([BINARY, "run", "-m", model, "-f", prompt, "-n", "8", "--ignore-eos", *sizes],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(run.returncode, EXIT_OK)
+        ratio = said["total"] / (used.ru_maxrss * 1024)
+        self.assertTrue(0.9 < ratio < 1.1, f"{said} against {used.ru_maxrss * 1024} bytes")
+
+    def test_refuses_a_context_for_which_there_is_no_memory(self):
+        model = random_model(layers=2, dim=128, ffn=256, vocab=512, type_name="Q4_0")
+        sizes = ["-c", "200000000"]
+        said = self.succeed("inspect", "--memory", "--json", *sizes, model).json()["memory"]
+        if said["total"] <= said["available"]:
+            self.skipTest("this machine has the memory")
+        self.fail_with(EXIT_FAILURE, ["more than", "free", "-c ", "--no-memory-check"],
+                       "run", "-m", model, "-p", "a", "-n", "1", *sizes)
 
     def test_refuses_what_is_no_model(self):
         path = self.scratch / "x.gguf"
