@@ -29,6 +29,11 @@ constexpr KernelTable make_scalar() {
       .attention_scores = scalar::attention_scores,
       .softmax_part = scalar::softmax_part,
       .attention_values = scalar::attention_values,
+      .merge_part = scalar::merge_part,
+      .widen_keys = scalar::widen_keys,
+      .widen_values = scalar::widen_values,
+      .cache_q8_0 = scalar::cache_q8_0,
+      .cache_q4_0 = scalar::cache_q4_0,
   };
   put(t, DataType::kF32, scalar::matmul<DataType::kF32>);
   put(t, DataType::kF16, scalar::matmul<DataType::kF16>);
@@ -69,6 +74,11 @@ constexpr KernelTable make_avx2() {
       .attention_scores = avx2::attention_scores,
       .softmax_part = avx2::softmax_part,
       .attention_values = avx2::attention_values,
+      .merge_part = avx2::merge_part,
+      .widen_keys = avx2::widen_keys,
+      .widen_values = avx2::widen_values,
+      .cache_q8_0 = avx2::cache_q8_0,
+      .cache_q4_0 = avx2::cache_q4_0,
   };
   put(t, DataType::kF32, avx2::matmul<DataType::kF32>);
   put(t, DataType::kF16, avx2::matmul<DataType::kF16>);
