@@ -60,7 +60,7 @@ class Model {
            .page_tokens = 16,
            .n_kv_heads = s_.n_kv_heads,
            .head_dim = s_.dim / s_.n_heads};
-    kv_.page_stride = 16 * (kv_.k_token_bytes() + kv_.v_token_bytes());
+    kv_.page_stride = kv_.page_bytes();
     kv_.n_pages *= s_.n_layers;
     cache_ = device_->allocate(kv_.n_pages * kv_.page_stride).value();
     kv_.buffer = cache_.get();

@@ -13,6 +13,7 @@
 #include "base/mapped_file.h"
 #include "cli/plan_choice.h"
 #include "cluster/plan.h"
+#include "kernels/attention.h"
 
 namespace recua::cli {
 namespace {
@@ -74,10 +75,12 @@ void ModelFlags::add_sizes(CLI::App& app, bool with_ctx) {
   app.add_option("--ubatch-size", n_ubatch, "Most tokens computed at once; also -ub")
       ->capture_default_str()
       ->type_name("N");
-  app.add_option("--cache-type-k", k_type, "Type of the cached keys: f16 or f32; also -ctk")
+  app.add_option("--cache-type-k", k_type,
+                 "Type of the cached keys: f16, f32, q8_0 or q4_0; also -ctk")
       ->capture_default_str()
       ->type_name("TYPE");
-  app.add_option("--cache-type-v", v_type, "Type of the cached values: f16 or f32; also -ctv")
+  app.add_option("--cache-type-v", v_type,
+                 "Type of the cached values: f16, f32, q8_0 or q4_0; also -ctv")
       ->capture_default_str()
       ->type_name("TYPE");
   add_no_repack(app, repack);
@@ -104,8 +107,8 @@ void add_no_repack(CLI::App& app, bool& repack) {
 
 Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view text) {
   const auto type = quant::data_type_from_name(text);
-  if (type == quant::DataType::kF16 || type == quant::DataType::kF32) return *type;
-  return invalid(fmt::format("{} is '{}', need f16 or f32", flag, text));
+  if (type && kernels::is_cache_type(*type)) return *type;
+  return invalid(fmt::format("{} is '{}', need f16, f32, q8_0 or q4_0", flag, text));
 }
 
 void ClusterFlags::add(CLI::App& app, bool with_plan) {

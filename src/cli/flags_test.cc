@@ -52,8 +52,10 @@ TEST(Flags, BoundCounts) {
 TEST(Flags, ListTheCacheTypesWhenAnotherIsNamed) {
   EXPECT_EQ(*parse_cache_type("-ctk", "F32"), quant::DataType::kF32);
   EXPECT_EQ(*parse_cache_type("-ctk", "f16"), quant::DataType::kF16);
-  expect_refused(parse_cache_type("-ctk", "q8_0"), "need f16 or f32");
-  expect_refused(parse_cache_type("-ctk", "nonsense"), "need f16 or f32");
+  EXPECT_EQ(*parse_cache_type("-ctk", "q8_0"), quant::DataType::kQ8_0);
+  EXPECT_EQ(*parse_cache_type("-ctk", "Q4_0"), quant::DataType::kQ4_0);
+  expect_refused(parse_cache_type("-ctk", "q4_k"), "need f16, f32, q8_0 or q4_0");
+  expect_refused(parse_cache_type("-ctk", "nonsense"), "need f16, f32, q8_0 or q4_0");
 }
 
 TEST(Flags, CheckTheSamplingRanges) {

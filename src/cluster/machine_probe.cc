@@ -206,7 +206,7 @@ Result<double> probe_attention(compute::Device& device, const MachineProbeOption
                             .head_dim = kHeadDim,
                             .k_type = quant::DataType::kF16,
                             .v_type = quant::DataType::kF16};
-  layer.page_stride = kContext * (layer.k_token_bytes() + layer.v_token_bytes());
+  layer.page_stride = layer.page_bytes();
   RECUA_ASSIGN_OR_RETURN(const auto cache, device.allocate(layer.page_stride));
   if (cache->host() != nullptr) std::memset(cache->host(), 0, layer.page_stride);
   layer.buffer = cache.get();

@@ -7,6 +7,7 @@
 
 #include "base/bytes.h"
 #include "cluster/plan.h"
+#include "kernels/attention.h"
 
 namespace recua::cluster {
 namespace {
@@ -36,9 +37,10 @@ Result<quant::DataType> data_type(std::string_view field, std::uint32_t number) 
 
 Result<quant::DataType> cache_type(std::string_view field, std::uint32_t number) {
   RECUA_ASSIGN_OR_RETURN(const quant::DataType type, data_type(field, number));
-  if (type != quant::DataType::kF16 && type != quant::DataType::kF32) {
-    return Error{ErrorCode::kUnsupported, fmt::format("{}: {} cannot hold a cache, use F16 or F32",
-                                                      field, quant::traits(type).name)};
+  if (!kernels::is_cache_type(type)) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("{}: {} cannot hold a cache, use F16, F32, Q8_0 or Q4_0", field,
+                             quant::traits(type).name)};
   }
   return type;
 }

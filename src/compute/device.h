@@ -101,24 +101,39 @@ struct TensorBytes {
 /// (0, n/2), (1, n/2+1)... (qwen).
 enum class RopeKind { kInterleaved, kSplitHalf };
 
-/// One layer of a paged KV cache. Page p begins at byte offset + p * page_stride and holds
-///   K [page_tokens, n_kv_heads, head_dim] in k_type, then V the same in v_type.
+/// One layer of a paged KV cache. Page p begins at byte offset + p * page_stride and holds, for
+/// each KV head, its keys of page_tokens tokens in groups of kKeyGroup ([head_dim][kKeyGroup] each;
+/// the last one may be partly used); then, for each KV head, its values [page_tokens, head_dim].
+/// kernels/attention.h has the groups to the byte. A head's keys, and its values, of one page lie
+/// in one piece, since they are read together: with all heads of a token side by side, reading one
+/// head's took four times as long.
+inline constexpr std::size_t kKeyGroup = 16;
+
 struct KvLayer {
   Buffer* buffer = nullptr;
   std::size_t offset = 0;
-  std::size_t page_stride = 0;
+  std::size_t page_stride = 0;  // At least page_bytes().
   std::size_t n_pages = 0;
   std::size_t page_tokens = 0;
   std::size_t n_kv_heads = 0;
-  std::size_t head_dim = 0;
-  quant::DataType k_type = quant::DataType::kF16;  // kF16 or kF32
+  std::size_t head_dim = 0;                        // A multiple of the block size of both types.
+  quant::DataType k_type = quant::DataType::kF16;  // kF16, kF32, kQ8_0 or kQ4_0
   quant::DataType v_type = quant::DataType::kF16;
 
-  [[nodiscard]] std::size_t k_token_bytes() const {
-    return quant::row_bytes(k_type, n_kv_heads * head_dim);
+  /// Of one KV head in one page.
+  [[nodiscard]] std::size_t k_head_bytes() const {
+    return (page_tokens + kKeyGroup - 1) / kKeyGroup * kKeyGroup *
+           quant::row_bytes(k_type, head_dim);
   }
-  [[nodiscard]] std::size_t v_token_bytes() const {
-    return quant::row_bytes(v_type, n_kv_heads * head_dim);
+  [[nodiscard]] std::size_t v_head_bytes() const {
+    return page_tokens * quant::row_bytes(v_type, head_dim);
+  }
+  [[nodiscard]] std::size_t page_bytes() const {
+    return n_kv_heads * (k_head_bytes() + v_head_bytes());
+  }
+  /// Keys and values of one token, without what a partly used group leaves empty.
+  [[nodiscard]] std::size_t token_bytes() const {
+    return n_kv_heads * (quant::row_bytes(k_type, head_dim) + quant::row_bytes(v_type, head_dim));
   }
 };
 

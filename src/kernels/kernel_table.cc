@@ -32,6 +32,11 @@ constexpr KernelTable make_scalar() {
       .attention_scores = scalar::attention_scores,
       .softmax_part = scalar::softmax_part,
       .attention_values = scalar::attention_values,
+      .merge_part = scalar::merge_part,
+      .widen_keys = scalar::widen_keys,
+      .widen_values = scalar::widen_values,
+      .cache_q8_0 = scalar::cache_q8_0,
+      .cache_q4_0 = scalar::cache_q4_0,
   };
   put(t, ActivationKind::kQ8x32, scalar::quantize_q8x32);
   put(t, ActivationKind::kQ8x256, scalar::quantize_q8x256);
@@ -80,6 +85,11 @@ constexpr KernelTable make_avx2() {
       .attention_scores = avx2::attention_scores,
       .softmax_part = avx2::softmax_part,
       .attention_values = avx2::attention_values,
+      .merge_part = avx2::merge_part,
+      .widen_keys = avx2::widen_keys,
+      .widen_values = avx2::widen_values,
+      .cache_q8_0 = avx2::cache_q8_0,
+      .cache_q4_0 = avx2::cache_q4_0,
   };
   put(t, ActivationKind::kQ8x32, avx2::quantize_q8x32);
   put(t, ActivationKind::kQ8x256, avx2::quantize_q8x256);

@@ -51,6 +51,11 @@ struct KernelTable {
   decltype(&scalar::attention_scores) attention_scores = nullptr;
   decltype(&scalar::softmax_part) softmax_part = nullptr;
   decltype(&scalar::attention_values) attention_values = nullptr;
+  decltype(&scalar::merge_part) merge_part = nullptr;
+  decltype(&scalar::widen_keys) widen_keys = nullptr;
+  decltype(&scalar::widen_values) widen_values = nullptr;
+  decltype(&scalar::cache_q8_0) cache_q8_0 = nullptr;
+  decltype(&scalar::cache_q4_0) cache_q4_0 = nullptr;
 };
 
 /// The table of a set that this CPU supports (a CHECK: sys::choose_instruction_set() asks first).

@@ -8,14 +8,28 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "kernels/attention.h"
 
 namespace recua::kv {
 namespace {
 
 constexpr std::size_t kCacheLineBytes = 64;
 
-bool is_cache_type(quant::DataType type) {
-  return type == quant::DataType::kF16 || type == quant::DataType::kF32;
+/// Whether a head's elements can be kept in this type; what is wrong, if not.
+Result<void> check_type(const char* what, quant::DataType type, std::size_t head_dim) {
+  const auto fail = [&](const std::string& why) {
+    return Error{ErrorCode::kInvalidArgument, fmt::format("the KV cache cannot keep {} in {}: {}",
+                                                          what, quant::traits(type).name, why)};
+  };
+  if (!kernels::is_cache_type(type)) return fail("expected F16, F32, Q8_0 or Q4_0");
+  const std::size_t block = quant::traits(type).block_size;
+  if (head_dim % block != 0) {
+    return fail(
+        fmt::format("it has blocks of {}, and the heads of this model have {} elements; "
+                    "use F16",
+                    block, head_dim));
+  }
+  return ok();
 }
 
 std::size_t product_or_zero(std::initializer_list<std::size_t> factors) {
@@ -31,21 +45,23 @@ std::size_t product_or_zero(std::initializer_list<std::size_t> factors) {
 }  // namespace
 
 std::size_t KvShape::page_bytes() const {
-  const std::size_t element_bytes =
-      quant::traits(k_type).block_bytes + quant::traits(v_type).block_bytes;
-  const std::size_t used = product_or_zero({page_tokens, n_kv_heads, head_dim, element_bytes});
-  return used > SIZE_MAX - kCacheLineBytes ? 0 : align_up(used, kCacheLineBytes);
+  const auto bytes_of = [&](quant::DataType type, std::size_t n_tokens) {
+    const quant::DataTypeTraits traits = quant::traits(type);
+    return product_or_zero(
+        {n_tokens, n_kv_heads, head_dim / traits.block_size, traits.block_bytes});
+  };
+  if (page_tokens > SIZE_MAX - compute::kKeyGroup) return 0;
+  const std::size_t k_bytes = bytes_of(k_type, align_up(page_tokens, compute::kKeyGroup));
+  const std::size_t v_bytes = bytes_of(v_type, page_tokens);
+  if (k_bytes == 0 || v_bytes == 0 || v_bytes > SIZE_MAX - kCacheLineBytes - k_bytes) return 0;
+  return align_up(k_bytes + v_bytes, kCacheLineBytes);
 }
 
 std::size_t KvShape::bytes() const { return product_or_zero({n_layers, n_pages, page_bytes()}); }
 
 Result<PagedCache> PagedCache::create(compute::Device& device, const KvShape& shape) {
-  if (!is_cache_type(shape.k_type) || !is_cache_type(shape.v_type)) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("the KV cache cannot be kept in {} (keys) and {} (values); expected "
-                             "F16 or F32 for each",
-                             quant::traits(shape.k_type).name, quant::traits(shape.v_type).name)};
-  }
+  RECUA_RETURN_IF_ERROR(check_type("keys", shape.k_type, shape.head_dim));
+  RECUA_RETURN_IF_ERROR(check_type("values", shape.v_type, shape.head_dim));
   const std::size_t bytes = shape.bytes();
   if (bytes == 0) {
     return Error{
@@ -89,9 +105,8 @@ void PagedCache::copy_tokens(std::uint32_t from, std::uint32_t to, std::size_t n
     std::byte* const base = buffer_->host() + kv.offset;
     std::byte* const source = base + from * kv.page_stride;
     std::byte* const target = base + to * kv.page_stride;
-    const std::size_t v_begin = kv.page_tokens * kv.k_token_bytes();
-    std::memcpy(target, source, n_tokens * kv.k_token_bytes());
-    std::memcpy(target + v_begin, source + v_begin, n_tokens * kv.v_token_bytes());
+    // All of the page: its tokens lie between each other.
+    std::memcpy(target, source, kv.page_bytes());
   }
 }
 

@@ -24,16 +24,16 @@ constexpr KvShape kShape = {.n_layers = 3,
                             .v_type = quant::DataType::kF16};
 
 TEST(PagedCache, LaysPagesOutWithoutOverlap) {
-  EXPECT_EQ(kShape.page_bytes(), 192U);  // 3 * 10 * (4 + 2) = 180, up to the next cache line.
-  EXPECT_EQ(kShape.bytes(), 3U * 4U * 192U);
+  // Keys of 16 tokens, values of 3: 10 * (16 * 4 + 3 * 2) = 700, up to the next cache line.
+  EXPECT_EQ(kShape.page_bytes(), 704U);
+  EXPECT_EQ(kShape.bytes(), 3U * 4U * 704U);
   const auto device = test_device();
   const auto cache = PagedCache::create(*device, kShape);
   ASSERT_TRUE(cache.ok());
   std::set<std::size_t> begins;
   for (std::size_t i = 0; i < kShape.n_layers; ++i) {
     const compute::KvLayer layer = cache->layer(i);
-    EXPECT_GE(layer.page_stride,
-              layer.page_tokens * (layer.k_token_bytes() + layer.v_token_bytes()));
+    EXPECT_GE(layer.page_stride, layer.page_bytes());
     for (std::size_t page = 0; page < layer.n_pages; ++page) {
       begins.insert(layer.offset + page * layer.page_stride);
     }
@@ -43,7 +43,18 @@ TEST(PagedCache, LaysPagesOutWithoutOverlap) {
   for (const std::size_t begin : begins) EXPECT_EQ(begin % 64, 0U);
 }
 
-TEST(PagedCache, CopiesTheFirstTokensInAllLayers) {
+TEST(PagedCache, CountsWhatQuantizedTokensTake) {
+  const KvShape shape = {.n_layers = 1,
+                         .n_kv_heads = 2,
+                         .head_dim = 64,
+                         .n_pages = 4,
+                         .page_tokens = 32,
+                         .k_type = quant::DataType::kQ8_0,
+                         .v_type = quant::DataType::kQ4_0};
+  EXPECT_EQ(shape.page_bytes(), 32U * 2U * (2U * 34U + 2U * 18U));
+}
+
+TEST(PagedCache, CopiesTokensInAllLayers) {
   const auto device = test_device();
   auto cache = PagedCache::create(*device, kShape);
   ASSERT_TRUE(cache.ok());
@@ -51,29 +62,29 @@ TEST(PagedCache, CopiesTheFirstTokensInAllLayers) {
     const compute::KvLayer layer = cache->layer(layer_index);
     return layer.buffer->host() + layer.offset + page * layer.page_stride;
   };
-  const std::size_t k_bytes = 10 * 4;
-  const std::size_t v_bytes = 10 * 2;
   for (std::size_t i = 0; i < kShape.n_layers; ++i) {
-    std::memset(page_of(i, 1), static_cast<int>(i + 1), 180);
+    std::memset(page_of(i, 1), static_cast<int>(i + 1), kShape.page_bytes());
   }
   cache->copy_tokens(1, 3, 2);
   for (std::size_t i = 0; i < kShape.n_layers; ++i) {
-    const auto value = static_cast<std::byte>(i + 1);
-    const std::byte* page = page_of(i, 3);
-    for (std::size_t b = 0; b < 180; ++b) {
-      const bool is_k = b < 3 * k_bytes;
-      const bool copied = is_k ? b < 2 * k_bytes : b - 3 * k_bytes < 2 * v_bytes;
-      EXPECT_EQ(page[b], copied ? value : std::byte{0}) << "layer " << i << " byte " << b;
+    for (std::size_t b = 0; b < 700; ++b) {
+      EXPECT_EQ(page_of(i, 3)[b], static_cast<std::byte>(i + 1)) << "layer " << i << " byte " << b;
+      EXPECT_EQ(page_of(i, 2)[b], std::byte{0}) << "layer " << i << " byte " << b;
     }
-    EXPECT_EQ(page_of(i, 2)[0], std::byte{0});
   }
 }
 
 TEST(PagedCache, RefusesImpossibleShapes) {
   const auto device = test_device();
   KvShape shape = kShape;
-  shape.k_type = quant::DataType::kQ8_0;
+  shape.k_type = quant::DataType::kQ4_K;
   EXPECT_EQ(PagedCache::create(*device, shape).error().code, ErrorCode::kInvalidArgument);
+  shape.k_type = quant::DataType::kQ8_0;
+  const auto small_heads = PagedCache::create(*device, shape);
+  EXPECT_EQ(small_heads.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(small_heads.error().message.find("blocks of 32, and the heads of this model have 5"),
+            std::string::npos)
+      << small_heads.error().message;
   shape = kShape;
   shape.n_pages = 0;
   EXPECT_EQ(PagedCache::create(*device, shape).error().code, ErrorCode::kInvalidArgument);

@@ -7,6 +7,7 @@
 
 #include "model/golden_logits.h"
 #include "model/test_models.h"
+#include "model/test_perplexity.h"
 #include "model/vocab.h"
 
 namespace recua::model {
@@ -99,9 +100,7 @@ TEST(Stories260K, GivesTheExpectedPerplexity) {
   const auto file = open_golden("models/stories260K.gguf");
   const auto tokenizer = load_tokenizer(*file);
   ASSERT_TRUE(tokenizer.ok());
-  std::ifstream in(std::string(RECUA_GOLDEN_DIR) + "/models/story.txt");
-  const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  const std::vector<TokenId> ids = tokenizer->encode(text, {.add_bos = false});
+  const std::vector<TokenId> ids = tokenizer->encode(read_story(), {.add_bos = false});
   const auto device = test_device(2);
   for (const json& row : expected["results"]) {
     const auto n_ctx = row["ctx"].get<std::uint32_t>();
@@ -110,28 +109,8 @@ TEST(Stories260K, GivesTheExpectedPerplexity) {
     SliceOptions options = exact_options(n_ctx);
     options.n_logit_rows = 48;
     const auto executor = load(*device, "models/stories260K.gguf", options);
-    double nll = 0.0;
-    for (std::size_t begin = 0; begin < ids.size(); begin += n_ctx - 1) {
-      const std::size_t n = std::min<std::size_t>(n_ctx - 1, ids.size() - begin);
-      TestSequence sequence;
-      StepBatch batch;
-      if (begin > 0) batch.ops.push_back({.kind = SequenceOp::Kind::kFree});
-      std::vector<TokenId> window = {*tokenizer->bos()};
-      for (std::size_t i = 0; i < n; ++i) {
-        window.push_back(ids[begin + i]);
-        batch.outputs.push_back({.row = static_cast<std::uint32_t>(i),
-                                 .kind = OutputRequest::Kind::kScore,
-                                 .target = ids[begin + i]});
-      }
-      window.pop_back();  // Nobody asks what follows the last token.
-      batch.parts.push_back(sequence.next(window));
-      const auto result = executor->run(batch);
-      ASSERT_TRUE(result.ok()) << result.error().message;
-      ASSERT_EQ(result->outputs.size(), n);
-      for (const StepOutput& output : result->outputs) nll -= static_cast<double>(output.logprob);
-    }
-    nll /= static_cast<double>(ids.size());
-    EXPECT_NEAR(std::exp(nll), row["ppl"].get<double>(), 0.001 * row["ppl"].get<double>())
+    EXPECT_NEAR(perplexity(*executor, ids, *tokenizer->bos(), n_ctx), row["ppl"].get<double>(),
+                0.001 * row["ppl"].get<double>())
         << "context " << n_ctx;
   }
 }

@@ -1,195 +1,265 @@
-// RoPE, the KV cache and attention.
+// Attention over pages. attention_units.h says how the work is cut.
 //
-// A row's context is cut at multiples of kSplitTokens, counted from position 0: each piece is a
-// softmax of its own, and pieces are merged in ascending order (Dao et al. 2022, "FlashAttention";
-// Milakov & Gimelshein 2018). The cuts depend on positions only, so a row's result does not depend
-// on its batch, the pages or the threads; and scratch memory does not grow with the context.
+// A unit with few rows reads the cache as it is stored. One with many rows (prefill) widens the
+// cache to f32 first, kWideTokens at a time, which stay in the first-level cache while tiles of
+// rows are multiplied with them: both ways take the same operations in the same order.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
+#include <span>
 
 #include "base/bytes.h"
+#include "compute/cpu/attention_units.h"
 #include "compute/cpu/cpu_device_impl.h"
+#include "compute/cpu/cpu_kv.h"
 
 namespace recua::compute {
 namespace {
 
-// K and V of 256 tokens of a head of 128 in F16 are 128 KiB: they stay in the second-level cache
-// between the heads that share them.
-constexpr std::size_t kSplitTokens = 256;
+using kernels::KernelTable;
+using kernels::SoftmaxPart;
 
-bool is_f16(quant::DataType type) {
-  RECUA_CHECK(type == quant::DataType::kF16 || type == quant::DataType::kF32);
-  return type == quant::DataType::kF16;
-}
+// Query rows of a unit, a row being one token's query of one head. Widening takes as long as 3 of
+// them.
+constexpr std::size_t kUnitRows = 96;
+// From so many rows on the cache is widened: two tiles of the kernels would widen it twice.
+constexpr std::size_t kWideRows = 12;
+constexpr std::size_t kWideTokens = 64;  // K or V of a head of 64: 16 KiB.
+// Rows that the kernels take at once. A tile of rows does not look at tokens that none of it sees.
+constexpr std::size_t kTileRows = 6;
+// Results of units in one wave, per thread. More than some tens of units, so that the end of a wave
+// does not cost much; and half of a second-level cache.
+constexpr std::size_t kWaveBytes = std::size_t{1} << 19;
 
-void check_layer(const KvLayer& layer) {
-  RECUA_CHECK(layer.buffer != nullptr && layer.buffer->host() != nullptr);
-  RECUA_CHECK(layer.page_tokens > 0 && layer.n_kv_heads > 0 && layer.head_dim > 0);
-  const std::size_t page_bytes =
-      layer.page_tokens * (layer.k_token_bytes() + layer.v_token_bytes());
-  RECUA_CHECK(page_bytes <= layer.page_stride || layer.n_pages <= 1);
-  RECUA_CHECK(layer.n_pages == 0 ||
-              layer.offset + (layer.n_pages - 1) * layer.page_stride + page_bytes <=
-                  layer.buffer->bytes());
-}
+struct Shape {
+  std::size_t n_rows = 0;  // Of a unit, at most.
+  std::size_t head_dim = 0;
 
-// One KV head of a layer, and where a position of a sequence lies in it.
-struct HeadCache {
-  const KvLayer& layer;
-  std::span<const std::uint32_t> pages;
-  std::size_t kv_head = 0;
-
-  // The run of tokens from position `begin` to the end of its page or to `end`.
-  [[nodiscard]] kernels::KvRun keys(std::size_t begin, std::size_t end) const {
-    return run(begin, end, 0, layer.k_token_bytes(), layer.k_type);
+  // One unit's result: values [n_rows, head_dim] and parts [n_rows].
+  [[nodiscard]] std::size_t result_bytes() const {
+    return align_up(n_rows * (head_dim * sizeof(float) + sizeof(SoftmaxPart)), std::size_t{64});
   }
-  [[nodiscard]] kernels::KvRun values(std::size_t begin, std::size_t end) const {
-    return run(begin, end, layer.page_tokens * layer.k_token_bytes(), layer.v_token_bytes(),
-               layer.v_type);
+  // A thread's working memory: queries, scores, widened tokens.
+  [[nodiscard]] std::size_t work_bytes() const {
+    return (n_rows * (head_dim + kBlockTokens) + (kWideTokens + kKeyGroup) * head_dim) *
+           sizeof(float);
+  }
+};
+
+struct Result {
+  float* values = nullptr;
+  SoftmaxPart* parts = nullptr;
+
+  static Result at(std::byte* memory, const Shape& shape) {
+    auto* values = reinterpret_cast<float*>(memory);
+    return {values, reinterpret_cast<SoftmaxPart*>(values + shape.n_rows * shape.head_dim)};
+  }
+};
+
+struct Work {
+  float* q = nullptr;       // [n_rows, head_dim], times the scale
+  float* scores = nullptr;  // [n_rows, kBlockTokens]
+  float* wide = nullptr;    // [kWideTokens + kKeyGroup, head_dim]
+
+  static Work at(std::byte* memory, const Shape& shape) {
+    auto* q = reinterpret_cast<float*>(memory);
+    float* const scores = q + shape.n_rows * shape.head_dim;
+    return {q, scores, scores + shape.n_rows * kBlockTokens};
+  }
+};
+
+// The rows of a unit that use one KV head, which lie in its working memory from row `base` on: row
+// i is head i % n_heads of token i / n_heads.
+class HeadRows {
+ public:
+  HeadRows(const AttentionUnits& units, const AttentionUnit& unit, std::size_t n_heads,
+           std::size_t base)
+      : units_(units),
+        group_(*unit.group),
+        n_heads_(n_heads),
+        base_(base),
+        begin_(unit.block * kBlockTokens),
+        end_(begin_ + kBlockTokens) {}
+
+  [[nodiscard]] std::size_t size() const { return group_.n_rows * n_heads_; }
+  [[nodiscard]] std::size_t base() const { return base_; }
+  /// What row i sees of the block; empty if first >= end.
+  [[nodiscard]] Seen operator[](std::size_t i) const {
+    const Seen& seen = units_.seen(group_.row + i / n_heads_);
+    return {std::max(seen.first, begin_), std::min(seen.end, end_)};
+  }
+  /// What any of the rows [i, i + n) sees of it.
+  [[nodiscard]] Seen of(std::size_t i, std::size_t n) const {
+    return {(*this)[i].first, (*this)[i + n - 1].end};
   }
 
  private:
-  [[nodiscard]] kernels::KvRun run(std::size_t begin, std::size_t end, std::size_t within_page,
-                                   std::size_t token_bytes, quant::DataType type) const {
-    const std::size_t in_page = begin % layer.page_tokens;
-    const std::size_t page = pages[begin / layer.page_tokens];
-    const bool f16 = type == quant::DataType::kF16;
-    const std::size_t head_bytes = layer.head_dim * (f16 ? 2 : 4);
-    return {.data = layer.buffer->host() + layer.offset + page * layer.page_stride + within_page +
-                    in_page * token_bytes + kv_head * head_bytes,
-            .token_stride = token_bytes,
-            .n_tokens = std::min(end - begin, layer.page_tokens - in_page),
+  const AttentionUnits& units_;
+  const RowGroup& group_;
+  std::size_t n_heads_;
+  std::size_t base_;
+  std::size_t begin_, end_;
+};
+
+// The runs of a head's cache in ascending order, from the pages or widened.
+class Runs {
+ public:
+  Runs(const KernelTable& table, const HeadCache& cache, bool widen, float* wide)
+      : table_(table),
+        cache_(cache),
+        // Groups that do not begin at a multiple of kKeyGroup tokens are taken from the pages.
+        widen_(widen && cache.layer.page_tokens % kKeyGroup == 0),
+        wide_(wide) {}
+
+  // The run that begins with position `begin` and ends at `end` or before.
+  [[nodiscard]] kernels::KeyRun keys(std::size_t begin, std::size_t end) const {
+    const KvLayer& layer = cache_.layer;
+    if (!widen_) return cache_.keys(begin, end);
+    end = std::min(end, (begin / kWideTokens + 1) * kWideTokens);
+    float* to = wide_;
+    for (std::size_t i = begin / kKeyGroup * kKeyGroup; i < end;) {
+      const std::size_t n = cache_.keys(i, end).n_tokens;
+      const std::size_t n_groups = (n + kKeyGroup - 1) / kKeyGroup;
+      table_.widen_keys(layer.k_type, cache_.key_group(i), n_groups, layer.head_dim, to);
+      to += n_groups * kKeyGroup * layer.head_dim;
+      i += n;
+    }
+    return {.data = reinterpret_cast<const std::byte*>(wide_),
+            .skip = begin % kKeyGroup,
+            .n_tokens = end - begin,
             .head_dim = layer.head_dim,
-            .is_f16 = f16};
+            .type = quant::DataType::kF32};
   }
-};
-
-// One thread's working memory: a piece's scores, its weighted values, and each head's softmax.
-struct PieceScratch {
-  float* scores = nullptr;                  // [n_heads, kSplitTokens]
-  float* values = nullptr;                  // [n_heads, head_dim]
-  kernels::SoftmaxPart* part = nullptr;     // [n_heads], of this piece
-  kernels::SoftmaxPart* running = nullptr;  // [n_heads], of all pieces so far
-
-  static std::size_t bytes(std::size_t n_heads, std::size_t head_dim) {
-    const std::size_t size =
-        n_heads * ((kSplitTokens + head_dim) * sizeof(float) + 2 * sizeof(kernels::SoftmaxPart));
-    return align_up(size, std::size_t{64});
-  }
-  static PieceScratch at(std::byte* memory, std::size_t n_heads, std::size_t head_dim) {
-    auto* scores = reinterpret_cast<float*>(memory);
-    float* values = scores + n_heads * kSplitTokens;
-    auto* part = reinterpret_cast<kernels::SoftmaxPart*>(values + n_heads * head_dim);
-    return {scores, values, part, part + n_heads};
-  }
-};
-
-// out and running become those of both: each side is scaled to the larger maximum.
-void merge(const float* part_values, kernels::SoftmaxPart part, std::size_t n, float* out,
-           kernels::SoftmaxPart& running) {
-  const float max = std::max(running.max, part.max);
-  const float old_scale = std::exp(running.max - max);
-  const float new_scale = std::exp(part.max - max);
-  for (std::size_t d = 0; d < n; ++d) out[d] = out[d] * old_scale + part_values[d] * new_scale;
-  running = {max, running.sum * old_scale + part.sum * new_scale};
-}
-
-// The n_heads query heads that share a KV head, over the positions [first, end).
-void attend(const kernels::KernelTable& table, const HeadCache& cache, const float* q,
-            std::size_t n_heads, std::size_t first, std::size_t end, float scale,
-            const PieceScratch& scratch, float* out) {
-  const std::size_t head_dim = cache.layer.head_dim;
-  for (std::size_t begin = first; begin < end;) {
-    const std::size_t cut = std::min(end, (begin / kSplitTokens + 1) * kSplitTokens);
-    for (std::size_t i = begin; i < cut;) {
-      const kernels::KvRun keys = cache.keys(i, cut);
-      table.attention_scores(q, n_heads, keys, scale, scratch.scores + (i - begin), kSplitTokens);
-      i += keys.n_tokens;
-    }
-    const bool is_first = begin == first;
-    float* const values = is_first ? out : scratch.values;
-    std::memset(values, 0, n_heads * head_dim * sizeof(float));
-    kernels::SoftmaxPart* const part = is_first ? scratch.running : scratch.part;
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      part[h] = table.softmax_part(scratch.scores + h * kSplitTokens, cut - begin);
-    }
-    for (std::size_t i = begin; i < cut;) {
-      const kernels::KvRun run = cache.values(i, cut);
-      table.attention_values(scratch.scores + (i - begin), kSplitTokens, n_heads, run, values);
+  [[nodiscard]] kernels::ValueRun values(std::size_t begin, std::size_t end) const {
+    const KvLayer& layer = cache_.layer;
+    if (!widen_) return cache_.values(begin, end);
+    end = std::min(end, (begin / kWideTokens + 1) * kWideTokens);
+    float* to = wide_;
+    for (std::size_t i = begin; i < end;) {
+      const kernels::ValueRun run = cache_.values(i, end);
+      table_.widen_values(layer.v_type, run.data, run.n_tokens * layer.head_dim, to);
+      to += run.n_tokens * layer.head_dim;
       i += run.n_tokens;
     }
-    for (std::size_t h = 0; !is_first && h < n_heads; ++h) {
-      merge(values + h * head_dim, part[h], head_dim, out + h * head_dim, scratch.running[h]);
-    }
-    begin = cut;
+    return {.data = reinterpret_cast<const std::byte*>(wide_),
+            .n_tokens = end - begin,
+            .head_dim = layer.head_dim,
+            .type = quant::DataType::kF32};
   }
-  for (std::size_t h = 0; h < n_heads; ++h) {
-    const float inverse = 1.0F / scratch.running[h].sum;
-    for (std::size_t d = 0; d < head_dim; ++d) out[h * head_dim + d] *= inverse;
+
+ private:
+  const KernelTable& table_;
+  const HeadCache& cache_;
+  bool widen_;
+  float* wide_;
+};
+
+// Scores of all rows with the run's tokens, which begin at position `at` of the block from `block`.
+void score_run(const KernelTable& table, const HeadRows& rows, const kernels::KeyRun& run,
+               std::size_t at, std::size_t block, const Work& work) {
+  for (std::size_t i = 0; i < rows.size(); i += kTileRows) {
+    const std::size_t n = std::min(kTileRows, rows.size() - i);
+    const Seen seen = rows.of(i, n);
+    const std::size_t begin = std::max(seen.first, at);
+    const std::size_t end = std::min(seen.end, at + run.n_tokens);
+    if (begin >= end) continue;
+    kernels::KeyRun part = run;
+    const std::size_t place = run.skip + (begin - at);
+    part.skip = place % kKeyGroup;
+    part.data += place / kKeyGroup * kKeyGroup * quant::row_bytes(run.type, run.head_dim);
+    if (run.next != nullptr) part.next = run.next + (part.data - run.data);
+    part.n_tokens = end - begin;
+    const std::size_t row = rows.base() + i;
+    table.attention_scores(work.q + row * run.head_dim, n, part,
+                           work.scores + row * kBlockTokens + (begin - block), kBlockTokens);
+  }
+}
+
+// Adds the run's tokens to the values of all rows. Of a tile's rows a token is seen by neighbouring
+// ones: what the first and the last rows see begins and ends first.
+void add_run(const KernelTable& table, const HeadRows& rows, const kernels::ValueRun& run,
+             std::size_t at, std::size_t block, const Work& work, float* values) {
+  const std::size_t row_bytes = quant::row_bytes(run.type, run.head_dim);
+  for (std::size_t i = 0; i < rows.size(); i += kTileRows) {
+    const std::size_t n = std::min(kTileRows, rows.size() - i);
+    const Seen seen = rows.of(i, n);
+    const std::size_t tile_end = std::min(seen.end, at + run.n_tokens);
+    std::size_t low = i;
+    std::size_t high = i;
+    for (std::size_t begin = std::max(seen.first, at); begin < tile_end;) {
+      while (low < i + n && rows[low].end <= begin) ++low;
+      while (high < i + n && rows[high].first <= begin) ++high;
+      std::size_t end = std::min(tile_end, rows[low].end);
+      if (high < i + n) end = std::min(end, rows[high].first);
+      if (low < high) {
+        kernels::ValueRun part = run;
+        part.data += (begin - at) * row_bytes;
+        if (run.next != nullptr) part.next = run.next + (part.data - run.data);
+        part.n_tokens = end - begin;
+        const std::size_t row = rows.base() + low;
+        table.attention_values(work.scores + row * kBlockTokens + (begin - block), kBlockTokens,
+                               high - low, part, values + row * run.head_dim);
+      }
+      begin = end;
+    }
+  }
+}
+
+// One unit: `result` becomes the softmax and the weighted values of each row over the block.
+// rows_of(head): its rows. What a page has of the heads is read from end to end.
+template <class RowsOf>
+void attend(const KernelTable& table, const KvLayer& layer, std::span<const std::uint32_t> pages,
+            const AttentionUnit& unit, RowsOf&& rows_of, const Work& work, const Result& result) {
+  const std::size_t block = unit.block * kBlockTokens;
+  const HeadRows first_rows = rows_of(unit.head_begin);
+  const Seen seen = first_rows.of(0, first_rows.size());  // The same for all heads.
+  const bool widen = unit.group->n_heads == 1 && first_rows.size() >= kWideRows;
+  const auto cache_of = [&](std::size_t head) { return HeadCache{layer, pages, head}; };
+  const auto next_of = [&](std::size_t head, std::size_t at, std::size_t n_tokens) {
+    // The next head's part of the same page, or the first head's of the next.
+    const bool last = head + 1 == unit.head_end;
+    return sys::Partition{last ? unit.head_begin : head + 1, last ? at + n_tokens : at};
+  };
+  for (std::size_t at = seen.first; at < seen.end;) {
+    std::size_t n_tokens = 0;
+    for (std::size_t head = unit.head_begin; head < unit.head_end; ++head) {
+      const HeadCache cache = cache_of(head);
+      kernels::KeyRun run = Runs(table, cache, widen, work.wide).keys(at, seen.end);
+      n_tokens = run.n_tokens;
+      const auto [next_head, next_at] = next_of(head, at, n_tokens);
+      if (!widen) {
+        run.next = next_at < seen.end ? cache_of(next_head).key_group(next_at)
+                                      : cache_of(next_head).value_row(seen.first);
+      }
+      score_run(table, rows_of(head), run, at, block, work);
+    }
+    at += n_tokens;
+  }
+  std::size_t n_rows = 0;
+  for (std::size_t head = unit.head_begin; head < unit.head_end; ++head) {
+    const HeadRows rows = rows_of(head);
+    for (std::size_t i = 0; i < rows.size(); ++i, ++n_rows) {
+      const Seen own = rows[i];
+      if (own.first >= own.end) continue;
+      float* const scores = work.scores + n_rows * kBlockTokens + (own.first - block);
+      result.parts[n_rows] = table.softmax_part(scores, own.end - own.first);
+    }
+  }
+  std::memset(result.values, 0, n_rows * layer.head_dim * sizeof(float));
+  for (std::size_t at = seen.first; at < seen.end;) {
+    std::size_t n_tokens = 0;
+    for (std::size_t head = unit.head_begin; head < unit.head_end; ++head) {
+      const HeadCache cache = cache_of(head);
+      kernels::ValueRun run = Runs(table, cache, widen, work.wide).values(at, seen.end);
+      n_tokens = run.n_tokens;
+      const auto [next_head, next_at] = next_of(head, at, n_tokens);
+      if (!widen && next_at < seen.end) run.next = cache_of(next_head).value_row(next_at);
+      add_run(table, rows_of(head), run, at, block, work, result.values);
+    }
+    at += n_tokens;
   }
 }
 
 }  // namespace
-
-void CpuDevice::rope_table(std::span<const std::uint32_t> positions, const Buffer& inv_freq,
-                           float magnitude, Rows table) {
-  check_rows(table);
-  RECUA_CHECK(table.n_rows == positions.size() && table.n_cols % 2 == 0);
-  RECUA_CHECK(inv_freq.bytes() >= table.n_cols / 2 * sizeof(float));
-  // A sine and a cosine in double take about 40 ns, as long as moving some 400 bytes.
-  for_rows(positions.size(), table.n_cols * 200, [&](std::size_t r) {
-    float* row = table.row(r);
-    for (std::size_t j = 0; j < table.n_cols / 2; ++j) {
-      const double angle =
-          static_cast<double>(positions[r]) * static_cast<double>(floats(inv_freq)[j]);
-      row[2 * j] = static_cast<float>(std::cos(angle) * static_cast<double>(magnitude));
-      row[2 * j + 1] = static_cast<float>(std::sin(angle) * static_cast<double>(magnitude));
-    }
-  });
-}
-
-void CpuDevice::rope(Rows x, std::size_t n_heads, RopeKind kind, Rows table) {
-  check_rows(x);
-  check_rows(table);
-  RECUA_CHECK(x.n_rows == table.n_rows && n_heads > 0 && x.n_cols % n_heads == 0);
-  const std::size_t head_dim = x.n_cols / n_heads;
-  RECUA_CHECK(table.n_cols <= head_dim && table.n_cols % 2 == 0);
-  const auto rotate =
-      kind == RopeKind::kInterleaved ? table_.rope_interleaved : table_.rope_split_half;
-  for_rows(x.n_rows, 2 * x.n_cols * sizeof(float), [&](std::size_t r) {
-    for (std::size_t h = 0; h < n_heads; ++h) {
-      rotate(x.row(r) + h * head_dim, table.row(r), table.n_cols);
-    }
-  });
-}
-
-void CpuDevice::store_kv(const KvLayer& layer, Rows k, Rows v,
-                         std::span<const std::uint64_t> slots) {
-  check_layer(layer);
-  check_rows(k);
-  check_rows(v);
-  const std::size_t n = layer.n_kv_heads * layer.head_dim;
-  RECUA_CHECK(k.n_rows == slots.size() && v.n_rows == slots.size());
-  RECUA_CHECK(k.n_cols == n && v.n_cols == n);
-  const auto store = [&](const float* row, quant::DataType type, std::byte* to) {
-    if (is_f16(type)) {
-      table_.f32_to_f16(row, n, reinterpret_cast<std::uint16_t*>(to));
-    } else {
-      std::memcpy(to, row, n * sizeof(float));
-    }
-  };
-  for (std::size_t r = 0; r < slots.size(); ++r) {
-    const std::uint64_t page = slots[r] / layer.page_tokens;
-    const std::uint64_t place = slots[r] % layer.page_tokens;
-    RECUA_CHECK(page < layer.n_pages);
-    std::byte* const at = layer.buffer->host() + layer.offset + page * layer.page_stride;
-    store(k.row(r), layer.k_type, at + place * layer.k_token_bytes());
-    store(v.row(r), layer.v_type,
-          at + layer.page_tokens * layer.k_token_bytes() + place * layer.v_token_bytes());
-  }
-}
 
 void CpuDevice::attention(const KvLayer& layer, Rows q, const HeadGroups& heads,
                           const AttentionBatch& batch, float scale, std::uint32_t window,
@@ -197,14 +267,12 @@ void CpuDevice::attention(const KvLayer& layer, Rows q, const HeadGroups& heads,
   check_layer(layer);
   check_rows(q);
   check_rows(out);
-  is_f16(layer.k_type);
-  is_f16(layer.v_type);
   const std::size_t head_dim = layer.head_dim;
   RECUA_CHECK(heads.n_heads > 0 && heads.n_before < heads.n_group);
   RECUA_CHECK(heads.n_kv_heads() == layer.n_kv_heads);
   RECUA_CHECK(q.n_cols == heads.n_heads * head_dim && out.n_cols == q.n_cols);
   RECUA_CHECK(q.n_rows == batch.rows.size() && out.n_rows == q.n_rows);
-  const std::size_t n_group = heads.n_group;
+  if (batch.rows.empty()) return;
 
   std::size_t tokens_seen = 0;
   for (const AttentionRow& row : batch.rows) {
@@ -219,30 +287,105 @@ void CpuDevice::attention(const KvLayer& layer, Rows q, const HeadGroups& heads,
     tokens_seen += n_seen - first;
   }
 
-  const std::size_t scratch_bytes = PieceScratch::bytes(n_group, head_dim);
-  std::byte* const memory = attention_scratch_.at_least(scratch_bytes * pool_.n_threads());
-  const std::size_t bytes = tokens_seen * (layer.k_token_bytes() + layer.v_token_bytes());
-  run(bytes, [&](std::size_t thread, std::size_t n_threads) {
-    const PieceScratch scratch =
-        PieceScratch::at(memory + thread * scratch_bytes, n_group, head_dim);
-    // Head by head, so that neighbouring rows find its keys in the cache; rows in turn, since later
-    // ones see more.
-    for (std::size_t head = 0; head < layer.n_kv_heads; ++head) {
-      const std::size_t end_head = (head + 1) * n_group - heads.n_before;
-      const std::size_t first_head = head == 0 ? 0 : end_head - n_group;
-      const std::size_t n_heads = std::min(end_head, heads.n_heads) - first_head;
-      for (std::size_t r = (thread + n_threads - head % n_threads) % n_threads;
-           r < batch.rows.size(); r += n_threads) {
-        const AttentionRow& row = batch.rows[r];
-        const std::size_t end = std::size_t{row.position} + 1;
-        const std::size_t first = window > 0 && end > window ? end - window : 0;
-        const HeadCache cache{layer, batch.page_tables[row.sequence], head};
-        const std::size_t column = first_head * head_dim;
-        attend(table_, cache, q.row(r) + column, n_heads, first, end, scale, scratch,
-               out.row(r) + column);
+  const std::size_t n_group = heads.n_group;
+  const std::size_t n_threads = pool_.n_threads();
+  AttentionUnits& units = attention_units_;
+  units.begin(batch, window,
+              {.n_kv_heads = layer.n_kv_heads,
+               .n_group = n_group,
+               .n_rows_max = kUnitRows,
+               .n_wide_rows = kWideRows,
+               .n_units_min = n_threads == 1 ? 1 : 4 * n_threads});
+  const Shape shape = {.n_rows = units.n_rows_max(), .head_dim = head_dim};
+  const std::size_t result_bytes = shape.result_bytes();
+  const std::size_t work_bytes = align_up(shape.work_bytes(), std::size_t{64});
+  const std::size_t n_units_max = std::max(n_threads, n_threads * kWaveBytes / result_bytes);
+  const std::size_t parts_bytes =
+      align_up(batch.rows.size() * heads.n_heads * sizeof(SoftmaxPart), std::size_t{64});
+  std::byte* const memory = attention_scratch_.at_least(parts_bytes + n_threads * work_bytes +
+                                                        n_units_max * result_bytes);
+  // What has been merged of each row and head; its values lie in out.
+  auto* const merged = reinterpret_cast<SoftmaxPart*>(memory);
+  std::byte* const works = memory + parts_bytes;
+  std::byte* const results = works + n_threads * work_bytes;
+
+  // The query heads [first, end) that use a KV head.
+  const auto heads_of = [&](std::size_t kv_head) {
+    const std::size_t end = (kv_head + 1) * n_group - heads.n_before;
+    return sys::Partition{kv_head == 0 ? 0 : end - n_group, std::min(end, heads.n_heads)};
+  };
+  const auto rows_of = [&](const AttentionUnit& unit, std::size_t kv_head) {
+    const sys::Partition own = heads_of(kv_head);
+    const std::size_t n_before = own.begin - heads_of(unit.head_begin).begin;
+    return HeadRows(units, unit, own.size(), n_before * unit.group->n_rows);
+  };
+  const auto compute = [&](std::size_t i, std::size_t thread) {
+    const AttentionUnit& unit = units.units()[i];
+    const RowGroup& group = *unit.group;
+    const Work work = Work::at(works + thread * work_bytes, shape);
+    float* to = work.q;
+    for (std::size_t kv_head = unit.head_begin; kv_head < unit.head_end; ++kv_head) {
+      const sys::Partition own = heads_of(kv_head);
+      for (std::size_t r = group.row; r < group.row + group.n_rows; ++r) {
+        const float* const from = q.row(r) + own.begin * head_dim;
+        for (std::size_t d = 0; d < own.size() * head_dim; ++d) *to++ = from[d] * scale;
       }
     }
-  });
+    attend(
+        table_, layer, batch.page_tables[batch.rows[group.row].sequence], unit,
+        [&](std::size_t kv_head) { return rows_of(unit, kv_head); }, work,
+        Result::at(results + i * result_bytes, shape));
+  };
+  // Adds the wave's results of row i of a KV head to what was merged before.
+  const auto merge = [&](const UnitSpan& span, std::size_t kv_head, std::size_t i) {
+    const AttentionUnit& first_unit = units.units()[span.begin];
+    const sys::Partition own = heads_of(kv_head);
+    const std::size_t r = first_unit.group->row + i / own.size();
+    const std::size_t head = own.begin + i % own.size();
+    const std::size_t at = rows_of(first_unit, kv_head).base() + i;
+    const Seen& seen = units.seen(r);
+    const std::size_t last = (seen.end - 1) / kBlockTokens;
+    float* const to = out.row(r) + head * head_dim;
+    SoftmaxPart& running = merged[r * heads.n_heads + head];
+    for (std::size_t u = span.begin; u < span.end; ++u) {
+      const std::size_t block = units.units()[u].block;
+      if (block < seen.first / kBlockTokens || block > last) continue;
+      const Result result = Result::at(results + u * result_bytes, shape);
+      const float* const values = result.values + at * head_dim;
+      if (block == seen.first / kBlockTokens) {
+        std::memcpy(to, values, head_dim * sizeof(float));
+        running = result.parts[at];
+      } else {
+        table_.merge_part(values, result.parts[at], head_dim, to, running);
+      }
+      if (block < last) continue;
+      const float inverse = 1.0F / running.sum;
+      for (std::size_t d = 0; d < head_dim; ++d) to[d] *= inverse;
+    }
+  };
+
+  const std::size_t bytes = tokens_seen * layer.token_bytes();
+  while (units.next_wave(n_units_max)) {
+    run(bytes, [&](std::size_t thread, std::size_t n) {
+      const std::size_t begin = units.cost() * thread / n;
+      const std::size_t end = units.cost() * (thread + 1) / n;
+      for (std::size_t i = 0; i < units.units().size(); ++i) {
+        if (units.units()[i].cost >= begin && units.units()[i].cost < end) compute(i, thread);
+      }
+    });
+    run(units.units().size() * result_bytes, [&](std::size_t thread, std::size_t n) {
+      std::size_t turn = 0;
+      for (const UnitSpan& span : units.spans()) {
+        const AttentionUnit& unit = units.units()[span.begin];
+        for (std::size_t head = unit.head_begin; head < unit.head_end; ++head) {
+          const std::size_t n_rows = unit.group->n_rows * heads_of(head).size();
+          for (std::size_t i = 0; i < n_rows; ++i, ++turn) {
+            if (turn % n == thread) merge(span, head, i);
+          }
+        }
+      }
+    });
+  }
 }
 
 }  // namespace recua::compute

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "compute/cpu/attention_units.h"
 #include "compute/device.h"
 #include "kernels/kernel_table.h"
 #include "kernels/packed.h"
@@ -174,6 +175,7 @@ class CpuDevice final : public Device {
   WeightMemory weight_memory_;
   Scratch activations_;
   Scratch attention_scratch_;
+  AttentionUnits attention_units_;
   std::vector<const std::byte*> x_rows_;    // Per row of x.
   std::vector<const std::byte*> x_sorted_;  // MoE: per pair of token and expert, by expert.
   std::vector<float*> out_rows_;

@@ -19,7 +19,6 @@
 #include "compute/cpu/test_rows.h"
 #include "kernels/random_weights.h"
 #include "quant/dequantize.h"
-#include "quant/half.h"
 #include "sys/aligned_buffer.h"
 #include "sys/cpu_features.h"
 
@@ -203,117 +202,6 @@ TEST_P(CpuDeviceTest, RopeRotatesPairsByPositionTimesFrequency) {
           for (std::size_t i = n_rot; i < head_dim; ++i) {
             ASSERT_EQ(x.at(t, base + i), old[t * 2 * head_dim + base + i]);
           }
-        }
-      }
-    }
-  }
-}
-
-struct AttentionCase {
-  DataType type;
-  std::size_t n_heads, n_kv_heads, head_dim, page_tokens, n_seen;
-  std::uint32_t window;
-};
-
-TEST_P(CpuDeviceTest, AttentionOverPagesMatchesTheReference) {
-  const std::vector<AttentionCase> cases = {
-      {DataType::kF32, 8, 4, 8, 16, 40, 0},     {DataType::kF16, 8, 2, 64, 32, 300, 0},
-      {DataType::kF16, 6, 6, 20, 7, 65, 0},     {DataType::kF32, 3, 1, 128, 64, 700, 0},
-      {DataType::kF16, 14, 2, 64, 16, 257, 0},  {DataType::kF16, 4, 2, 16, 16, 600, 100},
-      {DataType::kF32, 5, 1, 24, 256, 513, 300}};
-  for (const AttentionCase& c : cases) {
-    SCOPED_TRACE(fmt::format("{} heads {}/{} dim {} page {} seen {} window {}",
-                             quant::traits(c.type).name, c.n_heads, c.n_kv_heads, c.head_dim,
-                             c.page_tokens, c.n_seen, c.window));
-    TestCache cache(*device_, c.type, c.n_kv_heads, c.head_dim, c.page_tokens, c.n_seen, rng_);
-    const TestRows k = rows(c.n_seen, c.n_kv_heads * c.head_dim);
-    const TestRows v = rows(c.n_seen, c.n_kv_heads * c.head_dim);
-    device_->store_kv(cache.layer, k.view, v.view, cache.slots(0, c.n_seen));
-    const auto stored = [&](float x) {
-      return c.type == DataType::kF32 ? x : quant::f16_to_f32(quant::f32_to_f16(x));
-    };
-    const std::vector<AttentionRow> which = {
-        {.sequence = 0, .position = static_cast<std::uint32_t>(c.n_seen - 1)},
-        {.sequence = 0, .position = 0},
-        {.sequence = 0, .position = static_cast<std::uint32_t>(c.n_seen / 2)}};
-    const std::vector<std::span<const std::uint32_t>> tables = {cache.pages};
-    const TestRows q = rows(which.size(), c.n_heads * c.head_dim);
-    const TestRows out = rows(which.size(), c.n_heads * c.head_dim);
-    const float scale = 1.0F / std::sqrt(static_cast<float>(c.head_dim));
-    const HeadGroups heads = {.n_heads = c.n_heads, .n_group = c.n_heads / c.n_kv_heads};
-    device_->attention(cache.layer, q.view, heads, {.rows = which, .page_tables = tables}, scale,
-                       c.window, out.view);
-    for (std::size_t t = 0; t < which.size(); ++t) {
-      const std::size_t end = which[t].position + 1;
-      const std::size_t first = c.window > 0 && end > c.window ? end - c.window : 0;
-      for (std::size_t h = 0; h < c.n_heads; ++h) {
-        const std::size_t kv = h / (c.n_heads / c.n_kv_heads) * c.head_dim;
-        std::vector<double> p(end - first);
-        double max = -1e300;
-        for (std::size_t j = first; j < end; ++j) {
-          double dot = 0.0;
-          for (std::size_t d = 0; d < c.head_dim; ++d) {
-            dot += static_cast<double>(q.at(t, h * c.head_dim + d)) * stored(k.at(j, kv + d));
-          }
-          p[j - first] = dot * scale;
-          max = std::max(max, p[j - first]);
-        }
-        double sum = 0.0;
-        for (double& score : p) sum += score = std::exp(score - max);
-        for (std::size_t d = 0; d < c.head_dim; ++d) {
-          double want = 0.0;
-          double absolute = 0.0;
-          for (std::size_t j = first; j < end; ++j) {
-            want += p[j - first] / sum * stored(v.at(j, kv + d));
-            absolute += p[j - first] / sum * std::fabs(static_cast<double>(v.at(j, kv + d)));
-          }
-          // Scores are below 20 and off by some 2^-19, values are summed n_seen deep.
-          ASSERT_NEAR(out.at(t, h * c.head_dim + d), want, absolute * 0x1.0p-14)
-              << "row " << t << " head " << h << " d " << d;
-        }
-      }
-    }
-  }
-}
-
-// What a rank of a tensor split has: some of the KV heads, and not all query heads of the first and
-// the last of them. Each head's result has the same bits as beside all the others.
-TEST_P(CpuDeviceTest, AttentionOfSomeHeadsIsThatOfTheSameHeadsAmongAll) {
-  const std::size_t n_group = 5;
-  const std::size_t n_kv_heads = 3;
-  const std::size_t head_dim = 24;
-  const std::size_t n_seen = 300;
-  for (const DataType type : {DataType::kF16, DataType::kF32}) {
-    TestCache all(*device_, type, n_kv_heads, head_dim, 16, n_seen, rng_);
-    const TestRows k = rows(n_seen, n_kv_heads * head_dim);
-    const TestRows v = rows(n_seen, n_kv_heads * head_dim);
-    device_->store_kv(all.layer, k.view, v.view, all.slots(0, n_seen));
-    const std::vector<AttentionRow> which = {{.sequence = 0, .position = n_seen - 1},
-                                             {.sequence = 0, .position = 7}};
-    const TestRows q = rows(which.size(), n_group * n_kv_heads * head_dim);
-    const TestRows want = rows(which.size(), q.view.n_cols);
-    const std::vector<std::span<const std::uint32_t>> tables = {all.pages};
-    device_->attention(all.layer, q.view, {.n_heads = n_group * n_kv_heads, .n_group = n_group},
-                       {.rows = which, .page_tables = tables}, 0.2F, 0, want.view);
-    for (std::size_t begin = 0; begin < n_group * n_kv_heads; ++begin) {
-      for (std::size_t end = begin + 1; end <= n_group * n_kv_heads; ++end) {
-        const std::size_t kv_begin = begin / n_group;
-        const std::size_t n_kv = (end - 1) / n_group + 1 - kv_begin;
-        TestCache some(*device_, type, n_kv, head_dim, 16, n_seen, rng_);
-        device_->store_kv(some.layer, k.view.slice_cols(kv_begin * head_dim, n_kv * head_dim),
-                          v.view.slice_cols(kv_begin * head_dim, n_kv * head_dim),
-                          some.slots(0, n_seen));
-        const std::size_t n_cols = (end - begin) * head_dim;
-        const TestRows got = rows(which.size(), n_cols);
-        const std::vector<std::span<const std::uint32_t>> some_tables = {some.pages};
-        device_->attention(
-            some.layer, q.view.slice_cols(begin * head_dim, n_cols),
-            {.n_heads = end - begin, .n_group = n_group, .n_before = begin % n_group},
-            {.rows = which, .page_tables = some_tables}, 0.2F, 0, got.view);
-        for (std::size_t t = 0; t < which.size(); ++t) {
-          ASSERT_EQ(std::memcmp(got.view.row(t), want.view.row(t) + begin * head_dim, n_cols * 4),
-                    0)
-              << "heads " << begin << " to " << end << " row " << t;
         }
       }
     }

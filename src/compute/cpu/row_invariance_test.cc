@@ -137,7 +137,7 @@ TEST_P(RowInvarianceTest, MatmulByExperts) {
 
 // Rows of two sequences whose pages lie differently; contexts longer than one piece.
 TEST_P(RowInvarianceTest, AttentionOverPages) {
-  for (const DataType type : {DataType::kF16, DataType::kF32}) {
+  for (const DataType type : {DataType::kF16, DataType::kF32, DataType::kQ8_0, DataType::kQ4_0}) {
     for (const std::uint32_t window : {0U, 90U}) {
       SCOPED_TRACE(fmt::format("{} window {}", quant::traits(type).name, window));
       const std::size_t n_tokens = 600;

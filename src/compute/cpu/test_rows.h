@@ -50,7 +50,7 @@ struct TestCache {
              .head_dim = head_dim,
              .k_type = type,
              .v_type = type};
-    layer.page_stride = page_tokens * (layer.k_token_bytes() + layer.v_token_bytes()) + 64;
+    layer.page_stride = layer.page_bytes() + 64;
     buffer = device.allocate(layer.offset + layer.n_pages * layer.page_stride).value();
     layer.buffer = buffer.get();
     for (std::uint32_t p = 0; p < layer.n_pages; ++p) pages.push_back(p);
