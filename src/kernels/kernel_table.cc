@@ -29,6 +29,8 @@ constexpr KernelTable make_scalar() {
       .attention_scores = scalar::attention_scores,
       .softmax_part = scalar::softmax_part,
       .attention_values = scalar::attention_values,
+      .gemm = scalar::gemm,
+      .silu_mul_backward = scalar::silu_mul_backward,
   };
   put(t, DataType::kF32, scalar::matmul<DataType::kF32>);
   put(t, DataType::kF16, scalar::matmul<DataType::kF16>);
@@ -69,6 +71,8 @@ constexpr KernelTable make_avx2() {
       .attention_scores = avx2::attention_scores,
       .softmax_part = avx2::softmax_part,
       .attention_values = avx2::attention_values,
+      .gemm = avx2::gemm,
+      .silu_mul_backward = avx2::silu_mul_backward,
   };
   put(t, DataType::kF32, avx2::matmul<DataType::kF32>);
   put(t, DataType::kF16, avx2::matmul<DataType::kF16>);

@@ -8,6 +8,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/gradients.h"
 #include "kernels/matmul.h"
 #include "kernels/row_ops.h"
 #include "sys/cpu_features.h"
@@ -42,6 +44,10 @@ struct KernelTable {
   decltype(&scalar::attention_scores) attention_scores = nullptr;
   decltype(&scalar::softmax_part) softmax_part = nullptr;
   decltype(&scalar::attention_values) attention_values = nullptr;
+
+  // For training.
+  decltype(&scalar::gemm) gemm = nullptr;
+  decltype(&scalar::silu_mul_backward) silu_mul_backward = nullptr;
 };
 
 /// The table of a set that this CPU supports (a CHECK: sys::choose_instruction_set() asks first).
