@@ -155,5 +155,32 @@ TEST_P(GemmTest, BackwardOfSiluMulAgreesWithDoubles) {
   }
 }
 
+TEST_P(GemmTest, AdamHasTheBitsOfTheReference) {
+  for (std::size_t n = 1; n <= 40; ++n) {
+    const std::vector<float> gradient = random_floats(n, rng_);
+    std::vector<float> arrays[2][3];
+    for (auto& one : arrays[0]) one = random_floats(n + 1, rng_);
+    for (float& v : arrays[0][2]) v = std::abs(v);
+    for (std::size_t i = 0; i < 3; ++i) arrays[1][i] = arrays[0][i];
+    const KernelTable* const tables[] = {&kernel_table(GetParam()),
+                                         &kernel_table(sys::InstructionSet::kScalar)};
+    for (std::size_t t = 0; t < 2; ++t) {
+      tables[t]->adam({.gradient = gradient.data(),
+                       .p = arrays[t][0].data(),
+                       .m = arrays[t][1].data(),
+                       .v = arrays[t][2].data(),
+                       .n = n,
+                       .factor = 0.7F,
+                       .b1 = 0.9F,
+                       .b2 = 0.95F,
+                       .keep = 0.999F,
+                       .rate = 0.01F,
+                       .v_scale = 3.0F,
+                       .eps = 1e-8F});
+    }
+    for (std::size_t i = 0; i < 3; ++i) ASSERT_EQ(arrays[0][i], arrays[1][i]) << n;
+  }
+}
+
 }  // namespace
 }  // namespace recua::kernels

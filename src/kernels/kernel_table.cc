@@ -31,6 +31,7 @@ constexpr KernelTable make_scalar() {
       .attention_values = scalar::attention_values,
       .gemm = scalar::gemm,
       .silu_mul_backward = scalar::silu_mul_backward,
+      .adam = scalar::adam,
   };
   put(t, DataType::kF32, scalar::matmul<DataType::kF32>);
   put(t, DataType::kF16, scalar::matmul<DataType::kF16>);
@@ -73,6 +74,7 @@ constexpr KernelTable make_avx2() {
       .attention_values = avx2::attention_values,
       .gemm = avx2::gemm,
       .silu_mul_backward = avx2::silu_mul_backward,
+      .adam = avx2::adam,
   };
   put(t, DataType::kF32, avx2::matmul<DataType::kF32>);
   put(t, DataType::kF16, avx2::matmul<DataType::kF16>);

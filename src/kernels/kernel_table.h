@@ -48,6 +48,7 @@ struct KernelTable {
   // For training.
   decltype(&scalar::gemm) gemm = nullptr;
   decltype(&scalar::silu_mul_backward) silu_mul_backward = nullptr;
+  decltype(&scalar::adam) adam = nullptr;
 };
 
 /// The table of a set that this CPU supports (a CHECK: sys::choose_instruction_set() asks first).

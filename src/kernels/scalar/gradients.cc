@@ -15,4 +15,14 @@ void silu_mul_backward(const float* gate, const float* up, const float* d_out, s
   }
 }
 
+void adam(const AdamArgs& args) {
+  for (std::size_t i = 0; i < args.n; ++i) {
+    const float g = args.gradient[i] * args.factor;
+    args.m[i] = args.b1 * args.m[i] + (1.0F - args.b1) * g;
+    args.v[i] = args.b2 * args.v[i] + (1.0F - args.b2) * (g * g);
+    const float root = std::sqrt(args.v[i] * args.v_scale) + args.eps;
+    args.p[i] = args.keep * args.p[i] - args.rate * args.m[i] / root;
+  }
+}
+
 }  // namespace recua::kernels::scalar
