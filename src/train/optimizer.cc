@@ -23,26 +23,25 @@ void adam_step(Team& team, const ParameterLayout& layout, const AdamOptions& opt
                std::uint64_t step, float factor, std::span<const float> gradients,
                const AdamState& state) {
   const auto t = static_cast<double>(step + 1);
-  const auto b1 = static_cast<float>(options.beta1);
-  const auto b2 = static_cast<float>(options.beta2);
-  const auto eps = static_cast<float>(options.eps);
   // m / (1 - b1^t) * lr = m * rate.
   const auto rate = static_cast<float>(lr / (1.0 - std::pow(options.beta1, t)));
   const auto v_scale = static_cast<float>(1.0 / (1.0 - std::pow(options.beta2, t)));
   for (const TensorSpec& tensor : layout.tensors()) {
-    const auto keep =
-        static_cast<float>(1.0 - (tensor.is_matrix ? lr * options.weight_decay : 0.0));
-    const float* const g = gradients.data() + tensor.offset;
-    float* const p = state.params.data() + tensor.offset;
-    float* const m = state.m.data() + tensor.offset;
-    float* const v = state.v.data() + tensor.offset;
+    const double decay = tensor.is_matrix ? lr * options.weight_decay : 0.0;
     team.for_parts(tensor.size(), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const float gradient = g[i] * factor;
-        m[i] = b1 * m[i] + (1.0F - b1) * gradient;
-        v[i] = b2 * v[i] + (1.0F - b2) * gradient * gradient;
-        p[i] = keep * p[i] - rate * m[i] / (std::sqrt(v[i] * v_scale) + eps);
-      }
+      const std::size_t at = tensor.offset + begin;
+      team.kernels().adam({.gradient = gradients.data() + at,
+                           .p = state.params.data() + at,
+                           .m = state.m.data() + at,
+                           .v = state.v.data() + at,
+                           .n = end - begin,
+                           .factor = factor,
+                           .b1 = static_cast<float>(options.beta1),
+                           .b2 = static_cast<float>(options.beta2),
+                           .keep = static_cast<float>(1.0 - decay),
+                           .rate = rate,
+                           .v_scale = v_scale,
+                           .eps = static_cast<float>(options.eps)});
     });
   }
 }
