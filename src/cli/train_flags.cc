@@ -119,7 +119,7 @@ Result<void> TrainFlags::check() const {
   RECUA_RETURN_IF_ERROR(check_number("--epochs", epochs, 1e-6, 1e6));
   RECUA_RETURN_IF_ERROR(check_count("--batch", batch, 1, 65536));
   RECUA_RETURN_IF_ERROR(check_count("--accumulate", accumulate, 1, 65536));
-  RECUA_RETURN_IF_ERROR(check_number("--lr", lr, 0.0, 1e6));
+  RECUA_RETURN_IF_ERROR(check_number("--lr", lr, 0.0, 1e30));
   if (lr_final >= 0.0) RECUA_RETURN_IF_ERROR(check_number("--min-lr", lr_final, 0.0, lr));
   RECUA_RETURN_IF_ERROR(check_number("--weight-decay", weight_decay, 0.0, 1e3));
   RECUA_RETURN_IF_ERROR(check_number("--clip", clip_norm, 0.0, 1e12));

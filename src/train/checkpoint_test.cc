@@ -89,7 +89,8 @@ TEST_F(CheckpointTest, NamesACorruptOneAndUsesTheOneBefore) {
   }
   Arrays found(77);
   EXPECT_EQ(folder_.load(kSettings, found.state())->run.step, 2U);
-  for (const fs::path& path : *folder_.list()) fs::resize_file(path, 100);
+  const std::vector<fs::path> all = folder_.list().value();
+  for (const fs::path& path : all) fs::resize_file(path, 100);
   const auto none = folder_.load(kSettings, found.state());
   ASSERT_FALSE(none.ok());
   EXPECT_EQ(none.error().code, ErrorCode::kCorrupt);

@@ -128,7 +128,7 @@ class Resuming(TrainCase):
 class BadInputs(TrainCase):
     def test_flags(self):
         out = self.scratch / "run"
-        for words, more in ((["--heads", "--dim"], ["--heads", 5]),
+        for words, more in ((["--heads", "--dim"], ["--heads", 5, "--kv-heads", 1]),
                             (["--kv-heads"], ["--kv-heads", 3]),
                             (["--lr", "-1"], ["--lr", -1]),
                             (["--arch", "qwen3moe"], ["--arch", "qwen3moe"]),
@@ -138,7 +138,7 @@ class BadInputs(TrainCase):
                 self.fail_with(EXIT_USAGE, words, *self.arguments(out, *more))
         self.fail_with(EXIT_USAGE, ["--data"], "train", "--tokenizer", STORIES, "--out", out)
         self.fail_with(EXIT_USAGE, ["--tokenizer"], "train", "--data", self.text, "--out", out)
-        self.fail_with(EXIT_USAGE, ["--context", "512"], "train", "-m", STORIES, "--data",
+        self.fail_with(EXIT_USAGE, ["--context", "2048"], "train", "-m", STORIES, "--data",
                        self.text, "--out", out, "--context", 4096)
 
     def test_data(self):
