@@ -22,6 +22,7 @@
 #include "cli/units.h"
 #include "gguf/gguf_file.h"
 #include "model/vocab.h"
+#include "sys/memory.h"
 #include "sys/topology.h"
 #include "train/model_file.h"
 #include "train/trainer.h"
@@ -33,11 +34,6 @@ namespace fs = std::filesystem;
 
 // From here on activations are computed again for the backward pass rather than kept.
 constexpr std::size_t kKeptBytesMax = std::size_t{2} << 30;
-
-Error within_flag(Error error, std::string_view flag) {
-  // A file that a flag names and that is not there is the caller's doing.
-  return std::move(error).within(flag);
-}
 
 /// What a run consists of, in the order in which it is made.
 struct Run {
@@ -63,7 +59,7 @@ Result<void> read_inputs(Run& run) {
   const bool is_new = flags.base.empty();
   auto file = gguf::GgufFile::open(is_new ? flags.tokenizer : flags.base);
   if (!file.ok()) {
-    return within_flag(std::move(file).error(), is_new ? "--tokenizer" : "-m/--model");
+    return std::move(file).error().within(is_new ? "--tokenizer" : "-m/--model");
   }
   run.source = std::move(file).value();
   RECUA_ASSIGN_OR_RETURN(const tokenizer::Tokenizer tokenizer, model::load_tokenizer(*run.source));
@@ -84,8 +80,72 @@ Result<void> read_inputs(Run& run) {
   }
   auto dataset = train::Dataset::open(
       flags.data, tokenizer, {.n_ctx = flags.n_ctx, .validation_share = flags.validation_share});
-  if (!dataset.ok()) return within_flag(std::move(dataset).error(), "--data");
+  if (!dataset.ok()) return std::move(dataset).error().within("--data");
   run.dataset = std::move(dataset).value();
+  return ok();
+}
+
+/// Before memory is asked for: the system promises more than it has, and then ends the process.
+Result<void> check_memory(const Run& run, std::size_t network_bytes) {
+  const std::uint64_t n_params = train::ParameterLayout(run.shape).n_params();
+  const std::uint64_t needed = 16 * n_params + network_bytes;  // Weights, gradient, two moments.
+  const std::uint64_t available = sys::memory_info().available_bytes;
+  if (available == 0 || needed <= available) return ok();
+  return Error{ErrorCode::kResourceExhausted,
+               fmt::format("training {} weights needs {} ({} of it for activations), this machine "
+                           "has {} available; a smaller --batch or --context, or --recompute needs "
+                           "less",
+                           human_count(n_params), human_bytes(needed), human_bytes(network_bytes),
+                           human_bytes(available))};
+}
+
+/// Whether there are checkpoints to go on from.
+Result<bool> open_folder(Run& run) {
+  const TrainFlags& flags = run.flags;
+  RECUA_ASSIGN_OR_RETURN(run.folder, train::CheckpointFolder::open(flags.out, flags.keep));
+  RECUA_ASSIGN_OR_RETURN(const std::vector<fs::path> old, run.folder->list());
+  if (old.empty() || flags.resume) return !old.empty();
+  return Error{ErrorCode::kInvalidArgument,
+               fmt::format("--out is {}, which has checkpoints: give --resume to go on from {}, or "
+                           "another folder",
+                           flags.out, old.back().filename().string())};
+}
+
+Result<void> make_trainer(Run& run) {
+  const std::size_t n_threads = run.flags.n_threads != 0
+                                    ? run.flags.n_threads
+                                    : sys::default_thread_count(sys::detect_topology());
+  train::NetworkLimits limits{.rows_max = run.options.batch * run.options.n_ctx,
+                              .sequence_max = run.options.n_ctx};
+  limits.recompute =
+      run.flags.recompute || train::network_bytes(run.shape, limits, n_threads) > kKeptBytesMax;
+  run.options.recompute = limits.recompute;
+  RECUA_RETURN_IF_ERROR(check_memory(run, train::network_bytes(run.shape, limits, n_threads)));
+  RECUA_ASSIGN_OR_RETURN(const sys::InstructionSet set, sys::choose_instruction_set("auto"));
+  RECUA_ASSIGN_OR_RETURN(run.team, train::Team::create(n_threads, set));
+  RECUA_ASSIGN_OR_RETURN(run.trainer,
+                         train::Trainer::create(*run.team, *run.dataset, run.shape, run.options));
+  return ok();
+}
+
+/// From a checkpoint, the model to fine-tune, or random numbers.
+Result<void> set_weights(Run& run, bool from_checkpoint) {
+  train::Trainer& trainer = *run.trainer;
+  if (from_checkpoint) {
+    RECUA_ASSIGN_OR_RETURN(const train::LoadedCheckpoint loaded,
+                           run.folder->load(run.settings, trainer.state()));
+    for (const std::string& fault : loaded.skipped) {
+      log_warning("skipped a checkpoint: {}", fault);
+    }
+    log_info("going on from {}", loaded.path.string());
+    trainer.run() = loaded.run;
+    run.n_resumed = loaded.run.step;
+    return ok();
+  }
+  if (!run.flags.base.empty()) {
+    return train::read_params(*run.source, trainer.layout(), trainer.params());
+  }
+  trainer.layout().initialize(run.flags.seed, trainer.params());
   return ok();
 }
 
@@ -95,49 +155,14 @@ Result<void> prepare(Run& run) {
   RECUA_RETURN_IF_ERROR(read_inputs(run));
   run.options = flags.trainer_options(run.dataset->n_train());
   run.settings = flags.settings(run.shape, run.options, *run.dataset);
-  const std::uint64_t n_steps = run.options.schedule.n_steps;
-  const auto every = [n_steps](std::uint64_t asked, std::uint64_t times) {
-    return asked != 0 ? asked : std::max<std::uint64_t>(1, n_steps / times);
+  const auto every = [&run](std::uint64_t asked, std::uint64_t times) {
+    return asked != 0 ? asked : std::max<std::uint64_t>(1, run.options.schedule.n_steps / times);
   };
   run.eval_every = every(flags.eval_every, 20);
   run.save_every = every(flags.save_every, 10);
-
-  RECUA_ASSIGN_OR_RETURN(run.folder, train::CheckpointFolder::open(flags.out, flags.keep));
-  RECUA_ASSIGN_OR_RETURN(const std::vector<fs::path> old, run.folder->list());
-  if (!old.empty() && !flags.resume) {
-    return Error{ErrorCode::kInvalidArgument,
-                 fmt::format("--out is {}, which has checkpoints: give --resume to go on from {}, "
-                             "or another folder",
-                             flags.out, old.back().filename().string())};
-  }
-  const std::size_t n_threads =
-      flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
-  RECUA_ASSIGN_OR_RETURN(const sys::InstructionSet set, sys::choose_instruction_set("auto"));
-  RECUA_ASSIGN_OR_RETURN(run.team, train::Team::create(n_threads, set));
-  const std::size_t kept_bytes = train::network_bytes(
-      run.shape,
-      {.rows_max = run.options.batch * run.options.n_ctx, .sequence_max = run.options.n_ctx},
-      n_threads);
-  run.options.recompute = flags.recompute || kept_bytes > kKeptBytesMax;
-  RECUA_ASSIGN_OR_RETURN(run.trainer,
-                         train::Trainer::create(*run.team, *run.dataset, run.shape, run.options));
-  if (flags.base.empty()) {
-    run.trainer->layout().initialize(flags.seed, run.trainer->params());
-  } else {
-    RECUA_RETURN_IF_ERROR(
-        train::read_params(*run.source, run.trainer->layout(), run.trainer->params()));
-  }
-  if (!old.empty()) {
-    RECUA_ASSIGN_OR_RETURN(const train::LoadedCheckpoint loaded,
-                           run.folder->load(run.settings, run.trainer->state()));
-    for (const std::string& fault : loaded.skipped) {
-      log_warning("skipped a checkpoint: {}", fault);
-    }
-    run.trainer->run() = loaded.run;
-    run.n_resumed = loaded.run.step;
-    log_info("going on from {}", loaded.path.string());
-  }
-  return ok();
+  RECUA_ASSIGN_OR_RETURN(const bool from_checkpoint, open_folder(run));
+  RECUA_RETURN_IF_ERROR(make_trainer(run));
+  return set_weights(run, from_checkpoint);
 }
 
 Result<void> write_to(const Run& run, const fs::path& path) {

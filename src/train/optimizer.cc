@@ -8,7 +8,7 @@ namespace recua::train {
 
 double Schedule::at(std::uint64_t step) const {
   if (step < n_warmup) return lr * static_cast<double>(step + 1) / static_cast<double>(n_warmup);
-  if (step >= n_steps || n_steps <= n_warmup) return n_steps <= n_warmup ? lr : lr_final;
+  if (step >= n_steps) return lr_final;
   const double done =
       static_cast<double>(step - n_warmup) / static_cast<double>(n_steps - n_warmup);
   return lr_final + (lr - lr_final) * 0.5 * (1.0 + std::cos(std::numbers::pi * done));

@@ -1,13 +1,12 @@
 #include "train/row_ops.h"
 
 #include <algorithm>
-#include <vector>
+#include <array>
 
 namespace recua::train {
 namespace {
 
-// Pieces of 4096 floats: kernels with masked tails then see the same tails for any number of
-// threads, and a sum of pieces has one order.
+// Kernels with masked tails then see the same tails for any number of threads.
 constexpr std::size_t kPiece = 4096;
 
 template <class Fn>
@@ -40,13 +39,13 @@ void silu_mul_backward(Team& team, std::size_t n, const float* gate, const float
 }
 
 double sum_of_squares(Team& team, std::size_t n, const float* x) {
-  std::vector<double> sums((n + kPiece - 1) / kPiece);
-  for_pieces(team, n, [&](std::size_t i, std::size_t at, std::size_t size) {
-    double sum = 0.0;
-    for (std::size_t j = 0; j < size; ++j) {
-      sum += static_cast<double>(x[at + j]) * static_cast<double>(x[at + j]);
+  constexpr std::size_t kParts = 64;  // Whatever the number of threads.
+  std::array<double, kParts> sums{};
+  team.for_each(kParts, [&](std::size_t i, std::size_t) {
+    const sys::Partition part = sys::partition(n, i, kParts);
+    for (std::size_t j = part.begin; j < part.end; ++j) {
+      sums[i] += static_cast<double>(x[j]) * static_cast<double>(x[j]);
     }
-    sums[i] = sum;
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;

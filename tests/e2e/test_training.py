@@ -141,6 +141,11 @@ class BadInputs(TrainCase):
         self.fail_with(EXIT_USAGE, ["--context", "2048"], "train", "-m", STORIES, "--data",
                        self.text, "--out", out, "--context", 4096)
 
+    def test_a_model_that_does_not_fit_says_how_much_it_needs(self):
+        huge = ["--layers", 1000, "--dim", 65536, "--heads", 64, "--kv-heads", 64]
+        self.fail_with(EXIT_FAILURE, ["needs", "available", "--recompute"],
+                       *self.arguments(self.scratch / "run", *huge))
+
     def test_data(self):
         empty, binary = self.scratch / "empty.txt", self.scratch / "binary.txt"
         empty.write_bytes(b"")
