@@ -12,7 +12,7 @@ namespace recua::cli {
 namespace {
 
 constexpr std::string_view kHeading =
-    "step,loss,validation_loss,lr,grad_norm,tokens,tokens_per_second\n";
+    "step,loss,validation_loss,learning_rate,gradient_norm,tokens_per_second\n";
 constexpr std::size_t kLogBytesMax = std::size_t{1} << 30;
 
 /// The step that a line begins with; 0 for a line that is none.
@@ -49,8 +49,8 @@ Result<TrainLog> TrainLog::open(const std::filesystem::path& path, std::uint64_t
 Result<void> TrainLog::add(const train::StepReport& report, std::optional<double> validation_loss,
                            double tokens_per_second) {
   const std::string validation = validation_loss ? fmt::format("{:.6f}", *validation_loss) : "";
-  file_ << fmt::format("{},{:.6f},{},{:.6g},{:.6g},{},{:.1f}\n", report.step, report.loss,
-                       validation, report.lr, report.grad_norm, report.n_tokens, tokens_per_second);
+  file_ << fmt::format("{},{:.6f},{},{:.6g},{:.6g},{:.1f}\n", report.step, report.loss, validation,
+                       report.lr, report.grad_norm, tokens_per_second);
   file_.flush();
   if (file_) return ok();
   return Error{ErrorCode::kIo, fmt::format("{}: cannot write", path_.string())};
