@@ -13,17 +13,20 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/bytes.h"
 #include "base/log.h"
+#include "base/mapped_file.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/train_flags.h"
-#include "cli/train_log.h"
 #include "cli/units.h"
 #include "gguf/gguf_file.h"
 #include "model/vocab.h"
 #include "sys/memory.h"
 #include "sys/topology.h"
+#include "train/loss_log.h"
+#include "train/loss_plot.h"
 #include "train/model_file.h"
 #include "train/trainer.h"
 
@@ -206,10 +209,18 @@ Result<double> validate(Run& run) {
   return loss;
 }
 
+Result<void> draw_loss(const Run& run, const train::LossLog& log) {
+  const std::string title =
+      fmt::format("{}: {} weights", run.flags.out, human_count(run.trainer->layout().n_params()));
+  return write_file_atomically(fs::path(run.flags.out) / "loss.svg",
+                               as_bytes(train::loss_svg(log.records(), title)),
+                               Durability::kMayBeLost);
+}
+
 Result<Outcome> run_steps(Run& run) {
   train::Trainer& trainer = *run.trainer;
-  RECUA_ASSIGN_OR_RETURN(TrainLog log,
-                         TrainLog::open(fs::path(run.flags.out) / "log.csv", run.n_resumed));
+  RECUA_ASSIGN_OR_RETURN(train::LossLog log,
+                         train::LossLog::open(fs::path(run.flags.out) / "log.csv", run.n_resumed));
   boost::asio::io_context loop;
   const Interrupt interrupt(loop, [] {});
   ProgressBar bar("training", ProgressBar::Unit::kCount);
@@ -233,7 +244,12 @@ Result<Outcome> run_steps(Run& run) {
       out.validation_loss = validation_loss;
     }
     RECUA_RETURN_IF_ERROR(
-        log.add(report, validation_loss, static_cast<double>(report.n_tokens) / seconds));
+        log.append({.step = report.step,
+                    .loss = report.loss,
+                    .validation_loss = validation_loss,
+                    .learning_rate = report.lr,
+                    .gradient_norm = report.grad_norm,
+                    .tokens_per_second = static_cast<double>(report.n_tokens) / seconds}));
     if (last || report.step % run.save_every == 0) RECUA_RETURN_IF_ERROR(save(run));
     const std::string validation =
         out.validation_loss ? fmt::format("  val {:.4f}", *out.validation_loss) : "";
@@ -243,6 +259,7 @@ Result<Outcome> run_steps(Run& run) {
   }
   bar.finish();
   RECUA_RETURN_IF_ERROR(write_to(run, run.model_path()));
+  RECUA_RETURN_IF_ERROR(draw_loss(run, log));
   out.seconds = clock.seconds();
   out.tokens_per_second = computing > 0.0 ? n_tokens / computing : 0.0;
   return out;
@@ -305,9 +322,10 @@ void register_train(CLI::App& app, int& exit_code) {
   const auto flags = std::make_shared<TrainFlags>();
   flags->add(*sub);
   sub->footer(
-      "The folder --out gets log.csv (a line per step), checkpoint-*.recua, model.gguf at the end\n"
-      "and best.gguf, the weights with the lowest validation loss. The models are F32: see recua\n"
-      "quantize. The same command with --resume goes on where a run ended, to the bit.\n\n"
+      "The folder --out gets log.csv (a line per step), checkpoint-*.recua, best.gguf (the\n"
+      "weights with the lowest validation loss), and at the end model.gguf and loss.svg. The\n"
+      "models are F32: see recua quantize. The same command with --resume goes on where a run\n"
+      "ended, to the bit.\n\n"
       "Examples:\n"
       "  recua train --tokenizer vocab.gguf --data novels.txt --out run1 \\\n"
       "      --layers 6 --dim 192 --heads 6 --kv-heads 2 --tied --epochs 3\n"

@@ -1,15 +1,9 @@
 #include "cli/train_flags.h"
 
-#include <fstream>
 #include <limits>
-#include <optional>
 #include <string>
 
 #include <gtest/gtest.h>
-
-#include "base/mapped_file.h"
-#include "base/scratch_folder.h"
-#include "cli/train_log.h"
 
 namespace recua::cli {
 namespace {
@@ -58,28 +52,6 @@ TEST(TrainFlags, FillsInWhatWasNotGiven) {
   EXPECT_DOUBLE_EQ(options.schedule.lr_final, flags.lr / 10.0);
   flags.n_steps = 7;
   EXPECT_EQ(flags.trainer_options(100).schedule.n_steps, 7U);
-}
-
-TEST(TrainLog, KeepsTheStepsThatWereSaved) {
-  const ScratchFolder scratch;
-  const auto path = scratch / "log.csv";
-  {
-    auto log = TrainLog::open(path, 0);
-    ASSERT_TRUE(log.ok());
-    for (std::uint64_t step = 1; step <= 12; ++step) {
-      ASSERT_TRUE(log->add({.step = step, .loss = 2.0}, std::nullopt, 100.0).ok());
-    }
-  }
-  std::ofstream(path, std::ios::app) << "13,1.9,,0.0";  // Cut by a kill.
-  {
-    auto log = TrainLog::open(path, 10);
-    ASSERT_TRUE(log.ok());
-    ASSERT_TRUE(log->add({.step = 11, .loss = 3.0}, 2.5, 100.0).ok());
-  }
-  const std::string text = read_file(path, 10000).value();
-  EXPECT_NE(text.find("\n10,2.0"), std::string::npos);
-  EXPECT_EQ(text.find("\n12,"), std::string::npos);
-  EXPECT_TRUE(text.ends_with("\n11,3.000000,2.500000,0,0,100.0\n")) << text;
 }
 
 }  // namespace

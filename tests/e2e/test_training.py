@@ -42,6 +42,7 @@ class Learning(TrainCase):
         rows = list(csv.DictReader((out / "log.csv").open()))
         self.assertEqual([int(row["step"]) for row in rows], list(range(1, 61)))
         self.assertLess(float(rows[-1]["loss"]), float(rows[0]["loss"]) - 2.0)
+        self.assertIn("</svg>", (out / "loss.svg").read_text())
         self.assertEqual(len(self.checkpoints(out)), 3)
         model = out / "model.gguf"
         score = self.succeed("perplexity", "--json", "-m", model, "-f", self.text, "-c", 24).json()
