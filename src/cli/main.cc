@@ -125,9 +125,11 @@ int run_subcommand(int argc, const char* const* argv) {
   register_tokenize(app, exit_code);
   register_quantize(app, exit_code);
   register_synth(app, exit_code);
+  register_train(app, exit_code);
   register_worker(app, exit_code);
   register_net(app, exit_code);
   register_plan(app, exit_code);
+  register_train_tokenizer(app, exit_code);
   register_version(app, exit_code);
   add_log_flags_below(app, log_flags);
   log_flags.apply();
@@ -171,6 +173,8 @@ int run_main(int argc, const char* const* argv) {
 int main(int argc, char** argv) {
   // A peer or a pipe that goes away is an error value of write(), not the end of the process.
   std::signal(SIGPIPE, SIG_IGN);
+  // So is a file that reaches the limit of its size (ulimit -f).
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     return recua::cli::run_main(argc, argv);
   } catch (const std::bad_alloc&) {

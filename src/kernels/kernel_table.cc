@@ -37,6 +37,9 @@ constexpr KernelTable make_scalar() {
       .widen_values = scalar::widen_values,
       .cache_q8_0 = scalar::cache_q8_0,
       .cache_q4_0 = scalar::cache_q4_0,
+      .gemm = scalar::gemm,
+      .silu_mul_backward = scalar::silu_mul_backward,
+      .adam = scalar::adam,
   };
   put(t, ActivationKind::kQ8x32, scalar::quantize_q8x32);
   put(t, ActivationKind::kQ8x256, scalar::quantize_q8x256);
@@ -90,6 +93,9 @@ constexpr KernelTable make_avx2() {
       .widen_values = avx2::widen_values,
       .cache_q8_0 = avx2::cache_q8_0,
       .cache_q4_0 = avx2::cache_q4_0,
+      .gemm = avx2::gemm,
+      .silu_mul_backward = avx2::silu_mul_backward,
+      .adam = avx2::adam,
   };
   put(t, ActivationKind::kQ8x32, avx2::quantize_q8x32);
   put(t, ActivationKind::kQ8x256, avx2::quantize_q8x256);

@@ -8,6 +8,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/gradients.h"
 #include "kernels/matmul.h"
 #include "kernels/row_ops.h"
 #include "sys/cpu_features.h"
@@ -56,6 +58,11 @@ struct KernelTable {
   decltype(&scalar::widen_values) widen_values = nullptr;
   decltype(&scalar::cache_q8_0) cache_q8_0 = nullptr;
   decltype(&scalar::cache_q4_0) cache_q4_0 = nullptr;
+
+  // For training.
+  decltype(&scalar::gemm) gemm = nullptr;
+  decltype(&scalar::silu_mul_backward) silu_mul_backward = nullptr;
+  decltype(&scalar::adam) adam = nullptr;
 };
 
 /// The table of a set that this CPU supports (a CHECK: sys::choose_instruction_set() asks first).

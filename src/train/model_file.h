@@ -1,0 +1,37 @@
+#pragma once
+/// Models to and from GGUF: the weights to begin with, and those that training made.
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "gguf/gguf_file.h"
+#include "train/parameters.h"
+
+namespace recua::train {
+
+/// What a model file says of the model. Errors as model::read_hyperparams(), and kUnsupported for
+/// experts and for tensors that recua does not train; all name the file.
+Result<ModelShape> read_shape(const gguf::GgufFile& file);
+
+/// All tensors, of any type, as f32 into params (layout.n_params() of them).
+/// kNotFound: a tensor is missing. kCorrupt: its shape is wrong, or a weight is not finite.
+Result<void> read_params(const gguf::GgufFile& file, const ParameterLayout& layout,
+                         std::span<float> params);
+
+/// Writes the model as F32; `path` appears when it is complete. Metadata: all of `source`, if it is
+/// the model that training began with (from_model); else the hyperparameters and the vocabulary of
+/// `source`.
+/// kIo: cannot write.
+struct ModelExport {
+  const gguf::GgufFile* source = nullptr;
+  bool from_model = false;
+  std::string_view name = {};  // general.name of a new model.
+};
+Result<void> write_model(const std::filesystem::path& path, const ModelShape& shape,
+                         const ParameterLayout& layout, std::span<const float> params,
+                         const ModelExport& how);
+
+}  // namespace recua::train
