@@ -27,13 +27,14 @@ std::optional<TokenId> present(TokenId id) {
 struct Tokenizer::State {
   explicit State(Vocabulary checked) : vocabulary(std::move(checked)) {}
 
-  void encode_plain(std::string_view text, bool normalize, std::vector<TokenId>& out) const {
+  void encode_plain(std::string_view text, bool normalize, bool from_start,
+                    std::vector<TokenId>& out) const {
     if (text.empty()) return;
     if (const auto* bpe = std::get_if<ByteLevelBpe>(&algorithm)) {
       return bpe->encode(text, normalize, out);
     }
     const auto& sentence_piece = std::get<SentencePiece>(algorithm);
-    if (!space_prefix) return sentence_piece.encode(text, out);
+    if (!space_prefix || !from_start) return sentence_piece.encode(text, out);
     sentence_piece.encode(" " + std::string(text), out);
   }
 
@@ -90,14 +91,16 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, const EncodeOption
   if (options.add_bos && state_->add_bos) ids.push_back(state_->vocabulary.bos);
   const SpecialTokens& specials = options.parse_special ? state_->specials : state_->user_defined;
   std::size_t at = 0;
+  bool from_start = options.from_start;
   while (at < text.size()) {
     const auto special = specials.find(text, at);
     if (!special) break;
-    state_->encode_plain(text.substr(at, special->offset - at), options.normalize, ids);
+    state_->encode_plain(text.substr(at, special->offset - at), options.normalize, from_start, ids);
     ids.push_back(special->id);
     at = special->offset + special->n_bytes;
+    from_start = true;  // Behind a special token a text begins again.
   }
-  state_->encode_plain(text.substr(at), options.normalize, ids);
+  state_->encode_plain(text.substr(at), options.normalize, from_start, ids);
   if (options.add_bos && state_->add_eos) ids.push_back(state_->vocabulary.eos);
   return ids;
 }

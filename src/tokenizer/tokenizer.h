@@ -36,6 +36,9 @@ struct EncodeOptions {
   /// Unicode NFC first, for vocabularies whose model was trained so (Qwen). False gives the ids of
   /// engines that never normalize.
   bool normalize = true;
+  /// The text begins one: SentencePiece puts a space in front where its vocabulary asks. False
+  /// where the ids go on after those of an earlier text, as in DecodeOptions.
+  bool from_start = true;
 };
 
 struct DecodeOptions {

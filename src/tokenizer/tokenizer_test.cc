@@ -166,6 +166,14 @@ TEST(Tokenizer, PutsAroundATextWhatTheVocabularyAsksFor) {
   EXPECT_EQ(make(data).encode("b"), (Ids{265, 2}));
 }
 
+TEST(Tokenizer, PutsNoSpaceBetweenATextAndWhatGoesOnAfterIt) {
+  const Tokenizer tokenizer = make(sentencepiece_test_vocab());
+  EXPECT_EQ(tokenizer.encode("b", {.add_bos = false, .from_start = false}), (Ids{265}));
+  // Behind a special token a text begins again.
+  EXPECT_EQ(tokenizer.encode("b</s>b", {.add_bos = false, .from_start = false}),
+            (Ids{265, 2, 263, 265}));
+}
+
 TEST(Tokenizer, GivesNothingForIdsThatAreNotThere) {
   const Tokenizer tokenizer = make(sentencepiece_test_vocab());
   constexpr auto kMin = std::numeric_limits<TokenId>::min();
