@@ -35,6 +35,7 @@ void register_synth(CLI::App& app, int& exit_code);
 void register_bench(CLI::App& app, int& exit_code);
 void register_net(CLI::App& app, int& exit_code);
 void register_plan(CLI::App& app, int& exit_code);
+void register_train_tokenizer(CLI::App& app, int& exit_code);
 void register_version(CLI::App& app, int& exit_code);
 
 /// Prints "recua: <message>" on standard error, and "hint: <hint>" below it if there is one.

@@ -39,6 +39,12 @@ std::vector<std::string> copy(const std::vector<std::string_view>& views) {
   return {views.begin(), views.end()};
 }
 
+void add_texts(std::string_view key, const std::vector<std::string>& texts,
+               gguf::GgufWriter& writer) {
+  const std::vector<std::string_view> views(texts.begin(), texts.end());
+  writer.add(key, views);
+}
+
 }  // namespace
 
 Result<tokenizer::VocabData> read_vocab(const gguf::GgufFile& file) {
@@ -80,6 +86,34 @@ Result<tokenizer::VocabData> read_vocab(const gguf::GgufFile& file) {
   RECUA_ASSIGN_OR_RETURN(data.add_eos, file.find_bool(keys::kAddEos));
   RECUA_ASSIGN_OR_RETURN(data.add_space_prefix, file.find_bool(keys::kAddSpacePrefix));
   return data;
+}
+
+void add_vocab(const tokenizer::VocabData& data, gguf::GgufWriter& writer) {
+  writer.add(keys::kTokenizerModel, std::string_view(data.model));
+  if (!data.pre.empty()) writer.add(keys::kTokenizerPre, std::string_view(data.pre));
+  add_texts(keys::kTokens, data.tokens, writer);
+  if (!data.scores.empty()) writer.add(keys::kTokenScores, data.scores);
+  if (!data.types.empty()) writer.add(keys::kTokenTypes, data.types);
+  if (!data.merges.empty()) add_texts(keys::kMerges, data.merges, writer);
+  const struct {
+    std::string_view key;
+    std::optional<std::int32_t> id;
+  } ids[] = {{keys::kBosId, data.bos},     {keys::kEosId, data.eos},
+             {keys::kEotId, data.eot},     {kEomId, data.eom},
+             {keys::kUnknownId, data.unk}, {keys::kSeparatorId, data.sep},
+             {keys::kPaddingId, data.pad}};
+  for (const auto& [key, id] : ids) {
+    if (id) writer.add(key, static_cast<std::uint32_t>(*id));
+  }
+  const struct {
+    std::string_view key;
+    std::optional<bool> flag;
+  } flags[] = {{keys::kAddBos, data.add_bos},
+               {keys::kAddEos, data.add_eos},
+               {keys::kAddSpacePrefix, data.add_space_prefix}};
+  for (const auto& [key, flag] : flags) {
+    if (flag) writer.add(key, *flag);
+  }
 }
 
 Result<tokenizer::Tokenizer> load_tokenizer(const gguf::GgufFile& file) {

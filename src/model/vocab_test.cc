@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "tokenizer/detokenizer.h"
+#include "tokenizer/test_vocab.h"
 
 namespace recua::model {
 namespace {
@@ -187,6 +188,36 @@ TEST(VocabVectors, Llama3) {  // Its licence does not allow us to ship the vocab
   expect_ids(tokenizer, read_cases("llama3.jsonl"));
   expect_ids(tokenizer, read_llama_cpp_cases("llama-bpe.out"));
   EXPECT_TRUE(tokenizer.is_end_of_generation(128009));  // <|eot_id|>
+}
+
+TEST(VocabFile, ReadsBackWhatWasWritten) {
+  for (tokenizer::VocabData data :
+       {tokenizer::sentencepiece_test_vocab(), tokenizer::byte_level_test_vocab()}) {
+    data.add_bos = true;
+    data.add_space_prefix = false;
+    data.pad = 7;
+    gguf::GgufWriter writer;
+    add_vocab(data, writer);
+    const std::vector<std::byte> bytes = writer.header();
+    const auto file = gguf::GgufFile::parse(bytes, "vocab.gguf");
+    ASSERT_TRUE(file.ok()) << file.error().message;
+    const auto read = read_vocab(*file);
+    ASSERT_TRUE(read.ok()) << read.error().message;
+    EXPECT_EQ(read->model, data.model);
+    EXPECT_EQ(read->pre, data.pre.empty() ? "default" : data.pre);
+    EXPECT_EQ(read->tokens, data.tokens);
+    EXPECT_EQ(read->scores, data.scores);
+    EXPECT_EQ(read->types, data.types);
+    EXPECT_EQ(read->merges, data.merges);
+    EXPECT_EQ(read->bos, data.bos);
+    EXPECT_EQ(read->eos, data.eos);
+    EXPECT_EQ(read->eot, data.eot);
+    EXPECT_EQ(read->unk, data.unk);
+    EXPECT_EQ(read->pad, data.pad);
+    EXPECT_EQ(read->add_bos, data.add_bos);
+    EXPECT_EQ(read->add_eos, std::nullopt);
+    EXPECT_EQ(read->add_space_prefix, data.add_space_prefix);
+  }
 }
 
 TEST(VocabFile, SaysWhichKeyIsWrong) {

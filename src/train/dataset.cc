@@ -3,75 +3,14 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <string>
 #include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
-#include "base/bytes.h"
 #include "base/check.h"
-#include "base/mapped_file.h"
 #include "base/random.h"
-#include "cluster/json_fields.h"
-#include "tokenizer/utf8.h"
 
 namespace recua::train {
-namespace {
-
-constexpr std::string_view kWhiteSpace = " \t\r\n\f\v";
-
-Error corrupt(std::string message) { return {ErrorCode::kCorrupt, std::move(message)}; }
-
-// Text only: neither zero bytes, which no text has, nor broken characters.
-Result<void> check_text(std::string_view text) {
-  if (text.find_first_not_of(kWhiteSpace) == std::string_view::npos)
-    return corrupt("there is no text in it");
-  if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) {
-    return corrupt(
-        fmt::format("byte {} is zero: a binary file; training needs text in UTF-8", zero));
-  }
-  std::size_t line = 1;
-  for (std::size_t at = 0; at < text.size();) {
-    const tokenizer::Utf8Step step = tokenizer::utf8_step(text.substr(at));
-    if (!step.valid) {
-      return corrupt(fmt::format("line {}: byte {} of the file, {:02X}, is not UTF-8", line, at,
-                                 static_cast<unsigned char>(text[at])));
-    }
-    if (text[at] == '\n') ++line;
-    at += step.n_bytes;
-  }
-  return ok();
-}
-
-std::string_view without_byte_order_mark(std::string_view text) {
-  if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
-  return text;
-}
-
-// The text of a field that must be there.
-Result<std::string> text_field(const nlohmann::json& object, const char* name) {
-  const auto field = object.find(name);
-  if (field == object.end()) return corrupt(fmt::format("\"{}\" is missing", name));
-  if (!field->is_string()) return corrupt(fmt::format("\"{}\" is not a text", name));
-  return field->get<std::string>();
-}
-
-Result<nlohmann::json> parse_object(std::string_view line) {
-  auto parsed = cluster::parse_json(line, "not JSON");
-  if (!parsed.ok()) {
-    std::string what = std::move(parsed.error()).message;
-    // The parser counts lines within the one it was given.
-    constexpr std::string_view kInnerLine = "line 1, ";
-    if (const std::size_t at = what.find(kInnerLine); at != std::string::npos)
-      what.erase(at, kInnerLine.size());
-    return corrupt(std::move(what));
-  }
-  if (!parsed->is_object()) return corrupt("not a JSON object");
-  return parsed;
-}
-
-}  // namespace
 
 Result<Dataset> Dataset::open(const std::filesystem::path& path,
                               const tokenizer::Tokenizer& tokenizer,
@@ -83,23 +22,21 @@ Result<Dataset> Dataset::open(const std::filesystem::path& path,
                  fmt::format("the share for validation is {}, need at least 0 and less than 1",
                              options.validation_share)};
   }
-  RECUA_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(path));
-  if (file.bytes().size() > kFileBytesMax) {
-    return Error{ErrorCode::kResourceExhausted,
-                 fmt::format("{}: {} bytes, need at most {}: divide it into several files",
-                             path.string(), file.bytes().size(), kFileBytesMax)};
-  }
-  const bool jsonl = options.format == DataFormat::kJsonl ||
-                     (options.format == DataFormat::kByName && path.extension() == ".jsonl");
-  const std::string_view text = as_text(file.bytes());
+  RECUA_ASSIGN_OR_RETURN(const TextFile file, TextFile::open(path, options.format));
   Dataset dataset;
-  Result<void> done = check_text(text);
-  if (done.ok()) {
-    const std::string_view body = without_byte_order_mark(text);
-    done = jsonl ? dataset.add_lines(body, tokenizer, options.n_ctx)
-                 : dataset.add_windows(body, tokenizer, options.n_ctx);
+  if (!file.is_jsonl()) {
+    Result<void> added = dataset.add_windows(file.text(), tokenizer, options.n_ctx);
+    if (!added.ok()) return std::move(added.error()).within(path.string());
+  } else if (!tokenizer.eos() && !tokenizer.eot()) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("{}: the vocabulary has no end-of-text token "
+                             "(tokenizer.ggml.eos_token_id), which must stand behind every reply",
+                             path.string())};
+  } else {
+    RECUA_RETURN_IF_ERROR(file.for_each_line([&](const TextFile::Line& line) {
+      return dataset.add_line(line, tokenizer, options.n_ctx);
+    }));
   }
-  if (!done.ok()) return std::move(done.error()).within(path.string());
   dataset.divide(options.validation_share);
   return dataset;
 }
@@ -118,7 +55,8 @@ Result<void> Dataset::add_windows(std::string_view text, const tokenizer::Tokeni
     }
     return ok();
   }
-  if (ids.size() < 2) return corrupt("a single token; there is nothing to predict");
+  if (ids.size() < 2)
+    return Error{ErrorCode::kCorrupt, "a single token; there is nothing to predict"};
   for (std::size_t begin = 0; begin + 1 < ids.size(); begin += n_ctx) {
     ranges_.push_back(
         {.begin = begin, .n_tokens = std::min(n_ctx + 1, ids.size() - begin), .n_given = 1});
@@ -127,31 +65,8 @@ Result<void> Dataset::add_windows(std::string_view text, const tokenizer::Tokeni
   return ok();
 }
 
-Result<void> Dataset::add_lines(std::string_view text, const tokenizer::Tokenizer& tokenizer,
-                                std::size_t n_ctx) {
-  if (!tokenizer.eos() && !tokenizer.eot()) {
-    return Error{ErrorCode::kUnsupported,
-                 "the vocabulary has no end-of-text token (tokenizer.ggml.eos_token_id), which "
-                 "must stand behind every reply"};
-  }
-  for (std::size_t number = 1; !text.empty(); ++number) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (line.find_first_not_of(kWhiteSpace) == std::string_view::npos) continue;
-    Result<void> added = add_line(line, tokenizer, n_ctx);
-    if (!added.ok()) return std::move(added.error()).within(fmt::format("line {}", number));
-  }
-  return ok();
-}
-
-Result<void> Dataset::add_line(std::string_view line, const tokenizer::Tokenizer& tokenizer,
+Result<void> Dataset::add_line(const TextFile::Line& line, const tokenizer::Tokenizer& tokenizer,
                                std::size_t n_ctx) {
-  RECUA_ASSIGN_OR_RETURN(const nlohmann::json object, parse_object(line));
-  RECUA_ASSIGN_OR_RETURN(const std::string prompt, text_field(object, "prompt"));
-  RECUA_ASSIGN_OR_RETURN(const std::string reply, text_field(object, "reply"));
-  if (reply.empty()) return corrupt("\"reply\" is empty; there is nothing to learn");
-
   const std::size_t begin = tokens_.size();
   if (tokenizer.adds_bos()) tokens_.push_back(*tokenizer.bos());
   const auto append = [&](std::string_view text, bool from_start) {
@@ -159,9 +74,9 @@ Result<void> Dataset::add_line(std::string_view line, const tokenizer::Tokenizer
         text, {.add_bos = false, .parse_special = false, .from_start = from_start});
     tokens_.insert(tokens_.end(), ids.begin(), ids.end());
   };
-  append(prompt, true);
+  append(line.prompt, true);
   const std::size_t n_prompt = tokens_.size() - begin;
-  append(reply, n_prompt == 0);
+  append(line.reply, n_prompt == 0);
   tokens_.push_back(tokenizer.eos() ? *tokenizer.eos() : *tokenizer.eot());
   const std::size_t n_tokens = tokens_.size() - begin;
   if (n_tokens - 1 > n_ctx) {

@@ -22,6 +22,7 @@
 
 #include "base/result.h"
 #include "tokenizer/tokenizer.h"
+#include "train/text_file.h"
 
 namespace recua::train {
 
@@ -29,12 +30,6 @@ namespace recua::train {
 struct Example {
   std::vector<std::int32_t> tokens;
   std::vector<std::uint8_t> counts;  // [n - 1]: 1 if target i, tokens[i + 1], enters the loss.
-};
-
-enum class DataFormat {
-  kByName,  // JSONL for names that end in .jsonl, plain text for all others.
-  kText,
-  kJsonl,
 };
 
 struct DatasetOptions {
@@ -45,15 +40,12 @@ struct DatasetOptions {
 
 class Dataset {
  public:
-  /// kInvalidArgument: options out of range. kNotFound, kIo: the file. kCorrupt: no text, binary,
-  /// not UTF-8; a line that is no JSON object, has no prompt or reply, or an empty reply.
-  /// kUnsupported: JSONL with a vocabulary that has no end-of-text token. kResourceExhausted: a
-  /// line with more tokens than n_ctx, or a file of more than kFileBytesMax. All name the file and,
-  /// where there is one, the line (from 1) or the byte (from 0). The tokenizer is not kept.
+  /// kInvalidArgument: options out of range. kUnsupported: JSONL with a vocabulary that has no
+  /// end-of-text token. kResourceExhausted: a line with more tokens than n_ctx has place for. And
+  /// what TextFile says. All name the file and, where there is one, the line. The tokenizer is not
+  /// kept.
   static Result<Dataset> open(const std::filesystem::path& path,
                               const tokenizer::Tokenizer& tokenizer, const DatasetOptions& options);
-
-  static constexpr std::size_t kFileBytesMax = std::size_t{1} << 30;
 
   /// Training examples come first, then those for validation.
   [[nodiscard]] std::size_t n_examples() const { return ranges_.size(); }
@@ -81,9 +73,7 @@ class Dataset {
   Dataset() = default;
   Result<void> add_windows(std::string_view text, const tokenizer::Tokenizer& tokenizer,
                            std::size_t n_ctx);
-  Result<void> add_lines(std::string_view text, const tokenizer::Tokenizer& tokenizer,
-                         std::size_t n_ctx);
-  Result<void> add_line(std::string_view line, const tokenizer::Tokenizer& tokenizer,
+  Result<void> add_line(const TextFile::Line& line, const tokenizer::Tokenizer& tokenizer,
                         std::size_t n_ctx);
   void divide(double validation_share);
 

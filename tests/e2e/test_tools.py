@@ -9,7 +9,7 @@ from harness import (EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, T
                      random_model, stories)
 
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
-               "net", "plan"]
+               "net", "plan", "train-tokenizer"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
          "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"]
 
