@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <iterator>
 #include <map>
 #include <tuple>
@@ -10,6 +9,8 @@
 #include <vector>
 
 #include <fmt/format.h>
+
+#include "base/svg.h"
 
 namespace recua::cluster {
 namespace {
@@ -28,55 +29,16 @@ constexpr double kAxisHeight = 34.0;
 // Narrower events are merged with the next of their kind; gaps narrower than that are not seen.
 constexpr double kSeenWidth = 0.5;
 
-constexpr const char* kStyle = R"(<style>
-svg { background: #ffffff; font: 11px system-ui, sans-serif; }
-text { fill: #24292f; } .faint { fill: #6e7781; } .title { font-size: 15px; font-weight: 600; }
-.part { font-size: 12px; font-weight: 600; } .grid { stroke: #d8dee4; } .lane { fill: #f3f5f7; }
-.c0 { fill: #2f6fb3; } .c1 { fill: #6ba3dd; } .x { fill: #d9822b; } .s { fill: #2a9d6f; }
-@media (prefers-color-scheme: dark) {
-svg { background: #0d1117; } text { fill: #e6edf3; } .faint { fill: #8b949e; }
-.grid { stroke: #30363d; } .lane { fill: #161b22; }
-.c0 { fill: #4c8fd6; } .c1 { fill: #88bdf2; } .x { fill: #f0a04b; } .s { fill: #43c491; }
-}
-</style>
-)";
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '&':
-        out += "&amp;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        // Control characters may not stand in XML.
-        out += static_cast<unsigned char>(c) < 32 ? '?' : c;
-    }
-  }
-  return out;
-}
+constexpr svg::Style kStyle = {
+    .light =
+        ".lane { fill: #f3f5f7; } .c0 { fill: #2f6fb3; } .c1 { fill: #6ba3dd; }\n"
+        ".x { fill: #d9822b; } .s { fill: #2a9d6f; }",
+    .dark =
+        ".lane { fill: #161b22; } .c0 { fill: #4c8fd6; } .c1 { fill: #88bdf2; }\n"
+        ".x { fill: #f0a04b; } .s { fill: #43c491; }"};
 
 std::string shortened(const std::string& text, std::size_t n_max) {
   return text.size() <= n_max ? text : text.substr(0, n_max - 3) + "...";
-}
-
-/// 1, 2 or 5 times a power of ten, so that about n_wanted steps make up the whole.
-double nice_step(double whole, double n_wanted) {
-  const double rough = whole / n_wanted;
-  const double power = std::pow(10.0, std::floor(std::log10(rough)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= rough * 0.999) return factor * power;
-  }
-  return 10.0 * power;
 }
 
 struct Unit {
@@ -137,21 +99,15 @@ void draw_bars(const Timeline& timeline, double top, std::string& out) {
   }
 }
 
-void draw_text(std::string& out, double x, double y, const char* css, const char* anchor,
-               const std::string& text) {
-  fmt::format_to(std::back_inserter(out),
-                 "<text class=\"{}\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", css,
-                 x, y, anchor, escaped(text));
-}
-
 /// Returns the height that was used.
 double draw_timeline(const Timeline& timeline, double top, std::string& out) {
   std::string title = timeline.title;
   if (timeline.n_stages_hidden > 0) {
     title += fmt::format(" ({} more stages not shown)", timeline.n_stages_hidden);
   }
-  draw_text(out, 10.0, top + 18.0, "part", "start", title);
-  draw_text(out, kNameWidth + kPlotWidth + kShareWidth - 5.0, top + 18.0, "faint", "end", "busy");
+  svg::draw_text(out, 10.0, top + 18.0, "part", "start", title);
+  svg::draw_text(out, kNameWidth + kPlotWidth + kShareWidth - 5.0, top + 18.0, "faint", "end",
+                 "busy");
   const double lanes_top = top + kTitleHeight;
   const double lanes_height = static_cast<double>(timeline.lanes.size()) * kLaneHeight;
   for (std::size_t i = 0; i < timeline.lanes.size(); ++i) {
@@ -161,21 +117,18 @@ double draw_timeline(const Timeline& timeline, double top, std::string& out) {
                    "<rect class=\"lane\" x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" "
                    "height=\"{:.1f}\"/>\n",
                    kNameWidth, y + 1.0, kPlotWidth, kBarHeight);
-    draw_text(out, kNameWidth - 6.0, y + 12.0, "name", "end", shortened(lane.name, 32));
-    draw_text(out, kNameWidth + kPlotWidth + kShareWidth - 5.0, y + 12.0, "faint", "end",
-              fmt::format("{:.0f} %", 100.0 * lane.busy_seconds / timeline.end));
+    svg::draw_text(out, kNameWidth - 6.0, y + 12.0, "name", "end", shortened(lane.name, 32));
+    svg::draw_text(out, kNameWidth + kPlotWidth + kShareWidth - 5.0, y + 12.0, "faint", "end",
+                   fmt::format("{:.0f} %", 100.0 * lane.busy_seconds / timeline.end));
   }
   const Unit unit = unit_for(timeline.end);
   const double whole = timeline.end / unit.seconds;
-  const double step = nice_step(whole, 9.0);
+  const double step = svg::nice_step(whole, 9.0);
   for (int i = 0; i * step <= whole * 1.0001; ++i) {
     const double x = kNameWidth + i * step / whole * kPlotWidth;
-    fmt::format_to(std::back_inserter(out),
-                   "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"{1:.1f}\" "
-                   "y2=\"{2:.1f}\"/>\n",
-                   x, lanes_top, lanes_top + lanes_height + 4.0);
-    draw_text(out, x, lanes_top + lanes_height + 16.0, "faint", "middle",
-              fmt::format("{:.6g} {}", i * step, unit.name));
+    svg::draw_line(out, "grid", x, lanes_top, x, lanes_top + lanes_height + 4.0);
+    svg::draw_text(out, x, lanes_top + lanes_height + 16.0, "faint", "middle",
+                   fmt::format("{:.6g} {}", i * step, unit.name));
   }
   draw_bars(timeline, lanes_top, out);
   return kTitleHeight + lanes_height + kAxisHeight;
@@ -192,7 +145,7 @@ void draw_legend(const std::string& chain_name, std::string& out) {
     fmt::format_to(std::back_inserter(out),
                    "<rect class=\"{}\" x=\"{:.1f}\" y=\"38\" width=\"12\" height=\"12\"/>\n", css,
                    x);
-    draw_text(out, x + 17.0, 48.0, "name", "start", text);
+    svg::draw_text(out, x + 17.0, 48.0, "name", "start", text);
     x += 40.0 + 6.2 * static_cast<double>(text.size());
   }
 }
@@ -206,12 +159,8 @@ std::string timeline_svg(std::span<const Timeline> timelines, const std::string&
     if (timeline.end > 0.0) y += draw_timeline(timeline, y, body);
   }
   const double width = kNameWidth + kPlotWidth + kShareWidth;
-  std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
-      "viewBox=\"0 0 {0:.0f} {1:.0f}\">\n<title>{2}</title>\n",
-      width, y, escaped(title));
-  out += kStyle;
-  draw_text(out, 10.0, 24.0, "title", "start", title);
+  std::string out = svg::begin(width, y, title, kStyle);
+  svg::draw_text(out, 10.0, 24.0, "title", "start", title);
   std::string chain_names;
   for (const Timeline& timeline : timelines) {
     if (chain_names.find(timeline.chain_name) != std::string::npos) continue;
