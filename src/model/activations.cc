@@ -85,4 +85,10 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   return a;
 }
 
+Result<void> Activations::allocate_lora(compute::Device& device, std::size_t n_rows,
+                                        std::size_t rank, std::size_t n_out) {
+  RECUA_RETURN_IF_ERROR(lora_low.allocate(device, "adapter", n_rows, rank));
+  return lora_added.allocate(device, "adapter", n_rows, n_out);
+}
+
 }  // namespace recua::model
