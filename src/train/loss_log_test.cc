@@ -96,7 +96,7 @@ TEST_F(LossLogTest, ReadsWhatItWrote) {
   const auto read = read_loss_log(path_);
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_TRUE(std::isnan(read->front().loss));
-  EXPECT_NEAR(*read->front().validation_loss, 0.12345678, 1e-8);
+  EXPECT_NEAR(*read->front().validation_loss, 0.12345678, 5e-8);  // Seven digits.
   EXPECT_EQ(read->front().tokens_per_second, 1e9);
 }
 

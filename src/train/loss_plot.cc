@@ -96,7 +96,8 @@ void draw_axes(const Axes& axes, std::string& out) {
                    fmt::format("{:.5g}", loss));
   }
   const double step = std::max(1.0, svg::nice_step(axes.step_max, 9.0));
-  for (double at = 0.0; at <= axes.step_max * 1.0001; at += step) {
+  for (int i = 0; i * step <= axes.step_max * 1.0001; ++i) {
+    const double at = i * step;
     svg::draw_line(out, "grid", axes.x(at), kTop, axes.x(at), bottom + 4.0);
     svg::draw_text(out, axes.x(at), bottom + 17.0, "faint", "middle", fmt::format("{:.0f}", at));
   }
