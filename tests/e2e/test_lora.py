@@ -113,7 +113,7 @@ class Lora(TestCase):
         self.refuse(["general.type", "adapter"], {**metadata, "general.type": "model"}, tensors)
         self.refuse(["blk.0.attn_q.weight.lora_a", "lora_b"], metadata, tensors[:1])
         name, shape, numbers = tensors[0]
-        self.refuse([name, "[4, 64]", "[64, 4]"], metadata,
+        self.refuse([name, "[4, 64]", "the model's blk.0.attn_q.weight of [64, 64]"], metadata,
                     [(name, shape[::-1], numbers), *tensors[1:]])
         self.refuse([name, "not finite"], metadata,
                     [(name, shape, [float("nan"), *numbers[1:]]), *tensors[1:]])
