@@ -14,6 +14,7 @@
 #include "compute/cpu/cpu_device.h"
 #include "model/hyperparams.h"
 #include "model/local_executor.h"
+#include "model/lora.h"
 #include "model/vocab.h"
 #include "sys/memory.h"
 #include "sys/topology.h"
@@ -119,6 +120,10 @@ Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const Backend
   backend->file = std::make_shared<gguf::GgufFile>(std::move(file));
   RECUA_ASSIGN_OR_RETURN(const model::HyperParams hyperparams,
                          model::read_hyperparams(*backend->file));
+  if (flags.lora.any()) {
+    RECUA_RETURN_IF_ERROR(
+        model::add_lora(*backend->file, hyperparams, flags.lora.path, flags.lora.scale));
+  }
   RECUA_ASSIGN_OR_RETURN(model::SliceOptions options,
                          choose_options(flags.model, needs, hyperparams.n_ctx_train));
   RECUA_RETURN_IF_ERROR(take_plan(flags.cluster, flags.links, backend->file, hyperparams, options));

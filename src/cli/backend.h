@@ -31,15 +31,18 @@ struct BackendFlags {
   ModelFlags model;
   ClusterFlags cluster;
   LinkFlags links;
+  LoraFlags lora;
 
   void add(CLI::App& app, bool with_ctx = true) {
     model.add(app, with_ctx);
+    lora.add(app);
     cluster.add(app);
     links.add(app);
   }
   /// What can be wrong without looking at the machine or the model.
   [[nodiscard]] Result<void> check() {
     RECUA_RETURN_IF_ERROR(model.check());
+    RECUA_RETURN_IF_ERROR(lora.check());
     RECUA_RETURN_IF_ERROR(cluster.check());
     return links.check();
   }

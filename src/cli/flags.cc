@@ -4,6 +4,8 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <filesystem>
+#include <optional>
 #include <random>
 #include <unistd.h>
 
@@ -109,6 +111,30 @@ Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view
   const auto type = quant::data_type_from_name(text);
   if (type && kernels::is_cache_type(*type)) return *type;
   return invalid(fmt::format("{} is '{}', need f16, f32, q8_0 or q4_0", flag, text));
+}
+
+void LoraFlags::add(CLI::App& app) {
+  app.add_option("--lora", text, "Adapter for the model (GGUF), with how strongly it acts (1)")
+      ->type_name("FILE[:SCALE]");
+}
+
+Result<void> LoraFlags::check() {
+  path = text;
+  scale = 1.0F;
+  const std::size_t colon = text.rfind(':');
+  std::error_code ignored;
+  if (colon == std::string::npos || std::filesystem::exists(text, ignored)) return ok();
+  const std::string_view tail = std::string_view(text).substr(colon + 1);
+  const std::optional<float> number = to_number<float>(tail);
+  if (!number || !std::isfinite(*number) || colon == 0) {
+    return invalid(
+        fmt::format("--lora is '{}', need FILE or FILE:SCALE, where SCALE is a number "
+                    "such as 0.5",
+                    text));
+  }
+  path = text.substr(0, colon);
+  scale = *number;
+  return ok();
 }
 
 void ClusterFlags::add(CLI::App& app, bool with_plan) {

@@ -46,6 +46,19 @@ struct ModelFlags {
 /// --no-repack, which sets repack to false. Remote workers have a flag of their own.
 void add_no_repack(CLI::App& app, bool& repack);
 
+/// An adapter for the model.
+struct LoraFlags {
+  std::string path;  // Filled by check(), as the rest.
+  float scale = 1.0F;
+
+  void add(CLI::App& app);
+  /// Takes "FILE" or "FILE:SCALE" apart; a name of a file that is there is a name.
+  [[nodiscard]] Result<void> check();
+  [[nodiscard]] bool any() const { return !text.empty(); }
+
+  std::string text;
+};
+
 /// f16 or f32. flag stands in the message.
 Result<quant::DataType> parse_cache_type(std::string_view flag, std::string_view text);
 

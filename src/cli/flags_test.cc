@@ -27,6 +27,24 @@ TEST(Flags, ReadLogitBiases) {
             (sampling::LogitBias{.id = 7, .bias = -std::numeric_limits<float>::infinity()}));
 }
 
+TEST(Flags, TakeAnAdapterWithOrWithoutItsScale) {
+  LoraFlags flags;
+  EXPECT_FALSE(flags.any());
+  flags.text = "a.gguf";
+  ASSERT_TRUE(flags.check().ok());
+  EXPECT_TRUE(flags.any());
+  EXPECT_EQ(flags.path, "a.gguf");
+  EXPECT_EQ(flags.scale, 1.0F);
+  flags.text = "dir:x/a.gguf:-0.5";
+  ASSERT_TRUE(flags.check().ok());
+  EXPECT_EQ(flags.path, "dir:x/a.gguf");
+  EXPECT_EQ(flags.scale, -0.5F);
+  for (const char* text : {"a.gguf:", "a.gguf:x", "a.gguf:nan", "a.gguf:inf", ":1", "a.gguf:1x"}) {
+    flags.text = text;
+    expect_refused(flags.check(), "FILE:SCALE");
+  }
+}
+
 TEST(Flags, RefuseMalformedLogitBiases) {
   for (const char* text :
        {"", "7", "+1", "-1", "7+", "7+x", "7+nan", "a+1", "7--1", "99999999999+1"})

@@ -5,9 +5,8 @@
 #include <optional>
 #include <string>
 
-#include <CLI/CLI.hpp>
-
 #include "base/result.h"
+#include "cli/app.h"
 #include "train/parameters.h"
 #include "train/trainer.h"
 

@@ -19,6 +19,7 @@
 #include "cluster/weights_channel.h"
 #include "cluster/wire.h"
 #include "model/hyperparams.h"
+#include "model/lora.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"
 #include "rpc/wire_error.h"
@@ -79,6 +80,9 @@ class ClusterImpl final : public Cluster, public std::enable_shared_from_this<Cl
     }
     if (options_.n_ranks > 1) {
       self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
+    }
+    if (model::has_lora(*file_)) {
+      self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
     }
     self_.shared_memory_host = options_.shared_memory_host;
     self_.rdma_ports = options_.rdma_ports;
@@ -258,12 +262,21 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
       options_.slices.empty()
           ? plan_ranks(cost, hyperparams_, offers_, options_.n_ranks, options_.split, part_bytes)
           : plan_as_told(cost, hyperparams_, offers_, options_.slices, part_bytes));
+  // What older workers cannot do. An adapter they would leave away without a word.
+  const struct {
+    bool needed;
+    rpc::Feature feature;
+    std::string_view what;
+  } needs[] = {{n_ranks() > 1, rpc::Feature::kTensorSplit, "share layers with others (--tp)"},
+               {model::has_lora(*file_), rpc::Feature::kLora, "apply an adapter (--lora)"}};
   for (const Peer& peer : peers_) {
-    if (n_ranks() == 1 || peer.info.has(rpc::Feature::kTensorSplit)) continue;
-    co_return Error{ErrorCode::kUnsupported,
-                    fmt::format("worker {} runs recua {}, which cannot share layers with others "
-                                "(--tp): update it (this is {})",
-                                peer.name, peer.info.software_version, RECUA_VERSION)};
+    for (const auto& [needed, feature, what] : needs) {
+      if (!needed || peer.info.has(feature)) continue;
+      co_return Error{
+          ErrorCode::kUnsupported,
+          fmt::format("worker {} runs recua {}, which cannot {}: update it (this is {})", peer.name,
+                      peer.info.software_version, what, RECUA_VERSION)};
+    }
   }
   log_debug("{}", describe(plan_, offers_));
   co_return ok();

@@ -34,6 +34,10 @@ class LoadedWeights final : public model::WeightSource {
     return Error{ErrorCode::kUnsupported,
                  fmt::format("tensor {}: only this rank's part of it is here", name)};
   }
+  [[nodiscard]] Result<std::size_t> n_rows(std::string_view name) const override {
+    RECUA_ASSIGN_OR_RETURN(const Entry* entry, find(name));
+    return entry->tensor.n_out;
+  }
   [[nodiscard]] Result<quant::DataType> check(const model::TensorPart& part) const override {
     RECUA_ASSIGN_OR_RETURN(const Entry* entry, find(part.name));
     if (!entry->is_cut) return WeightSource::check(part);

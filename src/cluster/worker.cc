@@ -116,6 +116,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     info.n_threads = static_cast<std::uint32_t>(options.n_threads);
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
+    info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
     }

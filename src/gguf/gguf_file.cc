@@ -58,7 +58,7 @@ Result<GgufFile> GgufFile::parse_shard(Shard shard) {
 
 Result<GgufFile> GgufFile::open_shard(const std::filesystem::path& path) {
   RECUA_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::open(path));
-  Shard shard{.name = path.string(), .file = std::nullopt, .bytes = mapped.bytes()};
+  Shard shard{.name = path.string(), .file = std::nullopt, .memory = {}, .bytes = mapped.bytes()};
   shard.file = std::move(mapped);
   return parse_shard(std::move(shard));
 }
@@ -66,7 +66,8 @@ Result<GgufFile> GgufFile::open_shard(const std::filesystem::path& path) {
 Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string name) {
   RECUA_ASSIGN_OR_RETURN(
       GgufFile file,
-      parse_shard(Shard{.name = std::move(name), .file = std::nullopt, .bytes = bytes}));
+      parse_shard(
+          Shard{.name = std::move(name), .file = std::nullopt, .memory = {}, .bytes = bytes}));
   RECUA_ASSIGN_OR_RETURN(const auto n_shards, file.find_u32(keys::kSplitCount));
   if (n_shards.value_or(1) > 1) {
     return Error{
@@ -77,6 +78,28 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, std::string n
   }
   RECUA_RETURN_IF_ERROR(file.index_tensors());
   return file;
+}
+
+Result<GgufFile> GgufFile::parse_owned(std::vector<std::byte> bytes, std::string name) {
+  RECUA_ASSIGN_OR_RETURN(GgufFile file, parse(bytes, std::move(name)));
+  file.shards_.front().memory = std::move(bytes);  // Which stay where they are.
+  return file;
+}
+
+Result<void> GgufFile::append(GgufFile&& other) {
+  for (const TensorInfo& tensor : other.tensors_) {
+    if (find(tensor.name) == nullptr) continue;
+    return Error{ErrorCode::kCorrupt,
+                 fmt::format("{}: tensor {} is in {} already; each may occur once", other.name(),
+                             quoted(tensor.name), name())};
+  }
+  for (TensorInfo tensor : other.tensors_) {
+    tensor.shard += shards_.size();
+    tensor_index_.emplace(tensor.name, tensors_.size());
+    tensors_.push_back(tensor);
+  }
+  for (Shard& shard : other.shards_) shards_.push_back(std::move(shard));
+  return ok();
 }
 
 Result<GgufFile> GgufFile::open(const std::filesystem::path& path) {

@@ -69,13 +69,22 @@ class GgufFile {
   /// messages. A model that says it is split is refused: its other parts are not here.
   static Result<GgufFile> parse(std::span<const std::byte> bytes, std::string name);
 
+  /// parse() of bytes that the GgufFile keeps.
+  static Result<GgufFile> parse_owned(std::vector<std::byte> bytes, std::string name);
+
+  /// Takes the tensors of another file along as if it were one more shard, whose metadata nobody
+  /// asks for. kCorrupt: both have a tensor of the same name. The file is then of no use.
+  Result<void> append(GgufFile&& other);
+
   /// The path of the first shard, or the name given to parse().
   [[nodiscard]] const std::string& name() const { return shards_.front().name; }
   [[nodiscard]] std::uint32_t version() const { return version_; }
   [[nodiscard]] std::uint64_t alignment() const { return alignment_; }
 
-  /// Whether the bytes of tensors are those of mapped files (else of memory, see parse()).
-  [[nodiscard]] bool is_mapped() const { return shards_.front().file.has_value(); }
+  /// Whether the bytes of a shard's tensors are those of a mapped file (else of memory).
+  [[nodiscard]] bool is_mapped(std::size_t shard) const {
+    return shards_.at(shard).file.has_value();
+  }
 
   [[nodiscard]] std::size_t n_shards() const { return shards_.size(); }
   [[nodiscard]] const std::string& shard_name(std::size_t i) const { return shards_.at(i).name; }
@@ -127,7 +136,8 @@ class GgufFile {
  private:
   struct Shard {
     std::string name;
-    std::optional<MappedFile> file;  // Empty for bytes in memory.
+    std::optional<MappedFile> file;      // Empty for bytes in memory.
+    std::vector<std::byte> memory = {};  // Empty for those of somebody else.
     std::span<const std::byte> bytes;
     std::uint64_t data_offset = 0;
   };

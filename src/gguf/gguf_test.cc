@@ -1,3 +1,4 @@
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -243,6 +244,34 @@ TEST(GgufSplit, SaysWhichShardIsMissingWrongOrDouble) {
   file = GgufFile::open(dir / "renamed.gguf");
   EXPECT_NE(file.error().message.find("its name must end in"), std::string::npos)
       << file.error().message;
+}
+
+TEST(GgufReader, TakesTheTensorsOfAnotherFileAlong) {
+  const auto file_of = [](std::string_view tensor, std::byte fill) {
+    GgufWriter writer;
+    writer.add("general.name", tensor);
+    writer.add_tensor(tensor, DataType::kF32, std::array<std::uint64_t, 1>{8});
+    std::vector<std::byte> bytes = writer.header();
+    bytes.resize(bytes.size() + 32, fill);
+    auto file = GgufFile::parse_owned(std::move(bytes), std::string(tensor) + ".gguf");
+    EXPECT_TRUE(file.ok()) << file.error().message;
+    return std::move(file).value();
+  };
+  GgufFile file = file_of("a", std::byte{1});
+  ASSERT_TRUE(file.append(file_of("b", std::byte{2})).ok());
+  EXPECT_EQ(file.n_shards(), 2U);
+  EXPECT_EQ(file.name(), "a.gguf");
+  EXPECT_EQ(file.shard_name(1), "b.gguf");
+  EXPECT_FALSE(file.is_mapped(1));
+  ASSERT_NE(file.find("b"), nullptr);
+  EXPECT_EQ(file.find("b")->shard, 1U);
+  EXPECT_EQ(file.find("b")->data[31], std::byte{2});
+  EXPECT_EQ(file.find("a")->data[0], std::byte{1});
+  EXPECT_EQ(*file.get_str("general.name"), "a");
+  const auto again = file.append(file_of("b", std::byte{3}));
+  ASSERT_FALSE(again.ok());
+  EXPECT_NE(again.error().message.find("tensor 'b' is in a.gguf already"), std::string::npos)
+      << again.error().message;
 }
 
 TEST(GgufReader, ReadsPublishedFiles) {

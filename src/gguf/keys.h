@@ -13,6 +13,7 @@ namespace recua::gguf {
 namespace keys {
 inline constexpr std::string_view kArchitecture = "general.architecture";
 inline constexpr std::string_view kName = "general.name";
+inline constexpr std::string_view kType = "general.type";  // Absent: "model".
 inline constexpr std::string_view kAlignment = "general.alignment";
 inline constexpr std::string_view kFileType = "general.file_type";
 inline constexpr std::string_view kQuantizationVersion = "general.quantization_version";
@@ -20,6 +21,11 @@ inline constexpr std::string_view kQuantizationVersion = "general.quantization_v
 inline constexpr std::string_view kSplitIndex = "split.no";
 inline constexpr std::string_view kSplitCount = "split.count";
 inline constexpr std::string_view kSplitTensors = "split.tensors.count";
+
+// Of files that change a model, kType "adapter".
+inline constexpr std::string_view kAdapterType = "adapter.type";
+inline constexpr std::string_view kLoraAlpha = "adapter.lora.alpha";
+inline constexpr std::string_view kInvocationTokens = "adapter.alora.invocation_tokens";
 
 inline constexpr std::string_view kTokenizerModel = "tokenizer.ggml.model";
 inline constexpr std::string_view kTokenizerPre = "tokenizer.ggml.pre";

@@ -119,4 +119,10 @@ std::size_t Activations::bytes(const HyperParams& hp, const Share& share, std::s
   return floats * sizeof(float);
 }
 
+Result<void> Activations::allocate_lora(compute::Device& device, std::size_t n_rows,
+                                        std::size_t rank, std::size_t n_out) {
+  RECUA_RETURN_IF_ERROR(lora_low.allocate(device, "adapter", n_rows, rank));
+  return lora_added.allocate(device, "adapter", n_rows, n_out);
+}
+
 }  // namespace recua::model

@@ -67,6 +67,8 @@ struct Activations {
   RowBuffer logits;  // Last slice; a few rows, since a row may have half a megabyte.
   RowBuffer own_logits, gathered_logits;  // With several ranks: the rank's, all one after another.
 
+  RowBuffer lora_low, lora_added;  // With an adapter: A x, and B (A x).
+
   SplitInput attended_cols, gate_cols;
 
   static Result<Activations> create(compute::Device& device, const HyperParams& hp,
@@ -75,6 +77,9 @@ struct Activations {
   /// What create() allocates.
   static std::size_t bytes(const HyperParams& hp, const Share& share, std::size_t n_rows,
                            std::size_t n_logit_rows);
+  /// What an adapter of this rank for matrices of at most n_out outputs needs besides.
+  Result<void> allocate_lora(compute::Device& device, std::size_t n_rows, std::size_t rank,
+                             std::size_t n_out);
 };
 
 }  // namespace recua::model

@@ -69,7 +69,9 @@ Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index
   const Rows rope = a_.rope.rows(n);
   device_.rms_norm(x, *layer.attn_norm, hp_.rms_eps, normed);
   device_.matmul(*layer.k, normed, k);
+  adapt(layer.k_lora, normed, k);
   device_.matmul(*layer.v, normed, v);
+  adapt(layer.v_lora, normed, v);
   if (layer.k_bias) device_.add_bias(k, *layer.k_bias);
   if (layer.v_bias) device_.add_bias(v, *layer.v_bias);
   if (layer.k_norm) {
@@ -111,6 +113,7 @@ Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
   const std::size_t n = normed.n_rows;
   const Rows q = a_.q.rows(n);
   device_.matmul(*layer.q, normed, q);
+  adapt(layer.q_lora, normed, q);
   if (layer.q_bias) device_.add_bias(q, *layer.q_bias);
   if (layer.q_norm) {
     const Rows heads = a_.q.split_rows(n, share_.heads.size());
@@ -125,9 +128,8 @@ Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
   device_.attention(cache_.layer(index), q, heads, batch, scale, hp_.sliding_window,
                     a_.attended_cols.own_cols(a_.attended, n));
   const Rows projected = a_.projected.rows(n);
-  RECUA_RETURN_IF_ERROR(matmul_over_ranks(
-      *layer.attn_output, a_.attended_cols.whole_blocks(a_.attended, n, layer.attn_output->type()),
-      projected));
+  RECUA_RETURN_IF_ERROR(matmul_over_ranks(*layer.attn_output, layer.attn_output_lora, a_.attended,
+                                          a_.attended_cols, projected));
   return projected;
 }
 
@@ -139,11 +141,13 @@ Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
   const Rows gate = a_.gate_cols.own_cols(a_.gate, n);
   const Rows up = a_.up.rows(n);
   device_.matmul(*layer.gate, normed, gate);
+  adapt(layer.gate_lora, normed, gate);
   device_.matmul(*layer.up, normed, up);
+  adapt(layer.up_lora, normed, up);
   device_.silu_mul(gate, up, gate);
   const Rows projected = a_.projected.rows(n);
-  RECUA_RETURN_IF_ERROR(matmul_over_ranks(
-      *layer.down, a_.gate_cols.whole_blocks(a_.gate, n, layer.down->type()), projected));
+  RECUA_RETURN_IF_ERROR(
+      matmul_over_ranks(*layer.down, layer.down_lora, a_.gate, a_.gate_cols, projected));
   return projected;
 }
 
@@ -177,17 +181,33 @@ Result<void> ForwardPass::sum_over_ranks(Rows rows) {
   return communicator_.all_reduce(host_floats(rows));
 }
 
-// out = the sum over ranks of w x: w has the rank's part of the inputs. While the sums of some rows
-// travel, those of the next rows are computed.
-Result<void> ForwardPass::matmul_over_ranks(const compute::Weight& w, Rows x, Rows out) {
-  const bool whole = slice_.n_ranks == 1 || !communicator_.overlaps() || x.n_rows <= kReducedRows;
+// out += B (A x). A rank that has some of the inputs has those columns of A, one that has some of
+// the outputs those rows of B; so the sum over ranks, or what they have together, is the whole.
+void ForwardPass::adapt(const Lora& lora, Rows x, Rows out) {
+  if (lora.a == nullptr) return;
+  const Rows low = compute::dense_rows(*a_.lora_low.buffer(), x.n_rows, lora.a->n_out());
+  const Rows added = compute::dense_rows(*a_.lora_added.buffer(), x.n_rows, out.n_cols);
+  device_.matmul(*lora.a, x, low);
+  device_.matmul(*lora.b, low, added);
+  device_.add(out, added, out);
+}
+
+// out = the sum over ranks of w x, where x is a buffer's columns of which this rank has some: w has
+// that part of the inputs. While the sums of some rows travel, those of the next rows are computed.
+Result<void> ForwardPass::matmul_over_ranks(const compute::Weight& w, const Lora& lora,
+                                            const RowBuffer& x, const SplitInput& cols, Rows out) {
+  const Rows blocks = cols.whole_blocks(x, out.n_rows, w.type());
+  const Rows own = cols.own_cols(x, out.n_rows);  // An adapter's matrices are not in blocks.
+  const bool whole = slice_.n_ranks == 1 || !communicator_.overlaps() || out.n_rows <= kReducedRows;
   if (whole) {
-    device_.matmul(w, x, out);
+    device_.matmul(w, blocks, out);
+    adapt(lora, own, out);
     return sum_over_ranks(out);
   }
-  for (std::size_t begin = 0; begin < x.n_rows; begin += kReducedRows) {
-    const std::size_t n = std::min(kReducedRows, x.n_rows - begin);
-    device_.matmul(w, x.slice_rows(begin, n), out.slice_rows(begin, n));
+  for (std::size_t begin = 0; begin < out.n_rows; begin += kReducedRows) {
+    const std::size_t n = std::min(kReducedRows, out.n_rows - begin);
+    device_.matmul(w, blocks.slice_rows(begin, n), out.slice_rows(begin, n));
+    adapt(lora, own.slice_rows(begin, n), out.slice_rows(begin, n));
     device_.sync();
     if (begin > 0) RECUA_RETURN_IF_ERROR(communicator_.finish_all_reduce());
     RECUA_RETURN_IF_ERROR(communicator_.begin_all_reduce(host_floats(out.slice_rows(begin, n))));

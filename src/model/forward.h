@@ -6,6 +6,7 @@
 ///               x = x + Wo attention(q, cache of k and v)
 ///               h = norm(x);  x = x + Wdown (silu(Wgate h) * Wup h)      or the same with experts
 ///   logits = Woutput norm(x)
+/// A matrix W with an adapter (model/lora.h) gives W x + B (A x) instead of W x.
 ///
 /// A rank of a tensor split computes with its own heads, columns and tokens (model/share.h). What
 /// the matrices Wo and Wdown give is then a part of the sum over ranks, and so is an embedding,
@@ -75,7 +76,9 @@ class ForwardPass {
   Result<compute::Rows> feed_forward(const LayerWeights& layer, compute::Rows x);
   Result<compute::Rows> experts(const LayerWeights& layer, compute::Rows normed);
   Result<void> sum_over_ranks(compute::Rows rows);
-  Result<void> matmul_over_ranks(const compute::Weight& w, compute::Rows x, compute::Rows out);
+  Result<void> matmul_over_ranks(const compute::Weight& w, const Lora& lora, const RowBuffer& x,
+                                 const SplitInput& cols, compute::Rows out);
+  void adapt(const Lora& lora, compute::Rows x, compute::Rows out);
 
   compute::Device& device_;
   const HyperParams& hp_;

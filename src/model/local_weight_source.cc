@@ -22,7 +22,7 @@ Result<compute::TensorBytes> LocalWeightSource::tensor(std::string_view tensor_n
                               .n_experts = info->shape[2],
                               .bytes = info->data,
                               .owner = file_,
-                              .in_mapped_file = file_->is_mapped()};
+                              .in_mapped_file = file_->is_mapped(info->shard)};
 }
 
 }  // namespace recua::model

@@ -261,6 +261,10 @@ Result<std::unique_ptr<SliceRunner>> SliceRunner::create(
                                              logit_rows(slice, completed)));
   RECUA_ASSIGN_OR_RETURN(SliceWeights loaded,
                          load_weights(device, hyperparams, weights, slice, progress));
+  if (const LoraSize lora = lora_size(loaded); lora.rank > 0) {
+    RECUA_RETURN_IF_ERROR(
+        activations.allocate_lora(device, completed.n_ubatch, lora.rank, lora.n_out));
+  }
   return std::make_unique<DeviceSliceRunner>(device, hyperparams, slice, completed,
                                              std::move(loaded), std::move(cache),
                                              std::move(activations), communicator);

@@ -33,6 +33,8 @@ class WeightSource {
   [[nodiscard]] virtual bool has(std::string_view tensor_name) const = 0;
   /// kNotFound: names the tensor and the file.
   virtual Result<compute::TensorBytes> tensor(std::string_view tensor_name) const = 0;
+  /// Rows (n_out) of the tensor, also where only a part of it is here. kNotFound as tensor().
+  [[nodiscard]] virtual Result<std::size_t> n_rows(std::string_view tensor_name) const;
   /// The type of the tensor, once it was checked as part() would; nothing is read or copied.
   virtual Result<quant::DataType> check(const TensorPart& part) const;
   /// A rank's part, as cut_tensor() gives it; by default that, of tensor(). A source that keeps

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "model/lora.h"
 #include "model/part_layout.h"
 #include "sys/aligned_buffer.h"
 
@@ -29,6 +30,14 @@ Range within(Range range, Range whole) {
 
 /// A bias is a row: what cuts its matrix by rows cuts it by columns.
 Cut cut_of(const HyperParams& hp, const Share& share, std::string_view name) {
+  // Of an adapter's two matrices one has the inputs of the model's, the other its outputs.
+  for (const auto& [ending, axis] :
+       {std::pair(kLoraA, Axis::kCols), std::pair(kLoraB, Axis::kRows)}) {
+    if (!name.ends_with(ending)) continue;
+    name.remove_suffix(ending.size());
+    const Cut cut = cut_of(hp, share, name);
+    return cut.axis == axis ? cut : Cut{};
+  }
   if (name == "token_embd.weight" || name == "output.weight") return {Axis::kRows, share.vocab};
   if (!name.starts_with("blk.")) return {};
   const std::size_t dot = name.find('.', 4);

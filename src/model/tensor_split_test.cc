@@ -10,6 +10,7 @@
 
 #include "model/golden_logits.h"
 #include "model/test_group.h"
+#include "model/test_logits.h"
 #include "model/test_models.h"
 #include "model/vocab.h"
 
@@ -17,52 +18,7 @@ namespace recua::model {
 namespace {
 
 using nlohmann::json;
-using Speeds = std::vector<double>;
-
 const char* const kStories = "models/stories260K.gguf";  // 8 heads, 4 KV heads, 172 columns.
-
-std::vector<Share> shares_of(const gguf::GgufFile& file, const Speeds& speeds) {
-  const auto hp = read_hyperparams(file);
-  EXPECT_TRUE(hp.ok());
-  auto shares = divide(*hp, speeds);
-  EXPECT_TRUE(shares.ok()) << (shares.ok() ? "" : shares.error().message);
-  return std::move(shares).value();
-}
-
-StepBatch prompt_with_logits(TestSequence& sequence, const std::vector<TokenId>& tokens) {
-  StepBatch batch;
-  for (std::uint32_t row = 0; row < tokens.size(); ++row) {
-    batch.outputs.push_back({.row = row, .kind = OutputRequest::Kind::kLogits});
-  }
-  batch.parts.push_back(sequence.next(tokens));
-  return batch;
-}
-
-/// One rank's logits after each token.
-std::vector<std::vector<float>> unsplit_logits(const std::shared_ptr<const gguf::GgufFile>& file,
-                                               const std::vector<TokenId>& tokens) {
-  const auto device = test_device();
-  auto executor = LocalExecutor::create(*device, file, exact_options(512));
-  EXPECT_TRUE(executor.ok());
-  TestSequence sequence;
-  const auto result = (*executor)->run(prompt_with_logits(sequence, tokens));
-  EXPECT_TRUE(result.ok());
-  std::vector<std::vector<float>> out;
-  for (const StepOutput& output : result->outputs) out.push_back(output.logits);
-  return out;
-}
-
-/// The largest difference, relative to the largest logit of the row.
-double relative_difference(const std::vector<float>& got, const std::vector<float>& wanted) {
-  double difference = 0.0;
-  double largest = 0.0;
-  EXPECT_EQ(got.size(), wanted.size());
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
-    largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
-  }
-  return difference / largest;
-}
 
 /// What the splits of a model are: even and uneven, and as many ranks as there are query heads.
 std::vector<Speeds> splits(const gguf::GgufFile& file) {

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string>
@@ -8,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
+#include "model/lora.h"
 #include "model/rope.h"
 #include "model/tensor_part.h"
 #include "quant/dequantize.h"
@@ -22,6 +24,11 @@ Result<quant::DataType> WeightSource::check(const TensorPart& part) const {
   RECUA_ASSIGN_OR_RETURN(const compute::TensorBytes whole, tensor(part.name));
   RECUA_RETURN_IF_ERROR(check_tensor(whole, part.n_in, part.n_out, part.n_experts));
   return whole.type;
+}
+
+Result<std::size_t> WeightSource::n_rows(std::string_view tensor_name) const {
+  RECUA_ASSIGN_OR_RETURN(const compute::TensorBytes whole, tensor(tensor_name));
+  return whole.n_out;
 }
 
 Result<compute::TensorBytes> WeightSource::part(const TensorPart& part) const {
@@ -56,6 +63,17 @@ class SlotList {
     slots_.push_back({.part = tensor_part(hp_, share_, std::move(name), n_in, n_out, n_experts),
                       .matrix = &out});
   }
+  /// A matrix that an adapter may change.
+  void adapted(const std::string& name, std::size_t n_in, std::size_t n_out, Matrix& out,
+               Lora& lora) {
+    matrix(name, n_in, n_out, out);
+    const auto rank = source_.n_rows(name + std::string(kLoraA));
+    if (!rank.ok()) return;
+    // A larger one is refused when its shape is checked.
+    const std::size_t allowed = std::min(*rank, kLoraRankMax);
+    matrix(name + std::string(kLoraA), n_in, allowed, lora.a);
+    matrix(name + std::string(kLoraB), allowed, n_out, lora.b);
+  }
   void vector(std::string name, std::size_t n, Vector& out, Presence presence = Presence::kAlways) {
     if (presence == Presence::kNever) return;
     if (presence == Presence::kOptional && !source_.has(name)) return;
@@ -69,20 +87,20 @@ class SlotList {
     const std::size_t q_size = std::size_t{hp_.n_heads} * hp_.head_dim;
     const std::size_t kv_size = std::size_t{hp_.n_kv_heads} * hp_.head_dim;
     vector(prefix + "attn_norm.weight", hidden, out.attn_norm);
-    matrix(prefix + "attn_q.weight", hidden, q_size, out.q);
-    matrix(prefix + "attn_k.weight", hidden, kv_size, out.k);
-    matrix(prefix + "attn_v.weight", hidden, kv_size, out.v);
+    adapted(prefix + "attn_q.weight", hidden, q_size, out.q, out.q_lora);
+    adapted(prefix + "attn_k.weight", hidden, kv_size, out.k, out.k_lora);
+    adapted(prefix + "attn_v.weight", hidden, kv_size, out.v, out.v_lora);
     vector(prefix + "attn_q.bias", q_size, out.q_bias, arch.qkv_bias);
     vector(prefix + "attn_k.bias", kv_size, out.k_bias, arch.qkv_bias);
     vector(prefix + "attn_v.bias", kv_size, out.v_bias, arch.qkv_bias);
     vector(prefix + "attn_q_norm.weight", hp_.head_dim, out.q_norm, arch.qk_norm);
     vector(prefix + "attn_k_norm.weight", hp_.head_dim, out.k_norm, arch.qk_norm);
-    matrix(prefix + "attn_output.weight", q_size, hidden, out.attn_output);
+    adapted(prefix + "attn_output.weight", q_size, hidden, out.attn_output, out.attn_output_lora);
     vector(prefix + "ffn_norm.weight", hidden, out.ffn_norm);
     if (hp_.n_experts == 0) {
-      matrix(prefix + "ffn_gate.weight", hidden, hp_.ffn_size, out.gate);
-      matrix(prefix + "ffn_up.weight", hidden, hp_.ffn_size, out.up);
-      matrix(prefix + "ffn_down.weight", hp_.ffn_size, hidden, out.down);
+      adapted(prefix + "ffn_gate.weight", hidden, hp_.ffn_size, out.gate, out.gate_lora);
+      adapted(prefix + "ffn_up.weight", hidden, hp_.ffn_size, out.up, out.up_lora);
+      adapted(prefix + "ffn_down.weight", hp_.ffn_size, hidden, out.down, out.down_lora);
     } else {
       const std::size_t ffn = hp_.expert_ffn_size;
       matrix(prefix + "ffn_gate_inp.weight", hidden, hp_.n_experts, out.router);
@@ -189,6 +207,19 @@ Result<void> load_rope(compute::Device& device, const HyperParams& hp, const Wei
 }
 
 }  // namespace
+
+LoraSize lora_size(const SliceWeights& weights) {
+  LoraSize size;
+  for (const LayerWeights& layer : weights.layers) {
+    for (const Lora* lora : {&layer.q_lora, &layer.k_lora, &layer.v_lora, &layer.attn_output_lora,
+                             &layer.gate_lora, &layer.up_lora, &layer.down_lora}) {
+      if (lora->a == nullptr) continue;
+      size.rank = std::max(size.rank, lora->a->n_out());
+      size.n_out = std::max(size.n_out, lora->b->n_out());
+    }
+  }
+  return size;
+}
 
 Result<SliceWeights> load_weights(compute::Device& device, const HyperParams& hp,
                                   const WeightSource& source, const Slice& slice,

@@ -14,6 +14,12 @@ namespace recua::model {
 using Matrix = std::unique_ptr<compute::Weight>;
 using Vector = std::unique_ptr<compute::Buffer>;
 
+/// What an adapter adds to the product of a matrix [n_out, n_in]: B (A x). See model/lora.h.
+struct Lora {
+  Matrix a;  // [rank, n_in]; null: the matrix is not adapted
+  Matrix b;  // [n_out, rank], times the adapter's scale
+};
+
 /// Null: the layer has none of it. Shapes slowest dimension first, of a slice that is not split:
 /// a rank has its part (model/tensor_part.h).
 struct LayerWeights {
@@ -26,6 +32,13 @@ struct LayerWeights {
   Matrix router;                  // [n_experts, hidden_size], with experts only
   Matrix gate, up;                // [ffn_size, hidden_size], or one of these per expert
   Matrix down;                    // [hidden_size, ffn_size], or one of these per expert
+  Lora q_lora, k_lora, v_lora, attn_output_lora, gate_lora, up_lora, down_lora;
+};
+
+/// The largest rank and number of outputs of the adapted matrices; 0: there are none.
+struct LoraSize {
+  std::size_t rank = 0;
+  std::size_t n_out = 0;
 };
 
 struct SliceWeights {
@@ -40,6 +53,8 @@ struct SliceWeights {
     return output ? *output : *token_embd;
   }
 };
+
+[[nodiscard]] LoraSize lora_size(const SliceWeights& weights);
 
 /// Every tensor is found and checked before the first is loaded.
 /// kNotFound: names the tensor. kCorrupt: its shape, type or size is wrong; says what was found and

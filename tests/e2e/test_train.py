@@ -1,6 +1,7 @@
 """train-tokenizer: vocabularies that recua reads again."""
 
 import json
+import unittest
 
 from harness import EXIT_FAILURE, EXIT_USAGE, TestCase
 
@@ -82,3 +83,7 @@ class TrainTokenizer(TestCase):
                        "--out", self.out, "--pre", "none-such")
         self.fail_with(EXIT_FAILURE, ["missing.txt"], "train-tokenizer", "--data",
                        self.scratch / "missing.txt", "--out", self.out)
+
+
+if __name__ == "__main__":
+    unittest.main()
