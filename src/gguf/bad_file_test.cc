@@ -183,9 +183,9 @@ TEST(BadGguf, ShapesAndTypesOfTensorsAreChecked) {
       error_of(f.with("v dim 0", std::uint64_t{33})),
       "tensor 'v' has rows of 33 elements, which is no multiple of the block size 32 of its "
       "type Q8_0");
-  const std::string unknown = error_of(f.with("v type", 23U), ErrorCode::kUnsupported);
+  const std::string unknown = error_of(f.with("v type", 22U), ErrorCode::kUnsupported);
   EXPECT_SAYS(unknown,
-              "tensor 'v' has type number 23, which recua does not know; it knows F32 F16 BF16");
+              "tensor 'v' has type number 22, which recua does not know; it knows F32 F16 BF16");
   EXPECT_SAYS(error_of(f.with("v type", ~0U), ErrorCode::kUnsupported), "4294967295");
 }
 

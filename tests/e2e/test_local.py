@@ -165,7 +165,7 @@ class Usage(TestCase):
         self.fail_with(EXIT_USAGE, ["wroker", "worker"], "wroker")
 
     def test_wrong_values_are_named(self):
-        for flags, words in ((["-ctk", "q4_0"], ["q4_0", "f16", "f32"]), (["-n", "many"], ["many"]),
+        for flags, words in ((["-ctk", "q4_1"], ["q4_1", "f16", "q8_0"]), (["-n", "many"], ["many"]),
                              (["--top-p", "2"], ["top-p", "2"]), (["-t", "-1"], ["-1"]),
                              (["--prompt-ids", "1,x"], ["x"])):
             with self.subTest(flags=flags):
