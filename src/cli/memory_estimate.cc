@@ -82,11 +82,11 @@ std::string MemoryEstimate::text() const {
 }
 
 Result<void> check_fits(const MemoryEstimate& need, std::uint64_t available) {
-  if (available == 0 || need.total() <= available) return ok();  // 0: the system does not say.
+  if (available == 0 || need.needed() <= available) return ok();  // 0: the system does not say.
   std::string message =
       fmt::format("needs {}, which is {} more than the {} that are free", need.text(),
-                  human_bytes(need.total() - available), human_bytes(available));
-  const std::uint64_t fixed = need.total() - need.cache;
+                  human_bytes(need.needed() - available), human_bytes(available));
+  const std::uint64_t fixed = need.needed() - need.cache;
   const std::uint64_t left = available > fixed ? available - fixed : 0;
   const std::uint64_t n_ctx = need.ctx_token > 0 ? left / need.ctx_token / 32 * 32 : 0;
   if (n_ctx >= kCtxLeast) {

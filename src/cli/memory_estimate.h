@@ -28,6 +28,8 @@ struct MemoryEstimate {
   [[nodiscard]] std::uint64_t total() const {
     return packed + mapped + cache + activations + scratch + program;
   }
+  /// What has to be there: pages of a mapped file come back from the file.
+  [[nodiscard]] std::uint64_t needed() const { return total() - mapped; }
   /// "2.3 GB: weights 1.2 GB packed and 0 B mapped, cache 1.0 GB for 4096 tokens, ..."
   [[nodiscard]] std::string text() const;
 };

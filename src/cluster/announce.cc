@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cluster/coordinator.h"
+#include "kv/paged_cache.h"
 #include "model/slice.h"
 
 namespace recua::cluster {
@@ -63,10 +64,14 @@ Result<ModelCost> model_cost(const gguf::GgufFile& file, const model::HyperParam
     if (needed_by(0, n_layers > 1 ? 1 : n_layers)) cost.first_bytes += tensor.n_bytes;
     if (n_layers > 1 && needed_by(n_layers - 1, n_layers)) cost.last_bytes += tensor.n_bytes;
   }
-  const std::uint64_t kv_elements = std::uint64_t{hyperparams.n_kv_heads} * hyperparams.head_dim;
-  cost.kv_layer_bytes = std::uint64_t{options.n_pages} * options.page_tokens *
-                        (quant::row_bytes(options.k_type, kv_elements) +
-                         quant::row_bytes(options.v_type, kv_elements));
+  cost.kv_layer_bytes = kv::KvShape{.n_layers = 1,
+                                    .n_kv_heads = hyperparams.n_kv_heads,
+                                    .head_dim = hyperparams.head_dim,
+                                    .n_pages = options.n_pages,
+                                    .page_tokens = options.page_tokens,
+                                    .k_type = options.k_type,
+                                    .v_type = options.v_type}
+                            .bytes();
   return cost;
 }
 

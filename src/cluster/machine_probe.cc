@@ -27,7 +27,7 @@ constexpr std::size_t kHeads = 32;
 constexpr std::size_t kKvHeads = 8;
 constexpr std::size_t kHeadDim = 128;
 constexpr std::size_t kContext = 1024;
-constexpr std::size_t kQueries = 16;
+constexpr std::size_t kQueries = 96;  // As many as a prompt gives to a thread at a time.
 
 // Smallest products that the CPU device gives to all threads.
 constexpr std::size_t kSmallWidth = 128;
@@ -213,8 +213,10 @@ Result<double> probe_attention(compute::Device& device, const MachineProbeOption
   constexpr std::size_t kCols = kHeads * kHeadDim;
   RECUA_ASSIGN_OR_RETURN(const auto q, random_rows(device, n_queries * kCols));
   RECUA_ASSIGN_OR_RETURN(const auto out, device.allocate(n_queries * kCols * sizeof(float)));
-  const std::vector<compute::AttentionRow> rows(
-      n_queries, {.sequence = 0, .position = static_cast<std::uint32_t>(kContext - 1)});
+  std::vector<compute::AttentionRow> rows;
+  for (std::size_t position = kContext - n_queries; position < kContext; ++position) {
+    rows.push_back({.sequence = 0, .position = static_cast<std::uint32_t>(position)});
+  }
   const std::uint32_t page = 0;
   const std::span<const std::uint32_t> table(&page, 1);
   const compute::AttentionBatch batch = {.rows = rows, .page_tables = {&table, 1}};

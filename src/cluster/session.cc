@@ -14,6 +14,7 @@
 #include "cluster/weights_channel.h"
 #include "cluster/wire.h"
 #include "gguf/gguf_file.h"
+#include "kv/paged_cache.h"
 #include "rpc/wire_error.h"
 
 namespace recua::cluster {
@@ -31,12 +32,19 @@ std::uint64_t saturated_add(std::uint64_t a, std::uint64_t b) {
 
 std::uint64_t cache_bytes(const model::HyperParams& hp, const model::Slice& slice,
                           const model::SliceOptions& options) {
-  const std::uint64_t elements =
-      std::uint64_t{model::own_share(slice, hp).kv_heads.size()} * hp.head_dim;
-  const std::uint64_t per_token =
-      quant::row_bytes(options.k_type, elements) + quant::row_bytes(options.v_type, elements);
-  const std::uint64_t n_tokens = std::uint64_t{options.page_tokens} * options.n_pages;
-  return saturated_mul(saturated_mul(per_token, n_tokens), slice.layer_end - slice.layer_begin);
+  const kv::KvShape shape = {.n_layers = slice.layer_end - slice.layer_begin,
+                             .n_kv_heads = model::own_share(slice, hp).kv_heads.size(),
+                             .head_dim = hp.head_dim,
+                             .n_pages = options.n_pages,
+                             .page_tokens = options.page_tokens,
+                             .k_type = options.k_type,
+                             .v_type = options.v_type};
+  const auto is_whole = [&](quant::DataType type) {
+    return hp.head_dim % quant::traits(type).block_size == 0;
+  };
+  if (!is_whole(options.k_type) || !is_whole(options.v_type)) return 0;  // PagedCache refuses it.
+  const std::size_t bytes = shape.bytes();
+  return bytes == 0 ? std::numeric_limits<std::uint64_t>::max() : bytes;
 }
 
 rpc::RingShape input_ring(const model::HyperParams& hp, const model::Slice& slice,

@@ -393,6 +393,17 @@ TEST(Weights, ReportTheirProgress) {
   EXPECT_EQ(total, bytes);
 }
 
+TEST(Weights, RefusesAdapterTensorsThatAreNotFloats) {
+  // Such as a peer may announce, or a file hold; --lora makes all of them F32.
+  const auto device = test_device();
+  ModelEdits edits;
+  edits.more_tensors = {{"blk.0.attn_q.weight.lora_a", quant::DataType::kQ8_0, {64, 2}},
+                        {"blk.0.attn_q.weight.lora_b", quant::DataType::kF32, {2, 64}}};
+  const auto executor = load(*device, edited(*open_golden(kLlama), edits));
+  expect_error(executor, ErrorCode::kUnsupported,
+               {"blk.0.attn_q.weight.lora_a", "Q8_0", "F32", "--lora"});
+}
+
 TEST(Weights, OfADamagedModelGiveAnErrorAndNoToken) {
   const auto device = test_device();
   auto model = std::make_shared<EditedModel>(*edited(*open_golden(kLlama), {}));

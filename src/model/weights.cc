@@ -44,9 +44,17 @@ struct Slot {
   TensorPart part;
   Matrix* matrix = nullptr;  // One of the two.
   Vector* vector = nullptr;
+  bool is_adapter = false;
 };
 
 Result<void> check_type(const Slot& slot, quant::DataType type) {
+  // Ranks cut them anywhere, not at blocks. (model/lora.h reads any type and makes them F32.)
+  if (slot.is_adapter && type != quant::DataType::kF32) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("tensor {} of an adapter is of type {}, need F32: give the adapter's "
+                             "file to --lora",
+                             slot.part.name, quant::traits(type).name)};
+  }
   if (slot.vector == nullptr || quant::traits(type).block_size == 1) return ok();
   return Error{ErrorCode::kCorrupt, fmt::format("tensor {} is of type {}; expected F32, F16 or "
                                                 "BF16, as norms and biases are never quantized",
@@ -72,7 +80,9 @@ class SlotList {
     // A larger one is refused when its shape is checked.
     const std::size_t allowed = std::min(*rank, kLoraRankMax);
     matrix(name + std::string(kLoraA), n_in, allowed, lora.a);
+    slots_.back().is_adapter = true;
     matrix(name + std::string(kLoraB), allowed, n_out, lora.b);
+    slots_.back().is_adapter = true;
   }
   void vector(std::string name, std::size_t n, Vector& out, Presence presence = Presence::kAlways) {
     if (presence == Presence::kNever) return;

@@ -17,6 +17,17 @@ std::uint64_t control_group_value(const char* path) {
   return file >> value ? value : std::numeric_limits<std::uint64_t>::max();
 }
 
+/// Of memory.stat: pages of files, which the kernel takes back when somebody needs memory.
+std::uint64_t control_group_file_pages() {
+  std::ifstream file("/sys/fs/cgroup/memory.stat");
+  std::uint64_t bytes = 0;
+  std::string name;
+  for (std::uint64_t value = 0; file >> name >> value;) {
+    if (name == "inactive_file" || name == "active_file") bytes += value;
+  }
+  return bytes;
+}
+
 }  // namespace
 
 MemoryInfo memory_info() {
@@ -32,9 +43,11 @@ MemoryInfo memory_info() {
   }
   const std::uint64_t limit = control_group_value("/sys/fs/cgroup/memory.max");
   if (limit < info.total_bytes) {
-    const std::uint64_t used = control_group_value("/sys/fs/cgroup/memory.current");
+    std::uint64_t used = control_group_value("/sys/fs/cgroup/memory.current");
+    used -= std::min(used, control_group_file_pages());
     info.total_bytes = limit;
-    info.available_bytes = std::min(info.available_bytes, used < limit ? limit - used : 0);
+    // Not 0, which would say that nobody knows.
+    info.available_bytes = std::min(info.available_bytes, used < limit ? limit - used : 1);
   }
   return info;
 }

@@ -138,7 +138,9 @@ Result<fs::path> CheckpointFolder::save(const RunPosition& run, const std::strin
   }
   const Descriptor directory(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.get() < 0 || ::fsync(directory.get()) != 0) return system_error(folder_, "sync");
-  RECUA_ASSIGN_OR_RETURN(const std::vector<fs::path> all, list());
+  RECUA_ASSIGN_OR_RETURN(std::vector<fs::path> all, list());
+  // Newer ones are damaged (load() went behind them): they count for nothing.
+  std::erase_if(all, [&](const fs::path& other) { return other.filename() > path.filename(); });
   for (std::size_t i = 0; i + keep_ < all.size(); ++i) {
     if (::unlink(all[i].c_str()) != 0) return system_error(all[i], "remove");
   }

@@ -97,6 +97,17 @@ TEST_F(CheckpointTest, NamesACorruptOneAndUsesTheOneBefore) {
   EXPECT_NE(none.error().message.find("checkpoint-0000000001"), std::string::npos);
 }
 
+TEST_F(CheckpointTest, ADamagedNewerOneDrivesNoneOut) {
+  save(100);
+  damage(folder_.list()->back(), 400);
+  for (const std::uint64_t step : {50U, 60U, 70U}) save(step);
+  EXPECT_EQ(folder_.list()->size(), 4U);
+  Arrays found(77);
+  const auto loaded = folder_.load(kSettings, found.state());
+  ASSERT_TRUE(loaded.ok()) << loaded.error().message;
+  EXPECT_EQ(loaded->run.step, 70U);
+}
+
 TEST_F(CheckpointTest, RefusesEveryLengthAndEveryFlippedByteOfAHeader) {
   Arrays arrays(4, 5);
   std::vector<std::byte> bytes = checkpoint_header(at(3), kSettings, arrays.state());

@@ -172,6 +172,7 @@ TEST_F(DatasetTest, SkipsAByteOrderMark) {
 TEST_F(DatasetTest, RefusesTextThatIsNone) {
   expect_error("a.txt", "", ErrorCode::kCorrupt, "no text");
   expect_error("a.txt", " \n\t\r\n", ErrorCode::kCorrupt, "no text");
+  expect_error("a.jsonl", "\xEF\xBB\xBF\n \n", ErrorCode::kCorrupt, "no text");
   expect_error("a.txt", "c", ErrorCode::kCorrupt, "single token");
   expect_error("a.txt", std::string_view("cde\0fg", 6), ErrorCode::kCorrupt, "byte 3 is zero");
   expect_error("a.txt", "cd\nef\xC3(gh", ErrorCode::kCorrupt, "line 2: byte 5");

@@ -20,7 +20,9 @@ Error corrupt(std::string message) { return {ErrorCode::kCorrupt, std::move(mess
 
 // Text only: neither zero bytes, which no text has, nor broken characters.
 Result<void> check_text(std::string_view text) {
-  if (text.find_first_not_of(kWhiteSpace) == std::string_view::npos || text == kByteOrderMark)
+  std::string_view content = text;
+  if (content.starts_with(kByteOrderMark)) content.remove_prefix(kByteOrderMark.size());
+  if (content.find_first_not_of(kWhiteSpace) == std::string_view::npos)
     return corrupt("there is no text in it");
   if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos) {
     return corrupt(
