@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pathlib
 import subprocess
 import unittest
 
@@ -47,6 +48,9 @@ class Inspect(TestCase):
         self.assertEqual(tensors["token_embd.weight"]["type"].upper(), "F32")
         self.assertEqual(list(tensors["token_embd.weight"]["shape"]), [64, 512])
 
+    @unittest.skipIf(b"__asan_init" in pathlib.Path(BINARY).read_bytes() or
+                     b"__tsan_init" in pathlib.Path(BINARY).read_bytes(),
+                     "a sanitizer has memory of its own")
     def test_knows_the_memory_that_a_run_takes(self):
         model = random_model(layers=4, dim=1024, ffn=4096, vocab=8192, type_name="Q8_0")
         sizes = ["-c", "1024", "-ub", "64", "-t", "2"]
@@ -60,7 +64,7 @@ class Inspect(TestCase):
         run.returncode = os.waitstatus_to_exitcode(status)
         self.assertEqual(run.returncode, EXIT_OK)
         ratio = said["total"] / (used.ru_maxrss * 1024)
-        self.assertTrue(0.9 < ratio < 1.1, f"{said} against {used.ru_maxrss * 1024} bytes")
+        self.assertTrue(0.85 < ratio < 1.15, f"{said} against {used.ru_maxrss * 1024} bytes")
 
     def test_refuses_a_context_for_which_there_is_no_memory(self):
         model = random_model(layers=2, dim=128, ffn=256, vocab=512, type_name="Q4_0")
