@@ -64,6 +64,13 @@ struct Lanes16 {
   }
 };
 
+/// The end of a block of a type without minimums: sum + s * (dx * d), s exact.
+template <class L>
+RECUA_AVX512_INLINE typename L::Floats add_block(typename L::Ints s, float dx, typename L::Floats d,
+                                                 typename L::Floats sum) {
+  return L::fma(L::to_floats(s), L::multiply(d, L::floats(dx)), sum);
+}
+
 /// Eight rows: what is at the same place `at` of a group for each of them.
 struct OneGroup : Lanes8 {
   static constexpr std::size_t kRows = 8;

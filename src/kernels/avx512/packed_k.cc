@@ -253,12 +253,6 @@ struct PackedQ6_K {
     }
   }
 
-  template <class L>
-  RECUA_AVX512_INLINE typename L::Floats add_block(typename L::Ints s, float dx,
-                                                   typename L::Floats d, typename L::Floats sum) {
-    return L::fma(L::to_floats(s), L::multiply(d, L::floats(dx)), sum);
-  }
-
   template <std::size_t kVectors, std::size_t kTokens>
   [[gnu::noinline]] static void tile(const Unpacked<kVectors>& w, const Block* const* x,
                                      std::size_t n, SumRow* sums) {
