@@ -9,6 +9,7 @@
 /// Threads: one thread calls; it computes with the Team's.
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -24,6 +25,10 @@ struct NetworkLimits {
   std::size_t sequence_max = 0;  // Rows of a sequence.
   bool recompute = false;
 };
+
+/// Called while a backward pass runs: the gradients from n_open on do not change any more. The last
+/// time n_open is 0.
+using GradientHook = std::function<void(std::size_t n_open)>;
 
 /// What a Network for these limits allocates, without the parameters and their gradients.
 std::size_t network_bytes(const ModelShape& shape, const NetworkLimits& limits,
@@ -41,7 +46,7 @@ class Network {
 
   /// The same, and adds the gradient of scale * loss to gradients.
   double loss_and_gradient(const Batch& batch, std::span<const float> params, float scale,
-                           std::span<float> gradients);
+                           std::span<float> gradients, const GradientHook& hook = {});
 
   /// All rows' logits [n_rows, vocab_size], for tests and small batches.
   void logits(const Batch& batch, std::span<const float> params, std::span<float> out);

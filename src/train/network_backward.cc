@@ -13,7 +13,7 @@
 namespace recua::train {
 
 double Network::loss_and_gradient(const Batch& batch, std::span<const float> params, float scale,
-                                  std::span<float> gradients) {
+                                  std::span<float> gradients, const GradientHook& hook) {
   RECUA_CHECK(gradients.size() == layout_.n_params());
   forward(batch, params);
   const std::size_t vocab_size = shape_.hp.vocab_size;
@@ -35,11 +35,14 @@ double Network::loss_and_gradient(const Batch& batch, std::span<const float> par
   rms_norm_backward(*team_, {n_rows_, hidden_, shape_.hp.rms_eps}, input(shape_.hp.n_layers),
                     params.data() + layout_.output_norm(), d_normed_.data(), norm_scales_.data(),
                     dx_.data(), false, gradients.data() + layout_.output_norm());
+  if (hook) hook(layout_.output_norm());
   for (std::size_t i = shape_.hp.n_layers; i-- > 0;) {
     backward_layer(batch, params.data(), i, gradients.data());
+    if (hook) hook(layout_.layer(i).attn_norm);
   }
   embed_backward(*team_, batch.inputs, hidden_, dx_.data(),
                  gradients.data() + layout_.token_embd());
+  if (hook) hook(0);
   const std::span<const float> losses = losses_.span().first(n_rows_);
   return std::accumulate(losses.begin(), losses.end(), 0.0);
 }

@@ -19,30 +19,41 @@ float clip_factor(const AdamOptions& options, double norm) {
   return static_cast<float>(options.clip_norm / norm);
 }
 
+AdamStep::AdamStep(const AdamOptions& options, double lr, std::uint64_t step, float factor)
+    : keep_matrix_(static_cast<float>(1.0 - lr * options.weight_decay)) {
+  const auto t = static_cast<double>(step + 1);
+  args_.factor = factor;
+  args_.b1 = static_cast<float>(options.beta1);
+  args_.b2 = static_cast<float>(options.beta2);
+  // m / (1 - b1^t) * lr = m * rate.
+  args_.rate = static_cast<float>(lr / (1.0 - std::pow(options.beta1, t)));
+  args_.v_scale = static_cast<float>(1.0 / (1.0 - std::pow(options.beta2, t)));
+  args_.eps = static_cast<float>(options.eps);
+}
+
+void AdamStep::apply(Team& team, bool is_matrix, std::size_t n, const Arrays& at) const {
+  team.for_parts(n, [&](std::size_t begin, std::size_t end) {
+    kernels::AdamArgs piece = args_;
+    piece.gradient = at.gradients + begin;
+    piece.p = at.params + begin;
+    piece.m = at.m + begin;
+    piece.v = at.v + begin;
+    piece.n = end - begin;
+    piece.keep = is_matrix ? keep_matrix_ : 1.0F;
+    team.kernels().adam(piece);
+  });
+}
+
 void adam_step(Team& team, const ParameterLayout& layout, const AdamOptions& options, double lr,
                std::uint64_t step, float factor, std::span<const float> gradients,
                const AdamState& state) {
-  const auto t = static_cast<double>(step + 1);
-  // m / (1 - b1^t) * lr = m * rate.
-  const auto rate = static_cast<float>(lr / (1.0 - std::pow(options.beta1, t)));
-  const auto v_scale = static_cast<float>(1.0 / (1.0 - std::pow(options.beta2, t)));
+  const AdamStep adam(options, lr, step, factor);
   for (const TensorSpec& tensor : layout.tensors()) {
-    const double decay = tensor.is_matrix ? lr * options.weight_decay : 0.0;
-    team.for_parts(tensor.size(), [&](std::size_t begin, std::size_t end) {
-      const std::size_t at = tensor.offset + begin;
-      team.kernels().adam({.gradient = gradients.data() + at,
-                           .p = state.params.data() + at,
-                           .m = state.m.data() + at,
-                           .v = state.v.data() + at,
-                           .n = end - begin,
-                           .factor = factor,
-                           .b1 = static_cast<float>(options.beta1),
-                           .b2 = static_cast<float>(options.beta2),
-                           .keep = static_cast<float>(1.0 - decay),
-                           .rate = rate,
-                           .v_scale = v_scale,
-                           .eps = static_cast<float>(options.eps)});
-    });
+    adam.apply(team, tensor.is_matrix, tensor.size(),
+               {.gradients = gradients.data() + tensor.offset,
+                .params = state.params.data() + tensor.offset,
+                .m = state.m.data() + tensor.offset,
+                .v = state.v.data() + tensor.offset});
   }
 }
 

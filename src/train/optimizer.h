@@ -39,6 +39,26 @@ struct AdamState {
   std::span<float> v;
 };
 
+/// The numbers of one step, for arrays that are updated piece by piece.
+class AdamStep {
+ public:
+  struct Arrays {  // Pieces of n values that belong together.
+    const float* gradients = nullptr;
+    float* params = nullptr;
+    float* m = nullptr;
+    float* v = nullptr;
+  };
+
+  /// step counts from 0; gradients are scaled by `factor` as they are read.
+  AdamStep(const AdamOptions& options, double lr, std::uint64_t step, float factor);
+  /// The same bits for any division into pieces.
+  void apply(Team& team, bool is_matrix, std::size_t n, const Arrays& at) const;
+
+ private:
+  kernels::AdamArgs args_;
+  float keep_matrix_;  // 1 less the decay.
+};
+
 /// One step. step counts from 0; gradients are scaled by `factor` as they are read (see
 /// clip_factor()).
 void adam_step(Team& team, const ParameterLayout& layout, const AdamOptions& options, double lr,

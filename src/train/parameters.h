@@ -56,6 +56,7 @@ class ParameterLayout {
   [[nodiscard]] std::span<const TensorSpec> tensors() const { return tensors_; }
   [[nodiscard]] std::size_t n_params() const { return n_params_; }
   [[nodiscard]] const LayerOffsets& layer(std::size_t i) const { return layers_[i]; }
+  [[nodiscard]] std::size_t n_layers() const { return layers_.size(); }
   [[nodiscard]] std::size_t token_embd() const { return token_embd_; }
   [[nodiscard]] std::size_t output_norm() const { return output_norm_; }
   /// That of the embedding if they are tied.

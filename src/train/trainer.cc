@@ -32,26 +32,30 @@ Result<Trainer> Trainer::create(Team& team, const Dataset& dataset, const ModelS
 
 Result<StepReport> Trainer::step() {
   // All of the step's examples first: each token weighs the same, in whatever pass it comes.
-  std::size_t n_counted = 0;
-  StepReport report{.step = run_.step + 1, .lr = options_.schedule.at(run_.step)};
-  std::uint64_t position = run_.position;
+  Totals totals;
+  std::size_t n_taken = 0;
   for (Batch& pass : passes_) {
     pass.clear();
-    for (std::size_t i = 0; i < options_.batch; ++i) {
-      pass.add(dataset_->example(shuffle_.at(position++)));
-    }
-    n_counted += pass.n_counted();
-    report.n_tokens += pass.n_rows();
+    for (std::size_t i = 0; i < options_.batch; ++i) pass.add(next_example(n_taken++));
+    totals.n_counted += pass.n_counted();
+    totals.n_tokens += pass.n_rows();
   }
-  RECUA_CHECK(n_counted > 0);  // An example has at least one token that counts.
+  RECUA_CHECK(totals.n_counted > 0);  // An example has at least one token that counts.
   std::ranges::fill(gradients_.span(), 0.0F);
-  double sum = 0.0;
-  const auto scale = static_cast<float>(1.0 / static_cast<double>(n_counted));
+  const auto scale = static_cast<float>(1.0 / static_cast<double>(totals.n_counted));
   for (const Batch& pass : passes_) {
-    sum += network_.loss_and_gradient(pass, params_.span(), scale, gradients_.span());
+    totals.loss += network_.loss_and_gradient(pass, params_.span(), scale, gradients_.span());
   }
-  report.loss = sum / static_cast<double>(n_counted);
-  report.grad_norm = std::sqrt(sum_of_squares(*team_, gradients_.size(), gradients_.data()));
+  totals.grad_norm = std::sqrt(sum_of_squares(*team_, gradients_.size(), gradients_.data()));
+  return finish_step(totals);
+}
+
+Result<StepReport> Trainer::finish_step(const Totals& totals) {
+  const StepReport report{.step = run_.step + 1,
+                          .loss = totals.loss / static_cast<double>(totals.n_counted),
+                          .lr = options_.schedule.at(run_.step),
+                          .grad_norm = totals.grad_norm,
+                          .n_tokens = totals.n_tokens};
   if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm)) {
     return Error{ErrorCode::kCorrupt,
                  fmt::format("step {}: the loss is {} and the gradient's norm {}, which must be "
@@ -61,7 +65,7 @@ Result<StepReport> Trainer::step() {
   }
   adam_step(*team_, layout(), options_.adam, report.lr, run_.step,
             clip_factor(options_.adam, report.grad_norm), gradients_.span(), state());
-  run_.position = position;
+  run_.position += examples_per_step();
   ++run_.step;
   return report;
 }

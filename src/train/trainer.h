@@ -50,6 +50,22 @@ class Trainer {
   /// parameters and moments are those before it.
   Result<StepReport> step();
 
+  // The same in parts, for gradients that others compute (train/distributed_trainer.h).
+  /// Example i of the next step, which has examples_per_step().
+  [[nodiscard]] Example next_example(std::size_t i) const {
+    return dataset_->example(shuffle_.at(run_.position + i));
+  }
+  /// The next step's gradient goes here,
+  [[nodiscard]] std::span<float> gradients() const { return gradients_.span(); }
+  /// and these numbers with it into the step's second half; as step().
+  struct Totals {
+    std::size_t n_counted = 0;  // Tokens that enter the loss; above 0.
+    std::size_t n_tokens = 0;
+    double loss = 0.0;  // Their sum.
+    double grad_norm = 0.0;
+  };
+  Result<StepReport> finish_step(const Totals& totals);
+
   /// Mean loss over the validation examples, the same ones each time. There must be some.
   double validate();
 
@@ -58,6 +74,8 @@ class Trainer {
   /// For checkpoints, with run().
   [[nodiscard]] AdamState state() const { return {params_.span(), m_.span(), v_.span()}; }
   [[nodiscard]] RunPosition& run() { return run_; }
+  [[nodiscard]] const TrainerOptions& options() const { return options_; }
+  [[nodiscard]] Team& team() const { return *team_; }
   /// Examples of a step.
   [[nodiscard]] std::size_t examples_per_step() const {
     return options_.batch * options_.accumulate;
