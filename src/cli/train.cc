@@ -21,6 +21,7 @@
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/train_flags.h"
+#include "cli/train_workers.h"
 #include "cli/units.h"
 #include "gguf/gguf_file.h"
 #include "model/vocab.h"
@@ -48,6 +49,7 @@ struct Run {
   train::TrainerOptions options = {};
   std::optional<train::Team> team = {};
   std::optional<train::Trainer> trainer = {};
+  std::unique_ptr<TrainWorkers> workers = {};  // None: the trainer computes here.
   std::optional<train::CheckpointFolder> folder = {};
   std::string settings = {};
   std::uint64_t n_resumed = 0;
@@ -153,8 +155,12 @@ Result<void> set_weights(Run& run, bool from_checkpoint) {
   return ok();
 }
 
+train::ModelExport how_written(const Run& run) {
+  return {.source = &*run.source, .from_model = !run.flags.base.empty(), .name = run.flags.name};
+}
+
 Result<void> prepare(Run& run) {
-  const TrainFlags& flags = run.flags;
+  TrainFlags& flags = run.flags;
   RECUA_RETURN_IF_ERROR(flags.check());
   RECUA_RETURN_IF_ERROR(read_inputs(run));
   run.options = flags.trainer_options(run.dataset->n_train());
@@ -165,14 +171,19 @@ Result<void> prepare(Run& run) {
   run.eval_every = every(flags.eval_every, 20);
   run.save_every = every(flags.save_every, 10);
   RECUA_ASSIGN_OR_RETURN(const bool from_checkpoint, open_folder(run));
+  if (flags.workers.any()) {
+    RECUA_ASSIGN_OR_RETURN(run.workers, TrainWorkers::connect(flags.workers, flags.n_threads));
+  }
   RECUA_RETURN_IF_ERROR(make_trainer(run));
-  return set_weights(run, from_checkpoint);
+  RECUA_RETURN_IF_ERROR(set_weights(run, from_checkpoint));
+  if (run.workers == nullptr) return ok();
+  return run.workers->begin(*run.trainer, run.shape,
+                            train::shape_gguf(run.shape, how_written(run)));
 }
 
 Result<void> write_to(const Run& run, const fs::path& path) {
-  return train::write_model(
-      path, run.shape, run.trainer->layout(), run.trainer->params(),
-      {.source = &*run.source, .from_model = !run.flags.base.empty(), .name = run.flags.name});
+  return train::write_model(path, run.shape, run.trainer->layout(), run.trainer->params(),
+                            how_written(run));
 }
 
 Result<void> save(Run& run) {
@@ -232,7 +243,8 @@ Result<Outcome> run_steps(Run& run) {
   const std::uint64_t n_steps = run.options.schedule.n_steps;
   while (trainer.run().step < n_steps && !out.interrupted) {
     const Clock step_clock;
-    RECUA_ASSIGN_OR_RETURN(const train::StepReport report, trainer.step());
+    RECUA_ASSIGN_OR_RETURN(const train::StepReport report,
+                           run.workers != nullptr ? run.workers->step() : trainer.step());
     const double seconds = step_clock.seconds();
     computing += seconds;
     n_tokens += static_cast<double>(report.n_tokens);
@@ -285,6 +297,7 @@ void print_outcome(Run& run, const Outcome& outcome) {
     out["examples"] = run.dataset->n_train();
     out["validation_examples"] = run.dataset->n_validation();
     out["recompute"] = run.options.recompute;
+    if (run.workers != nullptr) out["workers"] = run.workers->n_workers();
     out["tokens_per_second"] = outcome.tokens_per_second;
     out["seconds"] = outcome.seconds;
     fmt::print("{}\n", out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
@@ -332,6 +345,8 @@ void register_train(CLI::App& app, int& exit_code) {
       "      --layers 6 --dim 192 --heads 6 --kv-heads 2 --tied --epochs 3\n"
       "  recua train --tokenizer vocab.gguf --data novels.txt --out run1 ... --resume\n"
       "  recua train -m base.gguf --data answers.jsonl --out tuned --steps 200 --lr 1e-4\n"
+      "  recua train -m base.gguf --data a.jsonl --out tuned --workers box1:7500,box2:7500\n"
+      "  recua train --tokenizer vocab.gguf --data novels.txt --out run2 --local-workers 2 -t 1\n"
       "  recua quantize run1/model.gguf novels-q8_0.gguf Q8_0");
   sub->callback([flags, &exit_code] { exit_code = train_command(*flags); });
 }

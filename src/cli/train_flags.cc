@@ -102,9 +102,10 @@ void TrainFlags::add(CLI::App& app) {
                "Less memory, more time: compute activations again for the backward pass");
   app.add_option("-t,--threads", n_threads, "Threads to compute with (default: one per core)");
   app.add_flag("--json", json, "Print one JSON object at the end");
+  workers.add(app);
 }
 
-Result<void> TrainFlags::check() const {
+Result<void> TrainFlags::check() {
   if (data.empty()) return missing("--data", "the text to learn");
   if (out.empty()) return missing("--out", "the folder for checkpoints and the model");
   if (base.empty() == tokenizer.empty()) {
@@ -126,7 +127,8 @@ Result<void> TrainFlags::check() const {
   RECUA_RETURN_IF_ERROR(check_number("--clip", clip_norm, 0.0, 1e12));
   RECUA_RETURN_IF_ERROR(check_number("--validation", validation_share, 0.0, 0.9));
   RECUA_RETURN_IF_ERROR(check_count("--keep", keep, 1, 1000));
-  return check_count("--threads", n_threads, 0, 1024);
+  RECUA_RETURN_IF_ERROR(check_count("--threads", n_threads, 0, 1024));
+  return workers.check();
 }
 
 train::ModelShape TrainFlags::new_shape(std::uint32_t vocab_size) const {

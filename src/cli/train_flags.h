@@ -7,6 +7,7 @@
 
 #include "base/result.h"
 #include "cli/app.h"
+#include "cli/train_workers.h"
 #include "train/parameters.h"
 #include "train/trainer.h"
 
@@ -48,10 +49,11 @@ struct TrainFlags {
   bool recompute = false;
   std::uint32_t n_threads = 0;  // 0: one per core.
   bool json = false;
+  TrainWorkersFlags workers;
 
   void add(CLI::App& app);
   /// Whatever can be told without reading a file. kInvalidArgument: names the flag.
-  [[nodiscard]] Result<void> check() const;
+  [[nodiscard]] Result<void> check();
   /// Of a new model; the flags have been checked.
   [[nodiscard]] train::ModelShape new_shape(std::uint32_t vocab_size) const;
   /// The run's options, for so many examples to train on. recompute is left to the caller.

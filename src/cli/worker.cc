@@ -26,6 +26,7 @@
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
 #include "sys/topology.h"
+#include "train/train_session.h"
 
 namespace recua::cli {
 namespace {
@@ -98,6 +99,7 @@ Result<void> run_worker(const WorkerFlags& flags) {
   options.link_policy = &links->policy;
   options.shared_memory_host = links->shared_memory_host;
   options.rdma_ports = links->rdma_ports;
+  options.make_training = train::training_factory(n_threads);
   cluster::Worker worker(
       env, offload, [device_options] { return compute::make_cpu_device(device_options); }, options);
 

@@ -42,6 +42,15 @@ class ChannelHost {
   /// have. kProtocol: no such channel is waited for.
   virtual Result<void> attach(std::unique_ptr<net::Connection> connection,
                               const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) = 0;
+  /// Takes a channel that this host sends on, which the worker has connected. kProtocol: no such
+  /// channel is waited for.
+  virtual Result<void> attach_out(ChannelEnd end) {
+    return Error{ErrorCode::kProtocol,
+                 "channel " + std::to_string(end.number) + " is not one to be opened here"};
+  }
+  /// What the host takes, from its start until it is destroyed; and whether that is allocated.
+  [[nodiscard]] virtual std::uint64_t memory_bytes() const = 0;
+  [[nodiscard]] virtual bool loaded() const = 0;
 };
 
 }  // namespace recua::cluster

@@ -101,7 +101,8 @@ class EchoSession final : public ChannelHost, public std::enable_shared_from_thi
   [[nodiscard]] Result<rpc::RingShape> ring(const rpc::ChannelRequest& request) const override;
   Result<void> attach(std::unique_ptr<net::Connection> connection,
                       const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) override;
-  [[nodiscard]] std::uint64_t memory_bytes() const { return request_.ring_bytes(); }
+  [[nodiscard]] std::uint64_t memory_bytes() const override { return request_.ring_bytes(); }
+  [[nodiscard]] bool loaded() const override { return true; }
 
   /// Starts to answer. failed is called on the control loop if it ends by itself.
   Result<void> start(std::function<void(const Error&)> failed);

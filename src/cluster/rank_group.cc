@@ -86,6 +86,7 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
   parts.clock = loop_env.clock;
   parts.waiter = waiter.get();
   parts.options.spin = loop_env.spin;
+  parts.options.timeout = timeout_;
   parts.channels.resize(n_ranks_);
   RECUA_ASSIGN_OR_RETURN(parts.ring, collective::SendRing::create(kGroupRing, n_ranks_, 0));
   for (std::uint32_t r = 0; r < n_ranks_; ++r) {

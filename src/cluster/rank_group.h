@@ -77,6 +77,11 @@ class RankGroup final : public model::Communicator {
   void disconnect();
   /// What the links did, once they were dropped: of each the other end's name, none of this one's.
   [[nodiscard]] const std::vector<SessionLink>& links() const { return links_; }
+  /// For calls that model::Communicator does not have; null for the only rank. From connect() to
+  /// disconnect().
+  [[nodiscard]] collective::ChannelCommunicator* channels() const { return channels_.get(); }
+  /// How long nothing may move in a call; before connect().
+  void set_timeout(net::Duration timeout) { timeout_ = timeout; }
   /// Ends a call that waits for others, and all to come. Any thread.
   void cancel();
 
@@ -98,6 +103,7 @@ class RankGroup final : public model::Communicator {
   std::vector<Peer> peers_;         // By rank; the own one is empty.
   std::vector<SessionLink> links_;  // While they live only what carries them is up to date.
   const net::Clock* clock_ = nullptr;
+  net::Duration timeout_ = collective::CommunicatorOptions{}.timeout;
   std::unique_ptr<collective::Waiter> waiter_;
   std::unique_ptr<collective::ChannelCommunicator> channels_;
   std::mutex mutex_;  // Of channels_ as cancel() sees it.

@@ -90,15 +90,15 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
   /// What the coordinator's user should know of the loading: files that differ. A sentence each.
   [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
   /// What the session takes, from the start of load() until it is destroyed.
-  [[nodiscard]] std::uint64_t memory_bytes() const { return memory_bytes_; }
-  [[nodiscard]] bool loaded() const { return loaded_; }
+  [[nodiscard]] std::uint64_t memory_bytes() const override { return memory_bytes_; }
+  [[nodiscard]] bool loaded() const override { return loaded_; }
 
   /// Loads weights and allocates caches. kNotFound: chunks are missing and may not be fetched.
   boost::asio::awaitable<Result<void>> load(ChunkSource source);
 
   /// Takes a channel that this slice sends on: to a next one, or to another rank. kProtocol: not
   /// loaded yet, or it is there already.
-  Result<void> attach_out(ChannelEnd end);
+  Result<void> attach_out(ChannelEnd end) override;
 
   /// Starts the stage.
   Result<void> start();

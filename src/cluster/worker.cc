@@ -29,6 +29,8 @@ namespace asio = boost::asio;
 constexpr net::Duration kChannelTimeout = std::chrono::seconds(10);
 /// A stage that computes ends after its micro-batch; who closes a session waits for 2 s.
 constexpr net::Duration kStageEndTimeout = std::chrono::seconds(1);
+/// A rank ends after its pass, and its memory is needed for the run to go on.
+constexpr net::Duration kTrainingEndTimeout = std::chrono::minutes(10);
 /// Each session has threads and descriptors of its own.
 constexpr std::size_t kSessionsMax = 64;
 constexpr std::size_t kNoteBytesMax = 1024;
@@ -42,6 +44,7 @@ struct Client {
   std::unique_ptr<rpc::ControlConnection> control;
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions;
   std::map<std::uint64_t, std::shared_ptr<EchoSession>> echoes;  // Measurements.
+  std::map<std::uint64_t, std::shared_ptr<TrainingSession>> trainings;
   net::Event gone;
   bool lost = false;
 
@@ -66,6 +69,33 @@ wire::ControlMessage done() {
   wire::ControlMessage reply;
   reply.mutable_done();
   return reply;
+}
+
+template <class Message>
+rpc::ChannelId id_of(const Message& message) {
+  return {.session = message.session(), .epoch = message.epoch()};
+}
+
+template <class Host>
+Result<std::shared_ptr<Host>> own_session(
+    const std::map<std::uint64_t, std::shared_ptr<Host>>& sessions, rpc::ChannelId id) {
+  const auto found = sessions.find(id.session);
+  if (found != sessions.end() && found->second->id().epoch == id.epoch) return found->second;
+  return Error{
+      ErrorCode::kNotFound,
+      fmt::format("no session {:016x} with epoch {} on this connection", id.session, id.epoch)};
+}
+
+CallCoordinator call_coordinator(const std::weak_ptr<Client>& weak) {
+  return [weak](wire::ControlMessage ask,
+                net::Duration timeout) -> asio::awaitable<Result<wire::ControlMessage>> {
+    const std::shared_ptr<Client> alive = weak.lock();
+    if (alive == nullptr || alive->lost) {
+      co_return Error{ErrorCode::kCancelled, "the coordinator left while it was asked"};
+    }
+    Result<wire::ControlMessage> reply = co_await alive->control->call(std::move(ask), timeout);
+    co_return reply;
+  };
 }
 
 }  // namespace
@@ -117,6 +147,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
+    if (options.make_training) {
+      info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTraining));
+    }
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
     }
@@ -131,6 +164,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
         return found->second;
       }
       if (const auto found = client->echoes.find(id); found != client->echoes.end()) {
+        return found->second;
+      }
+      if (const auto found = client->trainings.find(id); found != client->trainings.end()) {
         return found->second;
       }
     }
@@ -156,16 +192,18 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
                                                  EchoSession& echo);
   asio::awaitable<Result<wire::ControlMessage>> close_session(std::shared_ptr<Client> client,
                                                               const wire::CloseSession& message);
-  Result<std::shared_ptr<Session>> own_session(const Client& client, std::uint64_t id,
-                                               std::uint32_t epoch) const;
+  asio::awaitable<Result<wire::ControlMessage>> open_training(std::shared_ptr<Client> client,
+                                                              const wire::OpenTraining& message);
+  /// Whether another session may be opened under this id.
+  Result<void> check_new_session(std::uint64_t id);
 
   net::Env env;
   WorkerOptions options;
   std::mutex compute_mutex;
   SessionEnv session_env;
   std::set<std::shared_ptr<Client>> clients;
-  std::set<net::Connection*> handshaking;              // Closed by stop().
-  std::vector<std::weak_ptr<Session>> holding_memory;  // Every session that may still hold memory.
+  std::set<net::Connection*> handshaking;                  // Closed by stop().
+  std::vector<std::weak_ptr<ChannelHost>> holding_memory;  // Sessions that may still hold memory.
   std::size_t n_connections = 0;
   bool stopped = false;
 };
@@ -280,6 +318,12 @@ asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connecti
       }(Error{ErrorCode::kCancelled, "the connection is closing"});
     return self->answer(std::move(alive), std::move(request));
   };
+  handlers.on_notice = [weak = std::weak_ptr<Client>(client)](const wire::ControlMessage& notice) {
+    const auto alive = weak.lock();
+    if (alive == nullptr || !notice.has_train_step()) return;
+    const auto found = alive->trainings.find(notice.train_step().session());
+    if (found != alive->trainings.end()) found->second->take_step(notice.train_step());
+  };
   handlers.on_lost = [address, weak = std::weak_ptr<Client>(client)](const Error& error) {
     if (const auto alive = weak.lock()) {
       log_info("{} left: {}", address, error.message);
@@ -296,6 +340,8 @@ asio::awaitable<void> Worker::State::serve_control(std::unique_ptr<net::Connecti
   client->sessions.clear();
   for (const auto& [id, echo] : client->echoes) echo->close();
   client->echoes.clear();
+  for (const auto& [id, training] : client->trainings) training->close();
+  client->trainings.clear();
   clients.erase(client);
 }
 
@@ -317,12 +363,33 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_
       Result<wire::ControlMessage> reply = co_await open_channel(client, request.open_channel());
       co_return reply;
     }
+    case wire::ControlMessage::kOpenTraining: {
+      Result<wire::ControlMessage> reply = co_await open_training(client, request.open_training());
+      if (!reply.ok()) {
+        log_warning("{}: cannot train: {}", client->control->peer(), reply.error().message);
+      }
+      co_return reply;
+    }
+    case wire::ControlMessage::kTrainState: {
+      const wire::TrainState& piece = request.train_state();
+      RECUA_CO_ASSIGN_OR_RETURN(
+          const auto training,
+          own_session(client->trainings, {.session = piece.session(), .epoch = piece.epoch()}));
+      RECUA_CO_RETURN_IF_ERROR(training->add_state(piece));
+      co_return done();
+    }
     case wire::ControlMessage::kOpenEcho:
       co_return open_echo(*client, request.open_echo());
     case wire::ControlMessage::kStartSession:
       if (const auto echo = client->echoes.find(request.start_session().session());
           echo != client->echoes.end()) {
         co_return start_echo(client, *echo->second);
+      }
+      if (client->trainings.contains(request.start_session().session())) {
+        RECUA_CO_ASSIGN_OR_RETURN(const auto training,
+                                  own_session(client->trainings, id_of(request.start_session())));
+        RECUA_CO_RETURN_IF_ERROR(training->start());
+        co_return done();
       }
       co_return start(client, request.start_session());
     case wire::ControlMessage::kCloseSession: {
@@ -338,16 +405,7 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
                                                                   const wire::LoadSlice& message) {
   const auto self = shared_from_this();
   RECUA_CO_ASSIGN_OR_RETURN(Session::Request request, Session::parse(message));
-  if (find_host(request.id.session) != nullptr) {
-    co_return Error{ErrorCode::kProtocol,
-                    fmt::format("session {:016x} is loaded already", request.id.session)};
-  }
-  forget_gone_sessions();
-  if (holding_memory.size() >= kSessionsMax) {
-    co_return Error{ErrorCode::kResourceExhausted,
-                    fmt::format("{} sessions are open here already, the most that a worker takes",
-                                holding_memory.size())};
-  }
+  RECUA_CO_RETURN_IF_ERROR(check_new_session(request.id.session));
   const std::uint64_t id = request.id.session;
   const std::string description = fmt::format(
       "{}, layers {}-{}", request.model, request.slice.layer_begin, request.slice.layer_end - 1);
@@ -357,19 +415,8 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
   client->sessions[id] = session;
   holding_memory.push_back(session);
 
-  const CallCoordinator call =
-      [weak = std::weak_ptr<Client>(client)](
-          wire::ControlMessage ask,
-          net::Duration timeout) -> asio::awaitable<Result<wire::ControlMessage>> {
-    const std::shared_ptr<Client> alive = weak.lock();
-    if (alive == nullptr || alive->lost) {
-      co_return Error{ErrorCode::kCancelled, "the coordinator left while its weights were fetched"};
-    }
-    Result<wire::ControlMessage> reply = co_await alive->control->call(std::move(ask), timeout);
-    co_return reply;
-  };
-  ChunkSource source =
-      make_chunk_source(channel_id, call, client->peer.has(rpc::Feature::kPushChunks));
+  ChunkSource source = make_chunk_source(channel_id, call_coordinator(client),
+                                         client->peer.has(rpc::Feature::kPushChunks));
   const Result<void> loaded = co_await session->load(std::move(source));
   if (!loaded.ok()) {
     session->close();
@@ -393,21 +440,53 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::load(std::shared_pt
   co_return reply;
 }
 
-Result<std::shared_ptr<Session>> Worker::State::own_session(const Client& client, std::uint64_t id,
-                                                            std::uint32_t epoch) const {
-  const auto found = client.sessions.find(id);
-  if (found == client.sessions.end() || found->second->id().epoch != epoch) {
-    return Error{ErrorCode::kNotFound,
-                 fmt::format("no session {:016x} with epoch {} on this connection", id, epoch)};
+Result<void> Worker::State::check_new_session(std::uint64_t id) {
+  if (find_host(id) != nullptr) {
+    return Error{ErrorCode::kProtocol, fmt::format("session {:016x} is loaded already", id)};
   }
-  return found->second;
+  forget_gone_sessions();
+  if (holding_memory.size() < kSessionsMax) return ok();
+  return Error{ErrorCode::kResourceExhausted,
+               fmt::format("{} sessions are open here already, the most that a worker takes",
+                           holding_memory.size())};
+}
+
+asio::awaitable<Result<wire::ControlMessage>> Worker::State::open_training(
+    std::shared_ptr<Client> client, const wire::OpenTraining& message) {
+  const auto self = shared_from_this();
+  if (!options.make_training) {
+    co_return Error{ErrorCode::kUnsupported, "this worker does not train"};
+  }
+  RECUA_CO_RETURN_IF_ERROR(check_new_session(message.session()));
+  const rpc::ChannelId id = id_of(message);
+  const SessionEvents events = session_events(client, id);
+  TrainingEvents training_events{
+      .call = call_coordinator(client), .failed = events.failed, .reported = events.reported};
+  RECUA_CO_ASSIGN_OR_RETURN(
+      const std::shared_ptr<TrainingSession> training,
+      options.make_training(session_env, message, std::move(training_events)));
+  client->trainings[id.session] = training;
+  holding_memory.push_back(training);
+  const Result<void> opened = co_await training->open();
+  if (opened.ok()) co_return done();
+  training->close();
+  const auto found = client->trainings.find(id.session);
+  if (found != client->trainings.end() && found->second == training) {
+    client->trainings.erase(found);
+  }
+  co_return Error(opened.error());
 }
 
 asio::awaitable<Result<wire::ControlMessage>> Worker::State::open_channel(
     std::shared_ptr<Client> client, const wire::OpenChannel& message) {
   const auto self = shared_from_this();
-  RECUA_CO_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
-                            own_session(*client, message.session(), message.epoch()));
+  const rpc::ChannelId id = id_of(message);
+  std::shared_ptr<ChannelHost> session;
+  if (client->trainings.contains(id.session)) {
+    RECUA_CO_ASSIGN_OR_RETURN(session, own_session(client->trainings, id));
+  } else {
+    RECUA_CO_ASSIGN_OR_RETURN(session, own_session(client->sessions, id));
+  }
   if (message.port() == 0 || message.port() > 65535 || message.host().empty() ||
       message.host().size() > 255) {
     co_return Error{ErrorCode::kProtocol, "open_channel: host or port is out of range"};
@@ -472,7 +551,7 @@ SessionEvents Worker::State::session_events(const std::shared_ptr<Client>& clien
 Result<wire::ControlMessage> Worker::State::start(const std::shared_ptr<Client>& client,
                                                   const wire::StartSession& message) {
   RECUA_ASSIGN_OR_RETURN(const std::shared_ptr<Session> session,
-                         own_session(*client, message.session(), message.epoch()));
+                         own_session(client->sessions, id_of(message)));
   RECUA_RETURN_IF_ERROR(session->start());
   return done();
 }
@@ -527,6 +606,13 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::close_session(
   if (const auto echo = client->echoes.find(id); echo != client->echoes.end()) {
     echo->second->close();
     client->echoes.erase(echo);
+    co_return done();
+  }
+  if (const auto training = client->trainings.find(id); training != client->trainings.end()) {
+    const std::shared_ptr<TrainingSession> alive = training->second;
+    alive->close();
+    client->trainings.erase(training);
+    co_await alive->wait_until_ended(kTrainingEndTimeout);
     co_return done();
   }
   if (!client->peer.has(rpc::Feature::kLinks)) {

@@ -18,6 +18,7 @@
 #include <boost/asio/awaitable.hpp>
 
 #include "cluster/session.h"
+#include "cluster/training_host.h"
 #include "net/connection.h"
 #include "rpc/control.h"
 #include "rpc/handshake.h"
@@ -37,6 +38,7 @@ struct WorkerOptions {
   const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the worker. Null: TCP only.
   std::string shared_memory_host;                // Told to peers; empty: none.
   std::vector<rpc::RdmaPortInfo> rdma_ports;     // Told to peers.
+  TrainingFactory make_training = {};            // Empty: this worker does not train.
 };
 
 class Worker {

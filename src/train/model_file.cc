@@ -131,6 +131,13 @@ Result<void> read_params(const GgufFile& file, const ParameterLayout& layout,
   return ok();
 }
 
+std::vector<std::byte> shape_gguf(const ModelShape& shape, const ModelExport& how) {
+  if (how.from_model) return model::hyperparams_gguf(*how.source, shape.hp.vocab_size);
+  gguf::GgufWriter writer;
+  add_new_metadata(shape, how, writer);
+  return writer.header();
+}
+
 Result<void> write_model(const std::filesystem::path& path, const ModelShape& shape,
                          const ParameterLayout& layout, std::span<const float> params,
                          const ModelExport& how) {

@@ -21,6 +21,12 @@ Result<ModelShape> read_shape(const gguf::GgufFile& file);
 Result<void> read_params(const gguf::GgufFile& file, const ParameterLayout& layout,
                          std::span<float> params);
 
+/// How a model is written: see below.
+struct ModelExport;
+
+/// A small GGUF without tensors that holds the hyperparameters: what a worker is told.
+std::vector<std::byte> shape_gguf(const ModelShape& shape, const ModelExport& how);
+
 /// Writes the model as F32; `path` appears when it is complete. Metadata: all of `source`, if it is
 /// the model that training began with (from_model); else the hyperparameters and the vocabulary of
 /// `source`.

@@ -30,7 +30,7 @@ struct RankOptions {
   std::size_t batch = 1;    // Examples of a pass at most.
   std::size_t n_ctx = 256;  // Tokens of an example at most.
   bool recompute = false;
-  AdamOptions adam;
+  AdamOptions adam = {};
   bool overlaps = true;  // Sums with the backward pass.
   std::size_t bucket_floats_min = kBucketFloatsMin;
 };

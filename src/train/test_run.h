@@ -33,6 +33,7 @@ class TestRun : public ::testing::Test {
     dataset_ = Dataset::open(text, *tokenizer, {.n_ctx = kCtx, .validation_share = 0.1}).value();
     shape_.hp.architecture = model::find_architecture("llama");
     shape_.hp.vocab_size = 512;
+    shape_.hp.n_ctx_train = kCtx;
     shape_.hp.n_layers = 2;
     shape_.hp.hidden_size = 32;
     shape_.hp.n_heads = 4;
