@@ -9,7 +9,7 @@ from test_training import TrainCase
 
 
 def losses(out):
-    return [float(row["loss"]) for row in csv.DictReader((out / "log.csv").open())]
+    return [float(row["loss"]) for row in csv.DictReader((out / "log.csv").read_text().splitlines())]
 
 
 class DistributedCase(TrainCase):
