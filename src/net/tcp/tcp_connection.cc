@@ -186,6 +186,10 @@ class TcpConnection : public Connection {
     wait(state_, tcp::socket::wait_write, &TcpState::write_ready, &TcpState::waits_to_write);
   }
 
+  [[nodiscard]] int descriptor() const override {
+    return state_->closed ? -1 : state_->socket.native_handle();
+  }
+
   Result<std::unique_ptr<Connection>> move_to(asio::any_io_executor executor) override {
     if (state_->closed) return closed_here(*state_);
     boost::system::error_code error;
