@@ -21,8 +21,9 @@ set(ENV{PKG_CONFIG_LIBDIR}
 set(CMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES
   ${RECUA_AARCH64_SYSROOT}/usr/include/aarch64-linux-gnu ${RECUA_AARCH64_SYSROOT}/usr/include)
 set(CMAKE_C_STANDARD_INCLUDE_DIRECTORIES ${CMAKE_CXX_STANDARD_INCLUDE_DIRECTORIES})
-# What libraries need in turn.
-set(CMAKE_EXE_LINKER_FLAGS_INIT "-Wl,-rpath-link,${RECUA_AARCH64_SYSROOT}/usr/lib/aarch64-linux-gnu")
+# What libraries need in turn, for the linker and for whoever runs a program (a RUNPATH would not do for those).
+set(CMAKE_EXE_LINKER_FLAGS_INIT
+  "-Wl,-rpath-link,${RECUA_AARCH64_SYSROOT}/usr/lib/aarch64-linux-gnu -Wl,--disable-new-dtags")
 
 # Which CPU qemu is: the environment variable QEMU_CPU.
 set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64-static;-L;/usr/aarch64-linux-gnu)
