@@ -39,7 +39,7 @@ struct Tile32 {
       q[t] = q8_values(x[t]) + 32 * b;
       s[t].low = s[t].high = vdupq_n_s32(0);
     }
-    ByteProducts<kProducts>::template add<8>(w.q[0], q, s);
+    ByteProducts<kProducts>::template add<8>(w.q, q, s);
     RECUA_UNROLL
     for (std::size_t t = 0; t < kTokens; ++t) {
       const float d = q8_scales(x[t], n_in)[b];
@@ -78,7 +78,7 @@ struct Tile256 {
         q[t] = q8_values(x[t]) + 256 * b + Format::kGroup * g;
         s[t].low = s[t].high = vdupq_n_s32(0);
       }
-      ByteProducts<kProducts>::template add<Format::kGroup / 4>(w.q[Format::kGroup / 4 * g], q, s);
+      ByteProducts<kProducts>::template add<Format::kGroup / 4>(w.q + 8 * Format::kGroup * g, q, s);
       RECUA_UNROLL
       for (std::size_t t = 0; t < kTokens; ++t) {
         all[t].low = vmlaq_s32(all[t].low, s[t].low, vld1q_s32(w.scale[g]));

@@ -14,14 +14,14 @@
 namespace recua::kernels::neon {
 
 struct Unpacked32 {
-  alignas(16) std::int8_t q[8][32];  // Per four elements those of row 0, of row 1 ... of row 7.
+  alignas(16) std::int8_t q[8 * 32];  // Vector i: elements 4 i .. 4 i + 3 of row 0, of row 1 ...
   alignas(16) float d[8];
   alignas(16) float m[8];
 };
 
 template <std::size_t kGroups>
 struct Unpacked256 {
-  alignas(16) std::int8_t q[64][32];
+  alignas(16) std::int8_t q[64 * 32];
   alignas(16) std::int32_t scale[kGroups][8];
   alignas(16) std::int16_t min[kGroups][8];
   alignas(16) float d[8];

@@ -19,7 +19,7 @@ RECUA_NEON_INLINE void for_two_bits(const std::uint8_t* from, Unpacked256<kGroup
     const uint8x16_t bytes = load16(from + 16 * i);
     RECUA_UNROLL
     for (std::size_t j = 0; j < 4; ++j) {
-      fn(two_bits<0>(bytes, j), h, j, v, half, to.q[32 * h + 8 * j + v] + 16 * half);
+      fn(two_bits<0>(bytes, j), h, j, v, half, to.q + 32 * (32 * h + 8 * j + v) + 16 * half);
     }
   }
 }
@@ -87,7 +87,7 @@ struct Format<quant::DataType::kQ4_K> {
   RECUA_NEON_INLINE void unpack(const std::uint8_t* piece, Unpacked256<kGroups>& to) {
     put_scales_and_mins(piece, to);
     for (std::size_t i = 0; i < 64; ++i) {  // Vector 8 c + v of the bytes, half of it.
-      std::int8_t* const out = to.q[i / 16 * 16 + i % 16 / 2] + i % 2 * 16;
+      std::int8_t* const out = to.q + 32 * (i / 16 * 16 + i % 16 / 2) + i % 2 * 16;
       const uint8x16_t bytes = load16(piece + 128 + 16 * i);
       put16<0>(out, low_nibbles(bytes));
       put16<0>(out + 8 * 32, high_nibbles(bytes));
@@ -106,7 +106,7 @@ struct Format<quant::DataType::kQ5_K> {
     put_scales_and_mins(piece, to);
     for (std::size_t i = 0; i < 64; ++i) {
       const std::size_t c = i / 16;
-      std::int8_t* const out = to.q[16 * c + i % 16 / 2] + i % 2 * 16;
+      std::int8_t* const out = to.q + 32 * (16 * c + i % 16 / 2) + i % 2 * 16;
       const uint8x16_t bytes = load16(piece + 384 + 16 * i);
       const uint8x16_t fifth = load16(piece + 128 + 16 * (i % 16));  // Bit g is that of group g.
       put16<0>(out, vorrq_u8(low_nibbles(bytes), one_bit<4>(fifth, 2 * c)));
@@ -133,7 +133,7 @@ struct Format<quant::DataType::kQ6_K> {
       const uint8x16_t first = load16(from);
       const uint8x16_t second = load16(from + 32);
       const uint8x16_t high = load16(from + 64);
-      std::int8_t* const out = to.q[vector / 8 * 32 + vector % 8] + i % 2 * 16;
+      std::int8_t* const out = to.q + 32 * (vector / 8 * 32 + vector % 8) + i % 2 * 16;
       put16<32>(out, vorrq_u8(low_nibbles(first), two_bits<4>(high, 0)));
       put16<32>(out + 8 * 32, vorrq_u8(low_nibbles(second), two_bits<4>(high, 1)));
       put16<32>(out + 16 * 32, vorrq_u8(high_nibbles(first), two_bits<4>(high, 2)));
@@ -161,7 +161,7 @@ struct Format<quant::DataType::kIQ4_XS> {
       put_scales(vsubq_s16(all, vdupq_n_s16(32)), to.scale[g]);
     }
     for (std::size_t i = 0; i < 64; ++i) {  // Vector 4 g + v of the bytes, half of it.
-      std::int8_t* const out = to.q[i / 8 * 8 + i % 8 / 2] + i % 2 * 16;
+      std::int8_t* const out = to.q + 32 * (i / 8 * 8 + i % 8 / 2) + i % 2 * 16;
       const uint8x16_t bytes = load16(piece + 64 + 16 * i);
       put16<0>(out, look_up(quant::kIQ4Values, low_nibbles(bytes)));
       put16<0>(out + 4 * 32, look_up(quant::kIQ4Values, high_nibbles(bytes)));

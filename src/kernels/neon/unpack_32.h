@@ -20,8 +20,8 @@ RECUA_NEON_INLINE void unpack_nibbles(const std::uint8_t* piece, Unpacked32& to,
     RECUA_UNROLL
     for (std::size_t half = 0; half < 2; ++half) {
       const uint8x16_t bytes = load16(piece + kAt + 32 * v + 16 * half);
-      finish(low_nibbles(bytes), v, half, to.q[v] + 16 * half);
-      finish(high_nibbles(bytes), 4 + v, half, to.q[4 + v] + 16 * half);
+      finish(low_nibbles(bytes), v, half, to.q + 32 * v + 16 * half);
+      finish(high_nibbles(bytes), 4 + v, half, to.q + 32 * (4 + v) + 16 * half);
     }
   }
 }
@@ -96,7 +96,7 @@ struct Format<quant::DataType::kQ8_0> {
     put8_f16(piece, to.d);
     RECUA_UNROLL
     for (std::size_t i = 0; i < 16; ++i) {
-      put16<0>(to.q[i / 2] + i % 2 * 16, load16(piece + 16 + 16 * i));
+      put16<0>(to.q + 16 * i, load16(piece + 16 + 16 * i));
     }
   }
 };
