@@ -184,6 +184,22 @@ def aarch64_set(recua, cpu, best):
     return Counts(0, 1)
 
 
+def aarch64_cpu(recua, cpu, best, tests):
+    """The tests as one kind of CPU, with the best instruction set that it has."""
+    counts = aarch64_set(recua, cpu, best)
+    # Cases of other sets belong to the other CPUs, those of the scalar one to the last.
+    others = [name for name in ["scalar", *ARM_CPUS.values()]
+              if name != best and (name, cpu) != ("scalar", "max")]
+    env = {"QEMU_CPU": cpu, "RECUA_INSTRUCTION_SET": best,
+           "GTEST_FILTER": "-" + ":".join(f"*/{name}" for name in others)}
+    counts.add(run_ctest("aarch64", log=f"aarch64-{cpu}", env=env,
+                         arguments=["-R", f"^({'|'.join(tests)})$"]))
+    counts.add(check(f"aarch64-{cpu}-e2e",
+                     ["python3", "-B", "tests/e2e/run.py", "--binary", recua, *ARM_E2E],
+                     env={"QEMU_CPU": cpu}))
+    return counts
+
+
 def aarch64_step(options):
     """Cross-built for 64-bit Arm and run by qemu-user: whether it is right, not how fast."""
     counts = check("aarch64-setup", ["scripts/setup-aarch64"])
@@ -201,17 +217,7 @@ def aarch64_step(options):
                      f'"{build_dir}/bin/recua" "$@"\n')
     recua.chmod(0o755)
     for cpu, best in ARM_CPUS.items():
-        # Cases of other sets belong to the other CPUs, those of the scalar one to the last.
-        others = [name for name in ["scalar", *ARM_CPUS.values()]
-                  if name != best and (name, cpu) != ("scalar", "max")]
-        env = {"QEMU_CPU": cpu, "RECUA_INSTRUCTION_SET": best,
-               "GTEST_FILTER": "-" + ":".join(f"*/{name}" for name in others)}
-        counts.add(aarch64_set(recua, cpu, best))
-        counts.add(run_ctest("aarch64", log=f"aarch64-{cpu}", env=env,
-                             arguments=["-R", f"^({'|'.join(tests)})$"]))
-        counts.add(check(f"aarch64-{cpu}-e2e",
-                         ["python3", "-B", "tests/e2e/run.py", "--binary", recua, *ARM_E2E],
-                         env={"QEMU_CPU": cpu}))
+        counts.add(aarch64_cpu(recua, cpu, best, tests))
     return counts
 
 

@@ -47,6 +47,12 @@ TEST(PackedWeights, EveryRowComesBackAsItWas) {
       const RandomWeights weights = random_weights(type, n_rows, n_in, rng);
       const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);
       const std::size_t row_bytes = quant::row_bytes(type, n_in);
+      const std::size_t piece_bytes = kPackedRows * traits.block_bytes;
+      std::vector<std::byte> piece(piece_bytes);
+      pack_piece(type, weights.bytes.data() + 3 * traits.block_bytes, row_bytes, n_rows,
+                 piece.data());
+      ASSERT_TRUE(std::equal(piece.begin(), piece.end(), packed.data + 3 * piece_bytes))
+          << traits.name << " block 3 alone";
       std::vector<std::byte> row(row_bytes);
       for (std::size_t r = 0; r < kPackedRows; ++r) {
         unpack_blocks(type, packed.data, r, 0, 5, row.data());
