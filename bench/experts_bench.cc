@@ -1,19 +1,21 @@
 // The feed-forward of a model with experts through the CPU device: as one operator, beside four
 // operators one after the other, which is what it is defined as.
 //
-//   experts/8of64/q4_k/tokens:1/together/threads:2     64 experts of 768, 8 used: Qwen 3's shape
-//   experts/2of8/q4_k/tokens:512/apart/threads:2       8 experts of 3584, 2 used: half of Mixtral
-//   experts/2of8small/...                              a layer that the cache holds: barriers show
+//   experts/8of64/Q4_K/tokens:1/threads:2      64 experts of 768, 8 used: half of Qwen 3's
+//   experts/2of8/Q4_K/tokens:512/threads:2     8 experts of 3584, 2 used: a quarter of Mixtral's
+//   experts/2of8small/...                      a layer that the cache holds: hand-overs show
 //
-// Enough layers, in turns, that weights come from memory. Tokens choose their experts at random.
-// For ratios: --benchmark_repetitions=7 --benchmark_enable_random_interleaving=true.
+// Layers in turns, so that weights come from memory. Tokens choose their experts at random. Times
+// are medians per layer; the ratio is the median over neighbouring steps.
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include "base/random.h"
@@ -134,48 +136,68 @@ class Layers {
   std::vector<std::unique_ptr<Buffer>> ids_, weights_;
 };
 
-void bench_step(benchmark::State& state, const Shape& shape, DataType type, std::size_t n_threads,
-                std::size_t n_tokens, bool together) {
-  Layers layers(shape, type, n_threads, n_tokens);
-  layers.step(together);
-  for (auto _ : state) layers.step(together);
-  const auto n = static_cast<double>(state.iterations()) * static_cast<double>(n_tokens);
-  state.counters["tokens/s"] = benchmark::Counter(n, benchmark::Counter::kIsRate);
-  if (n_tokens == 1) {
-    state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) *
-                            static_cast<std::int64_t>(layers.token_bytes()));
-  }
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
 }
 
-void register_all() {
-  static constexpr Shape kMany{"8of64", 2, 2048, 768, 64, 8};
-  static constexpr Shape kFew{"2of8", 4, 2048, 3584, 8, 2};
-  static constexpr Shape kSmall{"2of8small", 8, 512, 512, 8, 2};
-  for (const std::size_t threads : {1U, 2U}) {
-    for (const Shape& shape : {kMany, kFew, kSmall}) {
-      for (const DataType type : {DataType::kQ4_K, DataType::kQ8_0}) {
-        for (const std::size_t tokens : {1U, 8U, 32U, 512U}) {
-          for (const bool together : {false, true}) {
-            const std::string name = fmt::format("experts/{}/{}/tokens:{}/{}/threads:{}",
-                                                 shape.name, quant::traits(type).name, tokens,
-                                                 together ? "together" : "apart", threads);
-            benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-              bench_step(state, shape, type, threads, tokens, together);
-            })->UseRealTime();
-          }
-        }
-      }
-    }
+// The two ways step by step in turns: what disturbs the machine for longer than a step disturbs
+// both, so the ratio of neighbours holds where the times do not.
+void compare(const Shape& shape, DataType type, std::size_t n_threads, std::size_t n_tokens,
+             double seconds) {
+  Layers layers(shape, type, n_threads, n_tokens);
+  std::vector<double> apart, together, ratios;
+  const auto time = [&](bool as_one) {
+    const auto begin = std::chrono::steady_clock::now();
+    layers.step(as_one);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  time(false);
+  time(true);
+  const auto begin = std::chrono::steady_clock::now();
+  while (ratios.size() < 5 ||
+         std::chrono::steady_clock::now() - begin < std::chrono::duration<double>(seconds)) {
+    apart.push_back(time(false));
+    together.push_back(time(true));
+    ratios.push_back(apart.back() / together.back());
   }
+  const double each = median(together) / static_cast<double>(shape.n_layers);
+  const std::string read =
+      n_tokens == 1
+          ? fmt::format(", {:.1f} GB/s", static_cast<double>(layers.token_bytes()) /
+                                             static_cast<double>(shape.n_layers) / each * 1e-9)
+          : "";
+  fmt::print(
+      "experts/{}/{}/tokens:{}/threads:{}: apart {:.3f} ms, together {:.3f} ms, {:.3f} ({})"
+      "{}\n",
+      shape.name, quant::traits(type).name, n_tokens, n_threads,
+      median(apart) * 1e3 / static_cast<double>(shape.n_layers), each * 1e3, median(ratios),
+      ratios.size(), read);
+  std::fflush(stdout);
 }
 
 }  // namespace
 }  // namespace recua
 
+// experts_bench [PART OF A NAME [SECONDS]]
 int main(int argc, char** argv) {
-  recua::register_all();
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
+  using namespace recua;
+  static constexpr Shape kMany{"8of64", 2, 2048, 768, 64, 8};
+  static constexpr Shape kFew{"2of8", 2, 2048, 3584, 8, 2};
+  static constexpr Shape kSmall{"2of8small", 8, 512, 512, 8, 2};
+  const std::string filter = argc > 1 ? argv[1] : "";
+  const double seconds = argc > 2 ? std::atof(argv[2]) : 2.0;
+  for (const std::size_t threads : {2U, 1U}) {
+    for (const Shape& shape : {kMany, kFew, kSmall}) {
+      for (const DataType type : {DataType::kQ4_K, DataType::kQ8_0}) {
+        for (const std::size_t tokens : {1U, 8U, 32U, 512U}) {
+          const std::string name = fmt::format("{}/{}/tokens:{}/threads:{}", shape.name,
+                                               quant::traits(type).name, tokens, threads);
+          if (name.find(filter) == std::string::npos) continue;
+          compare(shape, type, threads, tokens, seconds);
+        }
+      }
+    }
+  }
   return 0;
 }

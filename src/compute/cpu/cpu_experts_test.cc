@@ -38,16 +38,16 @@ TEST(ExpertPlan, SortsPairsByExpertInTheirOrder) {
   EXPECT_TRUE(plan.places(5).empty());
 }
 
-// Tokens of four cost as much as one, since reading the weights takes as long.
 TEST(ExpertPlan, GivesWholeExpertsToTheThreadThatHasLeast) {
   ExpertPlan plan;
-  std::vector<std::int32_t> ids(12, 2);    // Costs 12.
-  ids.insert(ids.end(), {0, 1, 3, 3, 3});  // 4 each.
+  std::vector<std::int32_t> ids(10, 2);    // Costs 13.
+  ids.insert(ids.end(), {0, 1, 3, 3, 3});  // 4, 4 and 6.
   plan.sort(ids, 5);
-  EXPECT_EQ(plan.divide_whole(2), 0.0);
+  EXPECT_EQ(plan.cost(), 27U);
+  EXPECT_EQ(plan.divide_whole(2), 0.5);  // 13 and 14.
   EXPECT_EQ(plan.thread_of(2), 0U);
   for (const std::size_t e : {0U, 1U, 3U}) EXPECT_EQ(plan.thread_of(e), 1U) << e;
-  EXPECT_DOUBLE_EQ(plan.divide_whole(3), 0.5);  // 12, where 8 would be even.
+  EXPECT_DOUBLE_EQ(plan.divide_whole(3), 4.0);  // 13, where 9 would be even.
   EXPECT_EQ(plan.divide_whole(1), 0.0);
 }
 
@@ -67,7 +67,7 @@ TEST(ExpertPlan, CutsRowsIntoRunsOfEqualCostThatMeetAtGranules) {
     std::vector<std::size_t> load(n_threads);
     std::size_t dearest = 0;
     for (std::size_t i = 0; i < plan.used().size(); ++i) {
-      const std::size_t cost = std::max<std::size_t>(4, plan.places(plan.used()[i]).size());
+      const std::size_t cost = ExpertPlan::row_cost(plan.places(plan.used()[i]).size());
       dearest = std::max(dearest, cost);
       std::size_t next = 0;
       for (std::size_t t = 0; t < n_threads; ++t) {

@@ -42,7 +42,7 @@ double ExpertPlan::divide_whole(std::size_t n_threads) {
     thread_[e] = static_cast<std::size_t>(least - load_.begin());
   }
   const auto even = static_cast<double>(cost_before_.back()) / static_cast<double>(n_threads);
-  return static_cast<double>(*std::max_element(load_.begin(), load_.end())) / even - 1.0;
+  return static_cast<double>(*std::max_element(load_.begin(), load_.end())) - even;
 }
 
 sys::Partition ExpertPlan::rows_of(std::size_t used_index, std::size_t n_rows, std::size_t granule,
