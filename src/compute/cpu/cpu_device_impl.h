@@ -121,8 +121,9 @@ struct ExpertRows {
 
 class CpuDevice final : public Device {
  public:
-  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads, bool repack)
-      : table_(table), repack_(repack), pool_(n_threads) {}
+  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads, bool repack,
+            std::vector<std::vector<std::uint32_t>> cpus)
+      : table_(table), repack_(repack), pool_(n_threads, std::move(cpus)) {}
 
   [[nodiscard]] std::string description() const override;
   Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
