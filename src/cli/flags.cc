@@ -52,6 +52,7 @@ void ModelFlags::add(CLI::App& app, bool with_ctx) {
   app.add_option("-m,--model", model, "GGUF file to use (any part of a split one)")
       ->type_name("FILE");
   add_sizes(app, with_ctx);
+  cpus.add(app);
   app.add_flag_callback(
       "--no-memory-check", [this] { memory_check = false; },
       "Load a model even if it does not fit into the free memory");

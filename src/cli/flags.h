@@ -15,6 +15,7 @@
 
 #include "base/result.h"
 #include "cli/app.h"
+#include "cli/cpu_flags.h"
 #include "model/slice.h"
 #include "net/connection.h"
 #include "quant/data_type.h"
@@ -35,6 +36,7 @@ struct ModelFlags {
   std::string v_type = "f16";
   bool repack = true;        // False: weights stay where they were mapped.
   bool memory_check = true;  // Refuse what does not fit before loading it.
+  CpuFlags cpus = {};
 
   /// with_ctx: -c too. Tools that find the context out themselves leave it away.
   void add(CLI::App& app, bool with_ctx = true);
