@@ -16,6 +16,13 @@ namespace recua::train {
 /// experts and for tensors that recua does not train; all name the file.
 Result<ModelShape> read_shape(const gguf::GgufFile& file);
 
+/// A tensor of the file that has the spec's name and shape. kNotFound: there is none. kCorrupt: its
+/// shape is another.
+Result<const gguf::TensorInfo*> checked_tensor(const gguf::GgufFile& file, const TensorSpec& spec);
+
+/// Its numbers as f32. Errors as read_params().
+Result<void> read_tensor(const gguf::GgufFile& file, const TensorSpec& spec, std::span<float> out);
+
 /// All tensors, of any type, as f32 into params (layout.n_params() of them).
 /// kNotFound: a tensor is missing. kCorrupt: its shape is wrong, or a weight is not finite.
 Result<void> read_params(const gguf::GgufFile& file, const ParameterLayout& layout,
@@ -28,7 +35,6 @@ Result<void> read_params(const gguf::GgufFile& file, const ParameterLayout& layo
 struct ModelExport {
   const gguf::GgufFile* source = nullptr;
   bool from_model = false;
-  std::string_view name = {};  // general.name of a new model.
 };
 Result<void> write_model(const std::filesystem::path& path, const ModelShape& shape,
                          const ParameterLayout& layout, std::span<const float> params,

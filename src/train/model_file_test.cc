@@ -110,6 +110,7 @@ TEST(ModelFile, NewModelsOfEachFamilyRunInInference) {
     SCOPED_TRACE(arch);
     ModelShape shape;
     shape.hp.architecture = model::find_architecture(arch);
+    shape.hp.name = "new";
     shape.hp.vocab_size = 512;
     shape.hp.n_ctx_train = 64;
     shape.hp.n_layers = 2;
@@ -130,9 +131,9 @@ TEST(ModelFile, NewModelsOfEachFamilyRunInInference) {
       for (float& x : std::span(params).subspan(tensor.offset, tensor.size())) x *= 2.0F;
     }
     const ScratchFolder scratch;
-    ASSERT_TRUE(write_model(scratch / "new.gguf", shape, layout, params,
-                            {.source = vocabulary.get(), .name = "new"})
-                    .ok());
+    ASSERT_TRUE(
+        write_model(scratch / "new.gguf", shape, layout, params, {.source = vocabulary.get()})
+            .ok());
     auto opened = gguf::GgufFile::open(scratch / "new.gguf");
     ASSERT_TRUE(opened.ok()) << opened.error().message;
     const auto file = std::make_shared<const gguf::GgufFile>(std::move(opened).value());
