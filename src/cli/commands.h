@@ -36,6 +36,7 @@ void register_net(CLI::App& app, int& exit_code);
 void register_plan(CLI::App& app, int& exit_code);
 void register_train(CLI::App& app, int& exit_code);
 void register_train_tokenizer(CLI::App& app, int& exit_code);
+void register_export_lora(CLI::App& app, int& exit_code);
 void register_version(CLI::App& app, int& exit_code);
 
 /// Prints "recua: <message>" on standard error, and "hint: <hint>" below it if there is one.

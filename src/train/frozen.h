@@ -3,7 +3,8 @@
 ///
 /// A tile of rows at a time is made f32 in shared scratch memory and multiplied like any other, so
 /// there is never an f32 copy of a matrix. A tile has as many rows as the product sums in a block
-/// (kGemmBlockK): the results have the bits of train/linear.h on the same matrix in f32.
+/// (kGemmBlockK): the results have the bits of train/linear.h on the same matrix in f32. (Not so in
+/// the backward pass of the scalar set, which sums a whole product in f64.)
 
 #include <cstddef>
 #include <cstdint>

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/sha256.h"
 #include "gguf/gguf_writer.h"
 #include "quant/dequantize.h"
 
@@ -35,16 +36,25 @@ Result<std::vector<float>> read_divisors(const GgufFile& file, const model::Hype
 void add_metadata(const ModelShape& shape, const ModelExport& how, gguf::GgufWriter& writer) {
   if (!how.from_model) model::add_hyperparams(shape.hp, writer);
   for (const auto& [key, value] : how.source->metadata()) {
-    const bool is_ours =
-        how.from_model ? !key.starts_with("split.") && key != gguf::keys::kAlignment &&
-                             key != gguf::keys::kFileType && key != gguf::keys::kQuantizationVersion
-                       : key.starts_with("tokenizer.");
+    const bool is_ours = how.from_model ? !gguf::is_about_file(key) : key.starts_with("tokenizer.");
     if (is_ours) writer.add(key, value);
   }
   writer.add(gguf::keys::kFileType, Value(kFileTypeF32));
 }
 
 }  // namespace
+
+std::string model_identity(const GgufFile& file) {
+  // Of the shards' digests, so that none has to be in memory with another.
+  std::vector<std::byte> digests;
+  for (std::size_t i = 0; i < file.n_shards(); ++i) {
+    const Digest digest = sha256(file.shard_bytes(i));
+    digests.insert(digests.end(), digest.begin(), digest.end());
+  }
+  const auto name = file.find_str(gguf::keys::kName);
+  const std::string_view text = name.ok() && *name ? **name : "without a name";
+  return fmt::format("{} {}", gguf::quoted(text), to_hex(sha256(digests)).substr(0, 16));
+}
 
 Result<const TensorInfo*> checked_tensor(const GgufFile& file, const TensorSpec& spec) {
   RECUA_ASSIGN_OR_RETURN(const TensorInfo* tensor, file.tensor(spec.name));

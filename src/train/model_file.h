@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
-#include <string_view>
-#include <vector>
+#include <string>
 
 #include "gguf/gguf_file.h"
 #include "train/parameters.h"
@@ -15,6 +14,10 @@ namespace recua::train {
 /// What a model file says of the model. Errors as model::read_hyperparams(), and kUnsupported for
 /// experts and for tensors that recua does not train; all name the file.
 Result<ModelShape> read_shape(const gguf::GgufFile& file);
+
+/// What a resumed run knows a model by: its name and the beginning of a digest of all its bytes.
+/// Time: about a second per gigabyte.
+std::string model_identity(const gguf::GgufFile& file);
 
 /// A tensor of the file that has the spec's name and shape. kNotFound: there is none. kCorrupt: its
 /// shape is another.

@@ -27,6 +27,7 @@ Result<Trainer> Trainer::create(Team& team, const Dataset& dataset, const ModelS
     }
     *buffer = std::move(memory).value();
   }
+  for (Batch& pass : trainer.passes_) pass.reserve(options.batch, options.n_ctx);
   return trainer;
 }
 

@@ -72,6 +72,79 @@ class Learning(TrainCase):
         self.assertEqual(answer["steps"], 8)
 
 
+class Adapters(TrainCase):
+    def setUp(self):
+        super().setUp()
+        self.base = self.scratch / "base.gguf"
+        self.succeed("quantize", STORIES, self.base, "Q8_0", "--allow-requantize")
+
+    def flags(self, out, *more):
+        return ["train", "-m", self.base, "--lora-rank", 4, "--data", self.text, "--out", out,
+                "--context", 64, "--batch", 4, "--steps", 20, "--lr", 3e-3, *more]
+
+    def nll(self, model, *more):
+        return self.succeed("perplexity", "--json", "-m", model, "-f", self.text,
+                            *more).json()["nll"]
+
+    def test_an_adapter_learns_runs_and_merges(self):
+        out = self.scratch / "adapter"
+        kept = self.base.read_bytes()
+        answer = self.succeed(*self.flags(out, "--json")).json()
+        self.assertEqual(answer["model"], str(out / "adapter.gguf"))
+        self.assertEqual(self.base.read_bytes(), kept)
+        self.assertLess((out / "adapter.gguf").stat().st_size, 200_000)
+        self.assertTrue((out / "best-adapter.gguf").exists())
+        self.assertFalse((out / "model.gguf").exists())
+        before = self.nll(self.base)
+        after = self.nll(self.base, "--lora", out / "adapter.gguf")
+        self.assertLess(after, before - 0.3)
+        merged = self.scratch / "merged.gguf"
+        done = self.succeed("export-lora", "-m", self.base, "--lora", out / "adapter.gguf", "-o",
+                            merged, "--json").json()
+        self.assertEqual(done["merged"], 35)
+        self.assertAlmostEqual(self.nll(merged), after, delta=0.02)  # Q8_0 rounds activations.
+
+    def test_resume_gives_the_same_bits_and_knows_its_base(self):
+        whole, cut = self.scratch / "whole", self.scratch / "cut"
+        every = ["--save-every", 5, "--lora-targets", "q_proj,v_proj", "-t"]
+        self.succeed(*self.flags(whole, *every, 1))
+        self.succeed(*self.flags(cut, *every, 2))
+        for name in self.checkpoints(cut)[-1:]:
+            (cut / name).unlink()
+        (cut / "adapter.gguf").unlink()
+        done = self.succeed(*self.flags(cut, *every, 1, "--resume", "--json")).json()
+        self.assertEqual(done["resumed_from"], 15)
+        self.assertEqual((cut / "adapter.gguf").read_bytes(),
+                         (whole / "adapter.gguf").read_bytes())
+        self.fail_with(EXIT_USAGE, ["lora-alpha=8", "lora-alpha=4"],
+                       *self.flags(cut, *every, 1, "--lora-alpha", 4, "--resume"))
+        self.base.rename(self.scratch / "moved.gguf")
+        self.succeed("quantize", STORIES, self.base, "Q4_0", "--allow-requantize")
+        self.fail_with(EXIT_USAGE, ["made by another run", "it had model="],
+                       *self.flags(cut, *every, 1, "--resume"))
+
+    def test_fine_tuning_knows_its_base(self):
+        out = self.scratch / "tuned"
+        flags = ["train", "--data", self.text, "--out", out, "--context", 32, "--batch", 2,
+                 "--steps", 2]
+        self.succeed(*flags, "-m", STORIES)
+        self.succeed(*flags, "-m", STORIES, "--resume")
+        self.fail_with(EXIT_USAGE, ["it had model="], *flags, "-m", self.base, "--resume")
+
+    def test_flags(self):
+        out = self.scratch / "adapter"
+        self.fail_with(EXIT_USAGE, ["--lora-targets", "attn_norm", "ffn_down"],
+                       *self.flags(out, "--lora-targets", "attn_norm"))
+        self.fail_with(EXIT_USAGE, ["--lora-rank", "9000", "8192"],
+                       *self.flags(out, "--lora-rank", 9000))
+        self.fail_with(EXIT_USAGE, ["--lora-rank", "-m/--model"],
+                       *self.arguments(out, "--lora-rank", 8))
+        self.fail_with(EXIT_USAGE, ["--out", "same file"], "export-lora", "-m", self.base, "--lora",
+                       self.base, "-o", self.base)
+        self.fail_with(EXIT_FAILURE, ["general.type"], "export-lora", "-m", self.base, "--lora",
+                       STORIES, "-o", out)
+
+
 class Resuming(TrainCase):
     STEPS = ["--steps", 40, "--save-every", 5, "--eval-every", 10, "--keep", 2]
     MANY = ["--steps", 600, "--save-every", 20, "--eval-every", 50, "--keep", 2]
