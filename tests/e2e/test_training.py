@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shlex
 import signal
 import subprocess
 import unittest
@@ -226,7 +227,10 @@ class BadInputs(TrainCase):
         binary.write_bytes(bytes(range(256)) * 4)
         lines = self.scratch / "lines.jsonl"
         lines.write_text('{"prompt": "a", "reply": "b"}\n{"prompt": "a"}\n')
-        for path, words in ((empty, []), (binary, []), (lines, ["2"]),
+        long = self.scratch / "long.jsonl"
+        long.write_text(json.dumps({"prompt": "Once", "reply": " upon a time" * 20}) + "\n")
+        for path, words in ((empty, ["no text"]), (binary, ["byte 0", "binary"]), (lines, ["2"]),
+                            (long, ["line 1", "at most 25", "context of 24"]),
                             (self.scratch / "none.txt", [])):
             with self.subTest(path=path.name):
                 done = self.recua("train", "--tokenizer", STORIES, "--data", path, "--out",
@@ -263,6 +267,33 @@ class BadInputs(TrainCase):
         self.assertEqual(before.read_bytes(), kept)
         self.succeed(*arguments)
         self.assertEqual(last.read_bytes(), expected)
+
+
+    # A file system in memory with room for one checkpoint and a half, and then for more.
+    def test_a_full_file_system_leaves_the_checkpoint_before(self):
+        flags = ["--steps", 6, "--save-every", 2, "--eval-every", 6, "--keep", 1, "-t", 1]
+        whole, disk = self.scratch / "whole", self.scratch / "disk"
+        self.succeed(*self.arguments(whole, *flags))
+        disk.mkdir()
+        room = (whole / self.checkpoints(whole)[-1]).stat().st_size * 3 // 2
+        command = shlex.join([BINARY, *map(str, self.arguments(disk, *flags, "--resume"))])
+        script = (f"mount -t tmpfs -o size={room} tmpfs {disk} || exit 77; {command}; echo code $?; "
+                  f"ls {disk}; mount -o remount,size=64m {disk} && {command} --quiet && "
+                  f"cp {disk}/model.gguf {self.scratch}")
+        done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+                              capture_output=True, stdin=subprocess.DEVNULL, check=False, text=True,
+                              timeout=120 * SLOW)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            self.skipTest(f"no file system of our own: {done.stderr.strip()}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("step 4 was not saved", done.stderr)
+        self.assertIn("No space left on device", done.stderr)
+        listed = done.stdout.splitlines()
+        self.assertEqual(listed[0], f"code {EXIT_FAILURE}")
+        self.assertEqual([name for name in listed if name.startswith("checkpoint")],
+                         ["checkpoint-0000000002.recua"])
+        self.assertEqual((self.scratch / "model.gguf").read_bytes(),
+                         (whole / "model.gguf").read_bytes())
 
 
 if __name__ == "__main__":
