@@ -43,6 +43,10 @@ void register_version(CLI::App& app, int& exit_code);
 /// Returns the exit code for the error.
 int report(const Error& error, std::string_view hint = {});
 
+/// For commands whose info lines somebody watches: shows them, unless --quiet or --verbose has set
+/// what is shown. Other commands show results instead.
+void show_info_lines();
+
 /// Writes to standard output at once. kIo: "cannot write to standard output: ...": nobody reads it
 /// any more, or the disk is full.
 Result<void> write_output(std::string_view text);

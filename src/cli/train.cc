@@ -185,6 +185,9 @@ Result<void> prepare(Run& run) {
   run.save_every = every(flags.save_every, 10);
   RECUA_ASSIGN_OR_RETURN(const bool from_checkpoint, open_folder(run));
   RECUA_RETURN_IF_ERROR(make_trainer(run));
+  log_info("{}: {} examples to learn, {} to validate with; {} steps of {} examples", flags.data,
+           run.dataset->n_train(), run.dataset->n_validation(), run.options.schedule.n_steps,
+           run.trainer->examples_per_step());
   return set_weights(run, from_checkpoint);
 }
 
@@ -320,6 +323,7 @@ void print_outcome(Run& run, const Outcome& outcome) {
 }
 
 int train_command(const TrainFlags& flags) {
+  show_info_lines();
   Run run{.flags = flags};
   if (const auto prepared = prepare(run); !prepared.ok()) return report(prepared.error());
   const auto outcome = run_steps(run);
