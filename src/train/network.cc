@@ -50,7 +50,7 @@ Network::Network(Team& team, const ModelShape& shape, const NetworkLimits& limit
     : team_(&team),
       shape_(shape),
       limits_(limits),
-      tensors_(shape),
+      layout_(shape),
       lora_(lora),
       rope_(shape.hp, shape.rope_divisors, limits.sequence_max),
       hidden_(shape.hp.hidden_size),
@@ -126,7 +126,7 @@ AttentionShape Network::attention_shape(const Batch& batch) const {
 
 void Network::run_layer(const Batch& batch, const float* params, std::size_t index) {
   const model::HyperParams& hp = shape_.hp;
-  const LayerOffsets& at = tensors_.layer(index);
+  const LayerOffsets& at = layout_.layer(index);
   LayerState& s = state(index);
   const float* const x = input(index);
   float* const out = input(index + 1);
@@ -177,7 +177,7 @@ void Network::forward(const Batch& batch, std::span<const float> params) {
   embed_rows(batch, params.data());
   for (std::size_t i = 0; i < shape_.hp.n_layers; ++i) run_layer(batch, params.data(), i);
   rms_norm(*team_, {n_rows_, hidden_, shape_.hp.rms_eps}, input(shape_.hp.n_layers),
-           vector(params.data(), tensors_.output_norm()), final_normed_.data());
+           vector(params.data(), layout_.output_norm()), final_normed_.data());
 }
 
 double Network::loss(const Batch& batch, std::span<const float> params) {
@@ -186,7 +186,7 @@ double Network::loss(const Batch& batch, std::span<const float> params) {
   for (std::size_t begin = 0; begin < n_rows_; begin += logit_rows_) {
     const std::size_t n = std::min(logit_rows_, n_rows_ - begin);
     multiply({n, hidden_, vocab_size}, final_normed_.data() + begin * hidden_, params.data(),
-             tensors_.output(), logits_.data());
+             layout_.output(), logits_.data());
     const Targets targets{.ids = std::span(batch.targets).subspan(begin, n),
                           .counts = std::span(batch.counts).subspan(begin, n)};
     cross_entropy(*team_, targets, vocab_size, logits_.data(), losses_.span().subspan(begin, n));
@@ -199,7 +199,7 @@ void Network::logits(const Batch& batch, std::span<const float> params, std::spa
   forward(batch, params);
   RECUA_CHECK(out.size() == n_rows_ * shape_.hp.vocab_size);
   multiply({n_rows_, hidden_, shape_.hp.vocab_size}, final_normed_.data(), params.data(),
-           tensors_.output(), out.data());
+           layout_.output(), out.data());
 }
 
 }  // namespace recua::train

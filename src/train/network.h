@@ -43,7 +43,7 @@ class Network {
 
   /// Of the parameters.
   [[nodiscard]] const ParameterLayout& layout() const {
-    return lora_ != nullptr ? lora_->layout() : tensors_;
+    return lora_ != nullptr ? lora_->layout() : layout_;
   }
 
   /// The sum of the counted rows' losses. Token ids are below the vocabulary's size.
@@ -71,7 +71,7 @@ class Network {
                              float* gradients);
   void backward_attention(const Batch& batch, const float* params, const LayerOffsets& at,
                           const float* x, LayerState& state, float* gradients);
-  // Of tensors by their offset in tensors_, wherever their numbers are: network_weights.cc.
+  // Of tensors by their offset in layout_, wherever their numbers are: network_weights.cc.
   [[nodiscard]] const float* vector(const float* params, std::size_t at) const;
   [[nodiscard]] float* vector_gradient(float* gradients, std::size_t at) const;
   [[nodiscard]] LoraPair pair(const float* params, const LoraModel::PairOffsets& at) const;
@@ -93,8 +93,8 @@ class Network {
   Team* team_;
   ModelShape shape_;
   NetworkLimits limits_;
-  ParameterLayout tensors_;  // All of the model's.
-  const LoraModel* lora_;    // Null: tensors_ are the parameters.
+  ParameterLayout layout_;  // Of all of the model's tensors.
+  const LoraModel* lora_;   // Null: those are the parameters.
   RopeTable rope_;
   std::size_t hidden_;
   std::size_t q_size_;

@@ -21,24 +21,24 @@ double Network::loss_and_gradient(const Batch& batch, std::span<const float> par
     const std::size_t n = std::min(logit_rows_, n_rows_ - begin);
     const LinearShape shape{.n_rows = n, .n_in = hidden_, .n_out = vocab_size};
     const float* const normed = final_normed_.data() + begin * hidden_;
-    multiply(shape, normed, params.data(), tensors_.output(), logits_.data());
+    multiply(shape, normed, params.data(), layout_.output(), logits_.data());
     const Targets targets{.ids = std::span(batch.targets).subspan(begin, n),
                           .counts = std::span(batch.counts).subspan(begin, n)};
     cross_entropy_backward(*team_, targets, vocab_size, scale, logits_.data(),
                            losses_.span().subspan(begin, n));
-    multiply_backward(shape, logits_.data(), normed, params.data(), tensors_.output(),
+    multiply_backward(shape, logits_.data(), normed, params.data(), layout_.output(),
                       d_normed_.data() + begin * hidden_, false, gradients.data());
   }
   rms_norm_backward(*team_, {n_rows_, hidden_, shape_.hp.rms_eps}, input(shape_.hp.n_layers),
-                    vector(params.data(), tensors_.output_norm()), d_normed_.data(),
+                    vector(params.data(), layout_.output_norm()), d_normed_.data(),
                     norm_scales_.data(), dx_.data(), false,
-                    vector_gradient(gradients.data(), tensors_.output_norm()));
+                    vector_gradient(gradients.data(), layout_.output_norm()));
   for (std::size_t i = shape_.hp.n_layers; i-- > 0;) {
     backward_layer(batch, params.data(), i, gradients.data());
   }
   if (lora_ == nullptr) {
     embed_backward(*team_, batch.inputs, hidden_, dx_.data(),
-                   gradients.data() + tensors_.token_embd());
+                   gradients.data() + layout_.token_embd());
   }
   const std::span<const float> losses = losses_.span().first(n_rows_);
   return std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -47,7 +47,7 @@ double Network::loss_and_gradient(const Batch& batch, std::span<const float> par
 void Network::backward_layer(const Batch& batch, const float* params, std::size_t index,
                              float* gradients) {
   if (limits_.recompute) run_layer(batch, params, index);
-  const LayerOffsets& at = tensors_.layer(index);
+  const LayerOffsets& at = layout_.layer(index);
   backward_feed_forward(params, at, state(index), gradients);
   backward_attention(batch, params, at, input(index), state(index), gradients);
 }

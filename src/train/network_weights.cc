@@ -19,7 +19,7 @@ LoraPair Network::pair(const float* params, const LoraModel::PairOffsets& at) co
 }
 
 void Network::embed_rows(const Batch& batch, const float* params) {
-  const std::size_t table = tensors_.token_embd();
+  const std::size_t table = layout_.token_embd();
   if (lora_ != nullptr) {
     frozen_embed(*team_, batch.inputs, lora_->matrix(table), input(0));
   } else {

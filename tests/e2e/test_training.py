@@ -220,6 +220,9 @@ class BadInputs(TrainCase):
         huge = ["--layers", 1000, "--dim", 65536, "--heads", 64, "--kv-heads", 64]
         self.fail_with(EXIT_FAILURE, ["needs", "available", "--recompute"],
                        *self.arguments(self.scratch / "run", *huge))
+        self.fail_with(EXIT_FAILURE, ["needs", "for the tokens of --accumulate batches"],
+                       *self.arguments(self.scratch / "run", "--context", 65536, "--batch", 1,
+                                       "--accumulate", 65536))
 
     def test_data(self):
         empty, binary = self.scratch / "empty.txt", self.scratch / "binary.txt"
