@@ -163,10 +163,7 @@ void register_worker(CLI::App& app, int& exit_code) {
       "  recua run -m model.gguf --workers box1:7500,box2:7500 -p \"Hello\"   (on the "
       "coordinator)");
   sub->callback([flags, &exit_code] {
-    // Somebody watches a worker's lines; other commands show results instead.
-    if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
-      set_log_level(LogLevel::kInfo);
-    }
+    show_info_lines();
     const Result<void> result = run_worker(*flags);
     exit_code = result.ok() ? kExitOk : report(result.error());
   });
