@@ -17,6 +17,21 @@ if(RECUA_SANITIZE)
   endif()
 endif()
 
+# For what is compiled far more often than it runs: tests, and folders that wait more than they compute. Half of
+# the time that a sanitizer's tree takes goes into optimizing coroutines. SANITIZED: only there.
+function(recua_compile_quickly target)
+  cmake_parse_arguments(ARG "SANITIZED" "" "" ${ARGN})
+  if(RECUA_SANITIZE)
+    target_compile_options(${target} PRIVATE -O0)
+  elseif(CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT ARG_SANITIZED)
+    target_compile_options(${target} PRIVATE -O1)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # It then mistakes the frames of coroutines for memory of the global operator new.
+      target_compile_options(${target} PRIVATE -Wno-mismatched-new-delete)
+    endif()
+  endif()
+endfunction()
+
 # recua_library(name SOURCES a.cc ... DEPS other folders or imported targets ...)
 function(recua_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
@@ -42,6 +57,7 @@ function(recua_test name)
     RECUA_GOLDEN_DIR="${CMAKE_SOURCE_DIR}/tests/golden"
     RECUA_SHARED_DATA="${CMAKE_SOURCE_DIR}/../shared/data"
     RECUA_BINARY="${CMAKE_BINARY_DIR}/bin/recua")
+  recua_compile_quickly(${name})
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600)
 endfunction()

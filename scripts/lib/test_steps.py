@@ -19,6 +19,13 @@ FUZZ_SECONDS = 20
 FUZZ_SECONDS_FULL = 600
 # Without a branch point to compare with, clang-tidy looks at the files of this many commits.
 TIDY_COMMITS = 10
+# CPUs that qemu-user plays, each with the best instruction set that it has: kernels meet no more
+# than they say they need, and a set that is not found fails its run.
+ARM_CPUS = {"cortex-a57": "neon", "neoverse-n1": "dotprod", "max": "i8mm"}
+ARM_TESTS = ["kernels_test", "sys_test", "golden_models_test"]
+ARM_TESTS_FULL = ["base_test", "gguf_test", "tokenizer_test", "dequantize_test", "cpu_device_test",
+                  "row_invariance_test", "train_operators_test"]
+ARM_E2E = ["test_local.Tokens.test_gives_the_greedy_tokens_of_the_reference"]
 SANITIZER_ENV = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -167,6 +174,53 @@ def counted(name, command):
     return counts
 
 
+def aarch64_set(recua, cpu, best):
+    """Whether recua finds the instruction set that this CPU has."""
+    code = run(f"aarch64-{cpu}-version", [recua, "version", "--json"], env={"QEMU_CPU": cpu})
+    output = log_path(f"aarch64-{cpu}-version").read_text(errors="replace")
+    if code == 0 and f'"instruction_set":"{best}"' in output:
+        return Counts(1, 0)
+    say(f"FAILED: as {cpu}, recua version should name the instruction set {best}: {output}")
+    return Counts(0, 1)
+
+
+def aarch64_cpu(recua, cpu, best, tests):
+    """The tests as one kind of CPU, with the best instruction set that it has."""
+    counts = aarch64_set(recua, cpu, best)
+    # Cases of other sets belong to the other CPUs, those of the scalar one to the last.
+    others = [name for name in ["scalar", *ARM_CPUS.values()]
+              if name != best and (name, cpu) != ("scalar", "max")]
+    env = {"QEMU_CPU": cpu, "RECUA_INSTRUCTION_SET": best,
+           "GTEST_FILTER": "-" + ":".join(f"*/{name}" for name in others)}
+    counts.add(run_ctest("aarch64", log=f"aarch64-{cpu}", env=env,
+                         arguments=["-R", f"^({'|'.join(tests)})$"]))
+    counts.add(check(f"aarch64-{cpu}-e2e",
+                     ["python3", "-B", "tests/e2e/run.py", "--binary", recua, *ARM_E2E],
+                     env={"QEMU_CPU": cpu}))
+    return counts
+
+
+def aarch64_step(options):
+    """Cross-built for 64-bit Arm and run by qemu-user: whether it is right, not how fast."""
+    counts = check("aarch64-setup", ["scripts/setup-aarch64"])
+    if counts.failed:
+        return counts
+    tests = ARM_TESTS + (ARM_TESTS_FULL if options.full else [])
+    counts.add(build("aarch64", [f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/aarch64.cmake",
+                                 "-DCMAKE_BUILD_TYPE=Release", "-DRECUA_VERBS=OFF"],
+                     [*tests, "recua"]))
+    if counts.failed:
+        return counts
+    build_dir = ROOT / "build" / "aarch64"
+    recua = build_dir / "recua-in-qemu"  # For whoever starts it as a program of its own.
+    recua.write_text("#!/bin/sh\nexec qemu-aarch64-static -L /usr/aarch64-linux-gnu "
+                     f'"{build_dir}/bin/recua" "$@"\n')
+    recua.chmod(0o755)
+    for cpu, best in ARM_CPUS.items():
+        counts.add(aarch64_cpu(recua, cpu, best, tests))
+    return counts
+
+
 def interop_step(_):
     return counted("interop", ["scripts/interop"])
 
@@ -186,6 +240,7 @@ STEPS = {
     "includes": ("the include graph holds", includes_step, False, True),
     "release": ("release build and all tests", release_step, True, True),
     "lab": ("RDMA between virtual machines, release build", lab_step, False, True),
+    "aarch64": ("64-bit Arm: cross-built, run by qemu-user", aarch64_step, False, True),
     "asan": ("address and undefined-behaviour sanitizers, all tests", asan_step, False, True),
     "tsan": ("thread sanitizer", tsan_step, False, True),
     "fuzz": ("fuzzing", fuzz_step, False, True),

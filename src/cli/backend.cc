@@ -40,8 +40,10 @@ Result<void> load_here(Backend& backend, const ModelFlags& flags,
                        const model::SliceOptions& options, const model::LoadProgress& progress) {
   const std::size_t n_threads = choose_threads(flags);
   backend.n_threads = static_cast<std::uint32_t>(n_threads);
-  RECUA_ASSIGN_OR_RETURN(
-      backend.device, compute::make_cpu_device({.n_threads = n_threads, .repack = flags.repack}));
+  RECUA_ASSIGN_OR_RETURN(backend.device,
+                         compute::make_cpu_device({.n_threads = n_threads,
+                                                   .repack = flags.repack,
+                                                   .cpus = std::move(backend.placement.cpus)}));
   RECUA_ASSIGN_OR_RETURN(backend.executor,
                          model::LocalExecutor::create(*backend.device, backend.file, options,
                                                       progress, flags.n_batch));
@@ -62,6 +64,19 @@ Result<void> load(Backend& backend, const BackendFlags& flags, const model::Slic
   backend.executor = std::move(cluster.executor);
   backend.close_cluster = std::move(cluster.close);
   return ok();
+}
+
+/// Before anything starts threads, so that all of them are where the flags say.
+Result<sys::Placement> place_here(BackendFlags& flags) {
+  if (!flags.model.cpus.any()) return sys::Placement{};
+  if (flags.cluster.any()) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "--cpu-range, --cpu-strict and --numa are about this process, and the model runs "
+                 "on workers: give them to `recua worker`"};
+  }
+  RECUA_ASSIGN_OR_RETURN(sys::Placement placement, flags.model.cpus.place(flags.model.n_threads));
+  flags.model.n_threads = static_cast<std::uint32_t>(placement.n_threads);
+  return placement;
 }
 
 /// One line of what it will take, or an error when that is not there.
@@ -113,6 +128,7 @@ std::size_t choose_threads(const ModelFlags& flags) {
 Result<std::unique_ptr<Backend>> open_backend(BackendFlags& flags, const BackendNeeds& needs) {
   RECUA_RETURN_IF_ERROR(flags.check());
   auto backend = std::make_unique<Backend>();
+  RECUA_ASSIGN_OR_RETURN(backend->placement, place_here(flags));
   backend->network = std::make_unique<net::TcpNetwork>(backend->loop.get_executor());
   backend->env = make_env(*backend);
   const net::TimePoint begin = backend->clock.now();

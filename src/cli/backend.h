@@ -44,6 +44,7 @@ struct BackendFlags {
     RECUA_RETURN_IF_ERROR(model.check());
     RECUA_RETURN_IF_ERROR(lora.check());
     RECUA_RETURN_IF_ERROR(cluster.check());
+    RECUA_RETURN_IF_ERROR(model.cpus.request(model.n_threads));
     return links.check();
   }
 };
@@ -73,6 +74,7 @@ struct Backend {
   /// when the model runs here.
   std::function<std::vector<rpc::LinkStats>()> close_cluster;
 
+  sys::Placement placement;     // Of the threads that compute here; its CPUs move into the device.
   std::uint32_t n_threads = 0;  // That compute here; 0 when the model runs on workers.
   std::chrono::nanoseconds load_time{};
 };

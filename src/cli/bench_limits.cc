@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include <fmt/format.h>
+
 namespace recua::cli {
 namespace {
 
@@ -88,8 +90,8 @@ double generate_seconds(const cluster::ModelShape& model, const cluster::Machine
 }  // namespace
 
 std::optional<MultiplyAdd> multiply_add_of(sys::InstructionSet set, quant::DataType type) {
-  if (set == sys::InstructionSet::kScalar) return std::nullopt;
   const bool wide = set == sys::InstructionSet::kAvx512;
+  if (!wide && set != sys::InstructionSet::kAvx2) return std::nullopt;
   switch (type) {  // How many products fit 16 bits: docs/performance.md.
     case quant::DataType::kF32:
     case quant::DataType::kF16:
@@ -144,7 +146,8 @@ Result<LimitProbe> LimitProbe::create(const cluster::ModelShape& model, std::siz
     const auto sequence = multiply_add_of(set, type);
     if (!needed(sequence)) {
       return Error{ErrorCode::kUnsupported,
-                   "the limits of scalar kernels are not known: rows will have none"};
+                   fmt::format("the limits of {} kernels are not known: rows will have none",
+                               sys::to_string(set))};
     }
     probe.types_.push_back({.type = type, .sequence = *sequence});
   }

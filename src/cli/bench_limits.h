@@ -24,7 +24,7 @@
 namespace recua::cli {
 
 /// The instructions by which the kernels of a set sum products with weights of this type; empty for
-/// scalar kernels, whose limit is the compiler's.
+/// scalar kernels, whose limit is the compiler's, and for Arm's, which nobody has measured.
 std::optional<sys::MultiplyAdd> multiply_add_of(sys::InstructionSet set, quant::DataType type);
 
 /// The limit of a test in steps of at most n_ubatch tokens. limits: bytes_per_second, by_type and

@@ -64,6 +64,7 @@ TEST(BenchLimits, OfExpertsThoseThatTokensChooseAreRead) {
 TEST(BenchLimits, EveryTypeOfWideKernelsHasASequenceAndScalarOnesHaveNone) {
   for (const DataType type : quant::kAllDataTypes) {
     EXPECT_FALSE(multiply_add_of(sys::InstructionSet::kScalar, type).has_value());
+    EXPECT_FALSE(multiply_add_of(sys::InstructionSet::kI8mm, type).has_value());
     EXPECT_TRUE(multiply_add_of(sys::InstructionSet::kAvx2, type).has_value());
   }
 }

@@ -6,6 +6,7 @@
 
 #include "net/verbs/ibv_provider.h"
 #include "sys/cpu_features.h"
+#include "sys/topology.h"
 
 namespace recua::cli {
 
@@ -26,6 +27,8 @@ std::string version_text() {
 std::string rdma_text() {
   return net::verbs::built_with_verbs() ? std::string(net::verbs::verbs_version()) : "not built in";
 }
+
+std::string topology_text() { return sys::topology_library(); }
 
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");

@@ -13,6 +13,8 @@ std::string build_commit();
 std::string version_text();
 /// "libibverbs 1.14", or "not built in".
 std::string rdma_text();
+/// "hwloc 2.9", or "not built in": then threads cannot be placed.
+std::string topology_text();
 /// The name of the processor, or "unknown".
 std::string cpu_name();
 

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/log.h"
+#include "cli/commands.h"
 #include "cli/local_workers.h"
 #include "cli/run_loop.h"
 #include "cluster/coordinator.h"
@@ -120,9 +121,7 @@ Result<ClusterBackend> connect_cluster(net::Env& env, asio::io_context& loop,
                                        const model::SliceOptions& options, const ModelFlags& model,
                                        const model::LoadProgress& progress) {
   // Which link runs on what, and who holds what, is said once at the start.
-  if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
-    set_log_level(LogLevel::kInfo);
-  }
+  show_info_lines();
   auto executor = std::make_unique<ClusterExecutor>(loop);
   RECUA_RETURN_IF_ERROR(
       executor->open(env, flags, link_flags, links, std::move(file), options, model, progress));

@@ -36,11 +36,16 @@ void register_net(CLI::App& app, int& exit_code);
 void register_plan(CLI::App& app, int& exit_code);
 void register_train(CLI::App& app, int& exit_code);
 void register_train_tokenizer(CLI::App& app, int& exit_code);
+void register_export_lora(CLI::App& app, int& exit_code);
 void register_version(CLI::App& app, int& exit_code);
 
 /// Prints "recua: <message>" on standard error, and "hint: <hint>" below it if there is one.
 /// Returns the exit code for the error.
 int report(const Error& error, std::string_view hint = {});
+
+/// For commands whose info lines somebody watches: shows them, unless --quiet or --verbose has set
+/// what is shown. Other commands show results instead.
+void show_info_lines();
 
 /// Writes to standard output at once. kIo: "cannot write to standard output: ...": nobody reads it
 /// any more, or the disk is full.

@@ -52,6 +52,7 @@ void ModelFlags::add(CLI::App& app, bool with_ctx) {
   app.add_option("-m,--model", model, "GGUF file to use (any part of a split one)")
       ->type_name("FILE");
   add_sizes(app, with_ctx);
+  cpus.add(app);
   app.add_flag_callback(
       "--no-memory-check", [this] { memory_check = false; },
       "Load a model even if it does not fit into the free memory");
@@ -152,6 +153,10 @@ void ClusterFlags::add(CLI::App& app, bool with_plan) {
                    "So many consecutive workers share their layers, each with a part of every "
                    "matrix (tensor parallelism); --split then gives their shares")
         ->type_name("N");
+    app.add_option("--pp", n_stages,
+                   "So many stages of layers (pipeline parallelism); the workers of each share "
+                   "them, as by --tp")
+        ->type_name("N");
     app.add_option("--plan", plan_file,
                    "Spread the model as this file of `recua plan --save` says; without --workers, "
                    "over the machines that it names. auto: as `recua plan` would choose for them")
@@ -192,15 +197,35 @@ bool is_loopback(std::string_view host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
+/// Stages and ranks of each multiply to the workers, so one follows from the other.
+Result<void> ClusterFlags::check_stages() {
+  const std::size_t n_workers = workers.empty() ? n_local_workers : workers.size();
+  if (n_workers == 0) return invalid("--pp needs --workers or --local-workers");
+  if (*n_stages == 0 || n_workers % *n_stages != 0) {
+    return invalid(
+        fmt::format("--pp {} makes no equal stages of {} workers, need a number that divides them",
+                    *n_stages, n_workers));
+  }
+  const auto n_each = static_cast<std::uint32_t>(n_workers / *n_stages);
+  if (n_ranks != 1 && n_ranks != n_each) {
+    return invalid(
+        fmt::format("--pp {} and --tp {} make {} workers, there are {}: leave one of the two away",
+                    *n_stages, n_ranks, std::uint64_t{*n_stages} * n_ranks, n_workers));
+  }
+  n_ranks = n_each;
+  return check_range("workers of a stage", n_ranks, 1, cluster::kRanksMax);
+}
+
 Result<void> ClusterFlags::check() {
   workers.clear();
   split.clear();
   slices.clear();
   if (!workers_text.empty() && n_local_workers > 0)
     return invalid("--workers and --local-workers exclude each other: name one of them");
-  if (!plan_file.empty() && (n_ranks != 1 || !split_text.empty() || n_local_workers > 0)) {
+  if (!plan_file.empty() &&
+      (n_ranks != 1 || n_stages.has_value() || !split_text.empty() || n_local_workers > 0)) {
     return invalid(
-        "--plan gives the whole plan and names its workers: leave --tp, --split and "
+        "--plan gives the whole plan and names its workers: leave --tp, --pp, --split and "
         "--local-workers away");
   }
   if (plan_file == kPlanAuto && workers_text.empty())
@@ -220,6 +245,7 @@ Result<void> ClusterFlags::check() {
     }
     RECUA_RETURN_IF_ERROR(check_worker_list("--workers", workers));
   }
+  if (n_stages.has_value()) RECUA_RETURN_IF_ERROR(check_stages());
   if (n_ranks > 1) {
     const std::size_t n_workers = workers.empty() ? n_local_workers : workers.size();
     if (n_workers == 0) return invalid("--tp needs --workers or --local-workers");

@@ -15,6 +15,7 @@
 
 #include "base/result.h"
 #include "cli/app.h"
+#include "cli/cpu_flags.h"
 #include "model/slice.h"
 #include "net/connection.h"
 #include "quant/data_type.h"
@@ -35,6 +36,7 @@ struct ModelFlags {
   std::string v_type = "f16";
   bool repack = true;        // False: weights stay where they were mapped.
   bool memory_check = true;  // Refuse what does not fit before loading it.
+  CpuFlags cpus = {};
 
   /// with_ctx: -c too. Tools that find the context out themselves leave it away.
   void add(CLI::App& app, bool with_ctx = true);
@@ -73,14 +75,18 @@ struct ClusterFlags {
   bool verify = false;                 // Workers hash their file again.
   double timeout_seconds = 10.0;       // To reach a worker.
 
-  /// with_plan: --tp and --plan too, else the command has its own.
+  /// with_plan: --tp, --pp and --plan too, else the command has its own.
   void add(CLI::App& app, bool with_plan = true);
   [[nodiscard]] Result<void> check();
   [[nodiscard]] bool any() const { return !workers.empty() || n_local_workers > 0; }
 
   std::string workers_text;
-  std::uint32_t n_ranks = 1;  // Workers that share their layers.
+  std::uint32_t n_ranks = 1;  // Workers that share their layers; check() fills it by n_stages.
+  std::optional<std::uint32_t> n_stages;
   std::string split_text;
+
+ private:
+  [[nodiscard]] Result<void> check_stages();
 };
 
 inline constexpr std::uint16_t kDefaultWorkerPort = 7500;

@@ -121,6 +121,26 @@ TEST(Flags, RefuseContradictionsAboutWorkers) {
   expect_refused(flags.check(), "--split needs");
 }
 
+TEST(Flags, StagesAndRanksFollowFromEachOther) {
+  ClusterFlags flags;
+  flags.n_local_workers = 6;
+  flags.n_stages = 2;
+  ASSERT_TRUE(flags.check().ok());
+  EXPECT_EQ(flags.n_ranks, 3U);
+  flags.n_ranks = 2;
+  expect_refused(flags.check(),
+                 "--pp 2 and --tp 2 make 4 workers, there are 6: leave one of the two away");
+  flags.n_ranks = 1;
+  flags.n_stages = 4;
+  expect_refused(flags.check(),
+                 "--pp 4 makes no equal stages of 6 workers, need a number that divides them");
+  flags.n_stages = 6;
+  ASSERT_TRUE(flags.check().ok());
+  EXPECT_EQ(flags.n_ranks, 1U);
+  flags.n_local_workers = 0;
+  expect_refused(flags.check(), "--pp needs --workers or --local-workers");
+}
+
 TEST(Flags, AskForTheModel) {
   ModelFlags flags;
   expect_refused(flags.check(), "-m/--model is missing");

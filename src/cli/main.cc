@@ -130,6 +130,7 @@ int run_subcommand(int argc, const char* const* argv) {
   register_net(app, exit_code);
   register_plan(app, exit_code);
   register_train_tokenizer(app, exit_code);
+  register_export_lora(app, exit_code);
   register_version(app, exit_code);
   add_log_flags_below(app, log_flags);
   log_flags.apply();

@@ -150,7 +150,8 @@ void advise(const ClusterFlags& flags, const LinkFlags& links, const PlannedMode
 Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links,
                        std::shared_ptr<const gguf::GgufFile> file,
                        const model::HyperParams& hyperparams, model::SliceOptions& options) {
-  const bool is_own = flags.workers.size() < 2 || flags.n_ranks > 1 || !flags.split.empty();
+  const bool is_own = flags.workers.size() < 2 || flags.n_ranks > 1 || flags.n_stages.has_value() ||
+                      !flags.split.empty();
   if (flags.plan_file.empty() && is_own) return ok();
   const PlannedModel planned =
       planned_model(std::move(file), hyperparams, options.k_type, options.v_type);

@@ -42,18 +42,9 @@ MixModel mix_model(const GgufFile& file) {
           .tied = file.find("output.weight") == nullptr};
 }
 
-bool is_split_key(std::string_view key) {
-  return key == gguf::keys::kSplitIndex || key == gguf::keys::kSplitCount ||
-         key == gguf::keys::kSplitTensors;
-}
-
 void copy_metadata(const GgufFile& file, const QuantizeMix& mix, gguf::GgufWriter& writer) {
   for (const auto& [key, value] : file.metadata()) {
-    if (is_split_key(key) || key == gguf::keys::kFileType || key == gguf::keys::kAlignment ||
-        key == gguf::keys::kQuantizationVersion) {
-      continue;
-    }
-    writer.add(key, value);
+    if (!gguf::is_about_file(key)) writer.add(key, value);
   }
   writer.add(gguf::keys::kFileType, gguf::Value(mix.file_type));
   writer.add(gguf::keys::kQuantizationVersion, gguf::Value(kQuantizationVersion));

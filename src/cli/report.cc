@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "cli/commands.h"
 
 namespace recua::cli {
@@ -29,6 +30,12 @@ int report(const Error& error, std::string_view hint) {
   fmt::print(stderr, "recua: {}\n", error.message);
   if (!hint.empty()) fmt::print(stderr, "hint: {}\n", hint);
   return exit_code_of(error);
+}
+
+void show_info_lines() {
+  if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
+    set_log_level(LogLevel::kInfo);
+  }
 }
 
 Result<void> write_output(std::string_view text) {

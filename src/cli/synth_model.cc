@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "gguf/gguf_writer.h"
+#include "model/hyperparams.h"
 #include "quant/quantize.h"
 
 namespace recua::cli {
@@ -87,30 +88,23 @@ std::vector<SynthTensor> list_tensors(const SynthSpec& spec) {
   return out;
 }
 
-void add_hyperparams(const SynthSpec& spec, const QuantizeMix& mix, gguf::GgufWriter& writer) {
-  namespace arch = gguf::arch;
-  const auto key = [&spec](std::string_view ending) { return gguf::arch_key(spec.arch, ending); };
-  writer.add(gguf::keys::kArchitecture, Value(std::string_view(spec.arch)));
-  writer.add(gguf::keys::kName, "synthetic (random weights)");
-  writer.add(gguf::keys::kFileType, Value(mix.file_type));
-  writer.add(gguf::keys::kQuantizationVersion, Value(std::uint32_t{2}));
-  writer.add(key(arch::kNCtx), Value(spec.n_ctx));
-  writer.add(key(arch::kHiddenSize), Value(spec.hidden_size));
-  writer.add(key(arch::kNLayers), Value(spec.n_layers));
-  writer.add(key(arch::kFfnSize), Value(spec.ffn_size));
-  writer.add(key(arch::kNHeads), Value(spec.n_heads));
-  writer.add(key(arch::kNKvHeads), Value(spec.n_kv_heads));
-  writer.add(key(arch::kHeadDimK), Value(head_dim(spec)));
-  writer.add(key(arch::kHeadDimV), Value(head_dim(spec)));
-  writer.add(key(arch::kRmsEps), Value(1e-5F));
-  writer.add(key(arch::kRopeTheta), Value(static_cast<float>(spec.rope_theta)));
-  writer.add(key(arch::kRopeDim), Value(head_dim(spec)));
-  writer.add(key(arch::kVocabSize), Value(spec.vocab_size));
-  if (has_experts(spec)) {
-    writer.add(key(arch::kNExperts), Value(spec.n_experts));
-    writer.add(key(arch::kNExpertsUsed), Value(spec.n_experts_used));
-    writer.add(key(arch::kExpertFfnSize), Value(spec.ffn_size));
-  }
+model::HyperParams hyperparams_of(const SynthSpec& spec) {
+  model::HyperParams hp;
+  hp.architecture = model::find_architecture(spec.arch);
+  hp.name = "synthetic (random weights)";
+  hp.vocab_size = spec.vocab_size;
+  hp.n_ctx_train = spec.n_ctx;
+  hp.n_layers = spec.n_layers;
+  hp.hidden_size = spec.hidden_size;
+  hp.n_heads = spec.n_heads;
+  hp.n_kv_heads = spec.n_kv_heads;
+  hp.head_dim = head_dim(spec);
+  hp.rope_dim = hp.head_dim;
+  hp.rope_theta = static_cast<float>(spec.rope_theta);
+  hp.n_experts = spec.n_experts;
+  hp.n_experts_used = spec.n_experts_used;
+  (has_experts(spec) ? hp.expert_ffn_size : hp.ffn_size) = spec.ffn_size;
+  return hp;
 }
 
 /// The i-th of a list of different words: syllables are the digits of i.
@@ -279,7 +273,9 @@ Result<SynthResult> write_synth_model(const SynthSpec& spec, const QuantizeMix& 
                                       const std::filesystem::path& path,
                                       const SynthProgress& progress) {
   gguf::GgufWriter writer;
-  add_hyperparams(spec, mix, writer);
+  model::add_hyperparams(hyperparams_of(spec), writer);
+  writer.add(gguf::keys::kFileType, Value(mix.file_type));
+  writer.add(gguf::keys::kQuantizationVersion, Value(std::uint32_t{2}));
   add_vocabulary(spec, writer);
   const MixModel model{.n_layers = spec.n_layers,
                        .n_heads = spec.n_heads,

@@ -45,6 +45,7 @@ struct Run {
   TrainFlags flags;
   std::optional<gguf::GgufFile> source = {};
   train::ModelShape shape = {};
+  std::optional<train::LoraModel> lora = {};  // Of source; for an adapter only.
   std::optional<train::Dataset> dataset = {};
   train::TrainerOptions options = {};
   std::optional<train::Team> team = {};
@@ -56,8 +57,13 @@ struct Run {
   std::uint64_t eval_every = 1;
   std::uint64_t save_every = 1;
 
-  [[nodiscard]] fs::path model_path() const { return fs::path(flags.out) / "model.gguf"; }
-  [[nodiscard]] fs::path best_path() const { return fs::path(flags.out) / "best.gguf"; }
+  [[nodiscard]] const train::LoraModel* adapted() const { return lora ? &*lora : nullptr; }
+  [[nodiscard]] fs::path model_path() const {
+    return fs::path(flags.out) / (lora ? "adapter.gguf" : "model.gguf");
+  }
+  [[nodiscard]] fs::path best_path() const {
+    return fs::path(flags.out) / (lora ? "best-adapter.gguf" : "best.gguf");
+  }
 };
 
 Result<void> read_inputs(Run& run) {
@@ -83,6 +89,10 @@ Result<void> read_inputs(Run& run) {
                    fmt::format("{}: {} tokens, but the embedding has only {} rows", flags.base,
                                tokenizer.size(), run.shape.hp.vocab_size)};
     }
+    if (flags.is_lora()) {
+      RECUA_ASSIGN_OR_RETURN(
+          run.lora, train::LoraModel::create(*run.source, run.shape, flags.lora_options()));
+    }
   }
   auto dataset = train::Dataset::open(
       flags.data, tokenizer, {.n_ctx = flags.n_ctx, .validation_share = flags.validation_share});
@@ -93,16 +103,22 @@ Result<void> read_inputs(Run& run) {
 
 /// Before memory is asked for: the system promises more than it has, and then ends the process.
 Result<void> check_memory(const Run& run, std::size_t network_bytes) {
-  const std::uint64_t n_params = train::ParameterLayout(run.shape).n_params();
-  const std::uint64_t needed = 16 * n_params + network_bytes;  // Weights, gradient, two moments.
+  const std::uint64_t n_params =
+      run.lora ? run.lora->layout().n_params() : train::ParameterLayout(run.shape).n_params();
+  const std::uint64_t batch_bytes = train::batch_bytes(run.options.batch, run.options.n_ctx) *
+                                    std::uint64_t{run.options.accumulate};
+  // Weights, gradient, two moments. (Pages of a model that is adapted come back from its file.)
+  const std::uint64_t needed = 16 * n_params + network_bytes + batch_bytes;
   const std::uint64_t available = sys::memory_info().available_bytes;
   if (available == 0 || needed <= available) return ok();
-  return Error{ErrorCode::kResourceExhausted,
-               fmt::format("training {} weights needs {} ({} of it for activations), this machine "
-                           "has {} available; a smaller --batch or --context, or --recompute needs "
-                           "less",
-                           human_count(n_params), human_bytes(needed), human_bytes(network_bytes),
-                           human_bytes(available))};
+  return Error{
+      ErrorCode::kResourceExhausted,
+      fmt::format("training {} weights needs {} ({} of it for activations, {} for the "
+                  "tokens of --accumulate batches), this machine has {} available; a "
+                  "smaller --batch, --context or --accumulate, or --recompute{} needs less",
+                  human_count(n_params), human_bytes(needed), human_bytes(network_bytes),
+                  human_bytes(batch_bytes), human_bytes(available),
+                  run.lora || run.flags.base.empty() ? "" : ", or --lora-rank")};
 }
 
 /// Whether there are checkpoints to go on from.
@@ -123,14 +139,15 @@ Result<void> make_trainer(Run& run) {
                                     : sys::default_thread_count(sys::detect_topology());
   train::NetworkLimits limits{.rows_max = run.options.batch * run.options.n_ctx,
                               .sequence_max = run.options.n_ctx};
-  limits.recompute =
-      run.flags.recompute || train::network_bytes(run.shape, limits, n_threads) > kKeptBytesMax;
+  limits.recompute = run.flags.recompute || train::network_bytes(run.shape, limits, n_threads,
+                                                                 run.adapted()) > kKeptBytesMax;
   run.options.recompute = limits.recompute;
-  RECUA_RETURN_IF_ERROR(check_memory(run, train::network_bytes(run.shape, limits, n_threads)));
+  RECUA_RETURN_IF_ERROR(
+      check_memory(run, train::network_bytes(run.shape, limits, n_threads, run.adapted())));
   RECUA_ASSIGN_OR_RETURN(const sys::InstructionSet set, sys::choose_instruction_set("auto"));
   RECUA_ASSIGN_OR_RETURN(run.team, train::Team::create(n_threads, set));
-  RECUA_ASSIGN_OR_RETURN(run.trainer,
-                         train::Trainer::create(*run.team, *run.dataset, run.shape, run.options));
+  RECUA_ASSIGN_OR_RETURN(run.trainer, train::Trainer::create(*run.team, *run.dataset, run.shape,
+                                                             run.options, run.adapted()));
   return ok();
 }
 
@@ -148,7 +165,7 @@ Result<void> set_weights(Run& run, bool from_checkpoint) {
     run.n_resumed = loaded.run.step;
     return ok();
   }
-  if (!run.flags.base.empty()) {
+  if (!run.flags.base.empty() && !run.lora) {
     return train::read_params(*run.source, trainer.layout(), trainer.params());
   }
   trainer.layout().initialize(run.flags.seed, trainer.params());
@@ -156,7 +173,7 @@ Result<void> set_weights(Run& run, bool from_checkpoint) {
 }
 
 train::ModelExport how_written(const Run& run) {
-  return {.source = &*run.source, .from_model = !run.flags.base.empty(), .name = run.flags.name};
+  return {.source = &*run.source, .from_model = !run.flags.base.empty()};
 }
 
 Result<void> prepare(Run& run) {
@@ -164,7 +181,9 @@ Result<void> prepare(Run& run) {
   RECUA_RETURN_IF_ERROR(flags.check());
   RECUA_RETURN_IF_ERROR(read_inputs(run));
   run.options = flags.trainer_options(run.dataset->n_train());
-  run.settings = flags.settings(run.shape, run.options, *run.dataset);
+  run.settings =
+      flags.settings(run.shape, run.options, *run.dataset,
+                     flags.base.empty() ? std::string{} : train::model_identity(*run.source));
   const auto every = [&run](std::uint64_t asked, std::uint64_t times) {
     return asked != 0 ? asked : std::max<std::uint64_t>(1, run.options.schedule.n_steps / times);
   };
@@ -175,6 +194,9 @@ Result<void> prepare(Run& run) {
     RECUA_ASSIGN_OR_RETURN(run.workers, TrainWorkers::connect(flags.workers, flags.n_threads));
   }
   RECUA_RETURN_IF_ERROR(make_trainer(run));
+  log_info("{}: {} examples to learn, {} to validate with; {} steps of {} examples", flags.data,
+           run.dataset->n_train(), run.dataset->n_validation(), run.options.schedule.n_steps,
+           run.trainer->examples_per_step());
   RECUA_RETURN_IF_ERROR(set_weights(run, from_checkpoint));
   if (run.workers == nullptr) return ok();
   return run.workers->begin(*run.trainer, run.shape,
@@ -182,6 +204,7 @@ Result<void> prepare(Run& run) {
 }
 
 Result<void> write_to(const Run& run, const fs::path& path) {
+  if (run.lora) return train::write_adapter(path, run.shape, *run.lora, run.trainer->params());
   return train::write_model(path, run.shape, run.trainer->layout(), run.trainer->params(),
                             how_written(run));
 }
@@ -314,6 +337,7 @@ void print_outcome(Run& run, const Outcome& outcome) {
 }
 
 int train_command(const TrainFlags& flags) {
+  show_info_lines();
   Run run{.flags = flags};
   if (const auto prepared = prepare(run); !prepared.ok()) return report(prepared.error());
   const auto outcome = run_steps(run);
@@ -338,8 +362,9 @@ void register_train(CLI::App& app, int& exit_code) {
   sub->footer(
       "The folder --out gets log.csv (a line per step), checkpoint-*.recua, best.gguf (the\n"
       "weights with the lowest validation loss), and at the end model.gguf and loss.svg. The\n"
-      "models are F32: see recua quantize. The same command with --resume goes on where a run\n"
-      "ended, to the bit.\n\n"
+      "models are F32: see recua quantize. With --lora-rank, best-adapter.gguf and adapter.gguf\n"
+      "take their place: see recua run --lora and recua export-lora. The same command with\n"
+      "--resume goes on where a run ended, to the bit.\n\n"
       "Examples:\n"
       "  recua train --tokenizer vocab.gguf --data novels.txt --out run1 \\\n"
       "      --layers 6 --dim 192 --heads 6 --kv-heads 2 --tied --epochs 3\n"
@@ -347,6 +372,7 @@ void register_train(CLI::App& app, int& exit_code) {
       "  recua train -m base.gguf --data answers.jsonl --out tuned --steps 200 --lr 1e-4\n"
       "  recua train -m base.gguf --data a.jsonl --out tuned --workers box1:7500,box2:7500\n"
       "  recua train --tokenizer vocab.gguf --data novels.txt --out run2 --local-workers 2 -t 1\n"
+      "  recua train -m base-q8_0.gguf --lora-rank 8 --data answers.jsonl --out tuned\n"
       "  recua quantize run1/model.gguf novels-q8_0.gguf Q8_0");
   sub->callback([flags, &exit_code] { exit_code = train_command(*flags); });
 }

@@ -5,9 +5,11 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/commands.h"
 #include "gguf/value.h"
+#include "model/lora.h"
 
 namespace recua::cli {
 namespace {
@@ -59,12 +61,36 @@ Result<void> check_new_model(const TrainFlags& flags) {
   return ok();
 }
 
+Result<void> check_lora(const TrainFlags& flags) {
+  if (!flags.is_lora()) {
+    if (flags.lora_alpha == 0.0 && flags.lora_targets.empty()) return ok();
+    return missing("--lora-rank",
+                   "--lora-alpha and --lora-targets are for an adapter, which has a "
+                   "rank (8, say)");
+  }
+  if (flags.base.empty()) return missing("-m/--model", "the model that --lora-rank adapts");
+  RECUA_RETURN_IF_ERROR(check_count("--lora-rank", flags.lora_rank, 1, model::kLoraRankMax));
+  if (flags.lora_alpha != 0.0) {
+    RECUA_RETURN_IF_ERROR(check_number("--lora-alpha", flags.lora_alpha, 1e-6, 1e6));
+  }
+  if (flags.lora_targets.empty()) return ok();
+  auto targets = train::parse_lora_targets(flags.lora_targets);
+  if (!targets.ok()) return std::move(targets).error().within("--lora-targets");
+  return ok();
+}
+
 }  // namespace
 
 void TrainFlags::add(CLI::App& app) {
   app.add_option("--data", data, "The text to learn: plain text, or .jsonl with prompt and reply");
   app.add_option("--out", out, "Folder for checkpoints, the log and the model");
   app.add_option("-m,--model", base, "Fine-tune this model: a GGUF file of any type");
+  app.add_option("--lora-rank", lora_rank,
+                 "Train an adapter of this rank beside the model, which stays as it is");
+  app.add_option("--lora-alpha", lora_alpha,
+                 "The adapter counts alpha / rank (default: twice the rank)");
+  app.add_option("--lora-targets", lora_targets,
+                 "Matrices to adapt: attn_q,attn_v,... or all (default)");
   app.add_option("--tokenizer", tokenizer, "Train a new model with the vocabulary of this GGUF");
   app.add_option("--arch", arch, "New model: llama, qwen2 or qwen3")->capture_default_str();
   app.add_option("--name", name, "New model: its name in the file")->capture_default_str();
@@ -116,6 +142,7 @@ Result<void> TrainFlags::check() {
                                 "fine-tuned has its own vocabulary"};
   }
   if (base.empty()) RECUA_RETURN_IF_ERROR(check_new_model(*this));
+  RECUA_RETURN_IF_ERROR(check_lora(*this));
   RECUA_RETURN_IF_ERROR(check_count("--context", n_ctx, 2, kTrainCtxMax));
   RECUA_RETURN_IF_ERROR(check_count("--steps", n_steps, 0, kStepsMax));
   RECUA_RETURN_IF_ERROR(check_number("--epochs", epochs, 1e-6, 1e6));
@@ -128,7 +155,10 @@ Result<void> TrainFlags::check() {
   RECUA_RETURN_IF_ERROR(check_number("--validation", validation_share, 0.0, 0.9));
   RECUA_RETURN_IF_ERROR(check_count("--keep", keep, 1, 1000));
   RECUA_RETURN_IF_ERROR(check_count("--threads", n_threads, 0, 1024));
-  return workers.check();
+  RECUA_RETURN_IF_ERROR(workers.check());
+  if (!is_lora() || !workers.any()) return ok();
+  return Error{ErrorCode::kInvalidArgument,
+               "--lora-rank trains on this machine only: leave --workers and --local-workers away"};
 }
 
 train::ModelShape TrainFlags::new_shape(std::uint32_t vocab_size) const {
@@ -173,15 +203,31 @@ train::TrainerOptions TrainFlags::trainer_options(std::size_t n_train) const {
   return options;
 }
 
+train::LoraOptions TrainFlags::lora_options() const {
+  const std::string text = lora_targets.empty() ? "all" : lora_targets;
+  return {.rank = lora_rank,
+          .alpha = lora_alpha != 0.0 ? static_cast<float>(lora_alpha)
+                                     : 2.0F * static_cast<float>(lora_rank),
+          .targets = train::parse_lora_targets(text).value()};
+}
+
 std::string TrainFlags::settings(const train::ModelShape& shape,
                                  const train::TrainerOptions& options,
-                                 const train::Dataset& dataset) const {
+                                 const train::Dataset& dataset,
+                                 const std::string& base_identity) const {
   const model::HyperParams& hp = shape.hp;
   std::string lines;
   const auto line = [&lines](std::string_view key, const auto& value) {
     lines += fmt::format("{}={}\n", key, value);
   };
-  line("kind", base.empty() ? "new" : "fine-tuning");
+  line("kind", base.empty() ? "new" : is_lora() ? "adapter" : "fine-tuning");
+  if (!base.empty()) line("model", base_identity);
+  if (is_lora()) {
+    const train::LoraOptions lora = lora_options();
+    line("lora-rank", lora.rank);
+    line("lora-alpha", lora.alpha);
+    line("lora-targets", fmt::format("{}", fmt::join(lora.targets, ",")));
+  }
   line("arch", hp.architecture->name);
   line("layers", hp.n_layers);
   line("dim", hp.hidden_size);

@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "cli/app.h"
 #include "cli/train_workers.h"
+#include "train/lora.h"
 #include "train/parameters.h"
 #include "train/trainer.h"
 
@@ -29,6 +30,10 @@ struct TrainFlags {
   std::uint32_t n_ctx = 256;
   double rope_theta = 10000.0;
   bool tied = false;
+
+  std::uint32_t lora_rank = 0;  // 0: all weights are trained.
+  double lora_alpha = 0.0;      // 0: twice the rank.
+  std::string lora_targets;     // Empty: all.
 
   std::uint64_t n_steps = 0;  // 0: by epochs.
   double epochs = 1.0;
@@ -58,10 +63,15 @@ struct TrainFlags {
   [[nodiscard]] train::ModelShape new_shape(std::uint32_t vocab_size) const;
   /// The run's options, for so many examples to train on. recompute is left to the caller.
   [[nodiscard]] train::TrainerOptions trainer_options(std::size_t n_train) const;
-  /// What a resumed run must have been started with, a line "name=value" each.
+  /// Whether an adapter is trained, and which. The flags have been checked.
+  [[nodiscard]] bool is_lora() const { return lora_rank != 0; }
+  [[nodiscard]] train::LoraOptions lora_options() const;
+  /// What a resumed run must have been started with, a line "name=value" each. base_identity: of
+  /// the model to fine-tune, if there is one (train/model_file.h).
   [[nodiscard]] std::string settings(const train::ModelShape& shape,
                                      const train::TrainerOptions& options,
-                                     const train::Dataset& dataset) const;
+                                     const train::Dataset& dataset,
+                                     const std::string& base_identity) const;
 };
 
 }  // namespace recua::cli

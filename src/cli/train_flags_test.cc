@@ -2,6 +2,8 @@
 
 #include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -33,6 +35,27 @@ TEST(TrainFlags, NamesTheFlagThatIsWrong) {
   EXPECT_EQ(message([](TrainFlags& f) { f.batch = 0; }).substr(0, 12), "--batch is 0");
   EXPECT_EQ(message([](TrainFlags& f) { f.head_dim = 7; }).substr(0, 15), "--head-dim is 7");
   EXPECT_EQ(message([](TrainFlags& f) { f.base = "b.gguf"; }).substr(0, 10), "-m/--model");
+}
+
+TEST(TrainFlags, NamesWhatIsWrongWithAnAdapter) {
+  TrainFlags flags = good_flags();
+  flags.lora_targets = "attn_q";
+  EXPECT_EQ(flags.check().error().message.substr(0, 11), "--lora-rank");
+  flags.lora_rank = 8;
+  EXPECT_EQ(flags.check().error().message.substr(0, 10), "-m/--model");
+  std::swap(flags.base, flags.tokenizer);
+  EXPECT_TRUE(flags.check().ok());
+  EXPECT_EQ(flags.lora_options().alpha, 16.0F);
+  EXPECT_EQ(flags.lora_options().targets, std::vector<std::string>{"attn_q"});
+  flags.lora_alpha = -1.0;
+  EXPECT_EQ(flags.check().error().message.substr(0, 12), "--lora-alpha");
+  flags.lora_alpha = 4.0;
+  flags.lora_targets = "attn_q,attn_norm";
+  EXPECT_EQ(flags.check().error().message.substr(0, 14), "--lora-targets");
+  flags.lora_targets.clear();
+  EXPECT_EQ(flags.lora_options().targets.size(), 7U);
+  flags.lora_rank = 9000;
+  EXPECT_EQ(flags.check().error().message.substr(0, 11), "--lora-rank");
 }
 
 TEST(TrainFlags, FillsInWhatWasNotGiven) {

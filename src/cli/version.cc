@@ -18,7 +18,7 @@ void register_version(CLI::App& app, int& exit_code) {
   sub->callback([json, &exit_code] {
     exit_code = kExitOk;
     if (!*json) {
-      fmt::print("{}\nrdma: {}\n", version_text(), rdma_text());
+      fmt::print("{}\nrdma: {}\ntopology: {}\n", version_text(), rdma_text(), topology_text());
       return;
     }
     nlohmann::ordered_json out;
@@ -27,6 +27,7 @@ void register_version(CLI::App& app, int& exit_code) {
     out["instruction_set"] = sys::to_string(sys::supported_instruction_sets().back());
     out["cpu"] = cpu_name();
     out["rdma"] = rdma_text();
+    out["topology"] = topology_text();
     fmt::print("{}\n", out.dump());
   });
 }

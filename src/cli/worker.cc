@@ -25,7 +25,6 @@
 #include "compute/cpu/cpu_device.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
-#include "sys/topology.h"
 #include "train/train_session.h"
 
 namespace recua::cli {
@@ -41,6 +40,7 @@ struct WorkerFlags {
   std::uint32_t n_threads = 0;
   double memory_gib = 0.0;
   bool repack = true;
+  CpuFlags cpus;
   LinkFlags links;
 };
 
@@ -74,8 +74,10 @@ Result<void> run_worker(const WorkerFlags& flags) {
         ErrorCode::kInvalidArgument,
         fmt::format("--memory is {}, need a number of GiB (0: what is free)", flags.memory_gib)};
   }
-  const compute::CpuDeviceOptions device_options{.n_threads = flags.n_threads,
-                                                 .repack = flags.repack};
+  RECUA_ASSIGN_OR_RETURN(const sys::Placement placement, flags.cpus.place(flags.n_threads));
+  const std::size_t n_threads = placement.n_threads;
+  const compute::CpuDeviceOptions device_options{
+      .n_threads = n_threads, .repack = flags.repack, .cpus = placement.cpus};
   RECUA_ASSIGN_OR_RETURN(const auto probe, compute::make_cpu_device(device_options));
 
   RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<LinkSetup> links, make_link_setup(flags.links));
@@ -86,8 +88,6 @@ Result<void> run_worker(const WorkerFlags& flags) {
   const net::Env env = real_env(loop, clock, network);
   RECUA_ASSIGN_OR_RETURN(const std::unique_ptr<net::Listener> listener, network.listen(endpoint));
 
-  const std::size_t n_threads =
-      flags.n_threads != 0 ? flags.n_threads : sys::default_thread_count(sys::detect_topology());
   cluster::ThreadOffload offload(2);
   cluster::WorkerOptions options;
   options.name = listener->endpoint().to_string();
@@ -152,6 +152,7 @@ void register_worker(CLI::App& app, int& exit_code) {
       ->type_name("N");
   sub->add_option("--memory", flags->memory_gib, "Most memory to use (default: what is free)")
       ->type_name("GIB");
+  flags->cpus.add(*sub);
   add_no_repack(*sub, flags->repack);
   sub->add_option("--port-file", flags->port_file,
                   "Write HOST:PORT there once connections are accepted, for scripts")
@@ -164,10 +165,7 @@ void register_worker(CLI::App& app, int& exit_code) {
       "  recua run -m model.gguf --workers box1:7500,box2:7500 -p \"Hello\"   (on the "
       "coordinator)");
   sub->callback([flags, &exit_code] {
-    // Somebody watches a worker's lines; other commands show results instead.
-    if (log_enabled(LogLevel::kWarning) && !log_enabled(LogLevel::kDebug)) {
-      set_log_level(LogLevel::kInfo);
-    }
+    show_info_lines();
     const Result<void> result = run_worker(*flags);
     exit_code = result.ok() ? kExitOk : report(result.error());
   });

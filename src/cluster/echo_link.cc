@@ -199,6 +199,9 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
     in_->arm(ready);
     out_->arm(ready, /*for_completions=*/false);
   };
+  net::ArmIn arm_in = [this](const net::WaitSet& set) {
+    return in_->arm_in(set) && out_->arm_in(set, /*for_completions=*/false);
+  };
   net::TimePoint turn_ends;
   std::function<bool()> done = [&] {
     if (finished() || peer_->failure_ || peer_->session_failure_) return true;
@@ -208,7 +211,7 @@ asio::awaitable<Result<void>> EchoLink::poll_while(std::function<Result<bool>()>
   net::SpinBudget budget(env.spin);
   while (!finished()) {
     turn_ends = now() + kLoopTurn;
-    const Result<void> polled = co_await poll_until(env, *wake, poll, arm, done, &budget);
+    const Result<void> polled = co_await poll_until(env, *wake, poll, arm, done, &budget, arm_in);
     if (peer_->failure_) co_return Error(*peer_->failure_);
     // The worker's own words say more than that its end of the channel is gone.
     if (peer_->session_failure_) co_return Error(*peer_->session_failure_);

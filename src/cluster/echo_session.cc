@@ -67,8 +67,12 @@ asio::awaitable<Result<void>> Echo::drive(net::Env env) {
     // Slots go back when answers have left: soon enough before the peer has none.
     out_->arm(ready, 2 * held_.size() >= in_->ring().n_slots);
   };
+  net::ArmIn arm_in = [this](const net::WaitSet& set) {
+    if (!incoming_.has_value() && !in_->arm_in(set)) return false;
+    return out_->arm_in(set, 2 * held_.size() >= in_->ring().n_slots);
+  };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
-  Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
+  Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn, nullptr, arm_in);
   in_.reset();
   out_.reset();
   co_return ended;

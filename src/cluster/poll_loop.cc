@@ -19,10 +19,11 @@ boost::asio::awaitable<void> sleep(const net::Env& env, net::Event& wake) {
 boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
                                                 std::function<Result<bool>()> poll,
                                                 std::function<void()> arm,
-                                                std::function<bool()> done,
-                                                net::SpinBudget* budget) {
+                                                std::function<bool()> done, net::SpinBudget* budget,
+                                                net::ArmIn arm_in) {
   net::SpinBudget own(env.spin);
   if (budget == nullptr) budget = &own;
+  net::DirectSleep direct(std::move(arm_in));
   const bool may_spin = env.spin > net::Duration::zero();
   net::TimePoint idle_since = env.clock->now();
   net::TimePoint moved_at = idle_since;
@@ -39,7 +40,7 @@ boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
     if (moved) {
       // Most often that was all there is. Who cannot spin arms right away, and polls once less.
       armed = std::exchange(just_woken, false) && !may_spin;
-      if (armed) arm();
+      if (armed && !direct.arm()) arm();
       continue;
     }
     waiting = true;
@@ -49,15 +50,19 @@ boost::asio::awaitable<Result<void>> poll_until(net::Env env, net::Event& wake,
     }
     if (!armed) {
       // What came between the last poll and arming must not be slept over: poll once more.
-      arm();
+      if (!direct.arm()) arm();
       armed = true;
       continue;
     }
     if (done()) break;
-    co_await sleep(env, wake);
-    if (may_spin) idle_since = env.clock->now();
     armed = false;
     just_woken = true;
+    if (direct.is_armed()) {
+      if (!direct.sleep()) continue;
+    } else {
+      co_await sleep(env, wake);
+    }
+    if (may_spin) idle_since = env.clock->now();
   }
   co_return ok();
 }

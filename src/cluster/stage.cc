@@ -237,18 +237,25 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   stats_.resize(parts_.out == nullptr ? 1 : 2);
   stats_[0].sends = false;
   const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
-  std::function<void()> arm_fn = [this, ready, n_sleeps = 0U]() mutable {
+  std::function<void()> arm_fn = [this, ready] {
     // A link that broke does not know any more what carried its messages.
-    if (n_sleeps++ % kSleepsPerNote == 0) note_transports();
+    if (n_sleeps_++ % kSleepsPerNote == 0) note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
     if (parts_.out != nullptr) parts_.out->arm(ready, incoming_.has_value());
   };
+  net::ArmIn arm_in = [this](const net::WaitSet& set) {
+    if (n_sleeps_++ % kSleepsPerNote == 0) note_transports();
+    if (!incoming_.has_value() && !parts_.in->arm_in(set)) return false;
+    return parts_.out == nullptr || parts_.out->arm_in(set, incoming_.has_value());
+  };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;
   Result<void> ended = begin();
-  if (ended.ok()) ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
+  if (ended.ok()) {
+    ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn, nullptr, arm_in);
+  }
   if (ended.ok() || stats_[0].transport.empty()) note_transports();
   stats_[0].counters = parts_.in->counters();
   if (parts_.out != nullptr) stats_[1].counters = parts_.out->counters();

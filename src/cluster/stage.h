@@ -121,6 +121,7 @@ class Stage {
   std::optional<rpc::Incoming> incoming_;
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;
+  unsigned n_sleeps_ = 0;
   std::shared_ptr<net::Event> wake_;
 };
 

@@ -39,7 +39,8 @@ ChannelCommunicator::ChannelCommunicator(CommunicatorParts parts,
       waiter_(parts.waiter),
       options_(parts.options),
       one_shot_values_max_(parts.options.one_shot_values_max.value_or(kOneShotValues)),
-      budget_(parts.options.spin) {}
+      budget_(parts.options.spin),
+      direct_([this](const net::WaitSet& set) { return exchange_->arm_in(set); }) {}
 
 // ---- Calls ------------------------------------------------------------------------------------
 
@@ -236,14 +237,20 @@ Result<void> ChannelCommunicator::finish() {
     if (!armed) {
       // What came between the last poll and arming must not be slept over: poll once more.
       *woken_ = false;
-      exchange_->arm([woken = woken_] { *woken = true; });
+      if (!direct_.arm()) exchange_->arm([woken = woken_] { *woken = true; });
       armed = true;
       continue;
     }
-    const net::TimePoint give_up = idle_since + options_.timeout;
-    while (!*woken_ && !cancelled_.load() && clock_->now() < give_up) waiter_->sleep_until(give_up);
-    polling_since = clock_->now();
     armed = false;
+    if (direct_.is_armed()) {
+      if (!direct_.sleep()) continue;
+    } else {
+      const net::TimePoint give_up = idle_since + options_.timeout;
+      while (!*woken_ && !cancelled_.load() && clock_->now() < give_up) {
+        waiter_->sleep_until(give_up);
+      }
+    }
+    polling_since = clock_->now();
   }
 }
 

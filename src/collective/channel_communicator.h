@@ -34,6 +34,7 @@
 #include "collective/exchange.h"
 #include "collective/waiter.h"
 #include "model/communicator.h"
+#include "net/direct_sleep.h"
 #include "net/spin_budget.h"
 
 namespace recua::collective {
@@ -125,6 +126,7 @@ class ChannelCommunicator final : public model::Communicator {
   CommunicatorOptions options_;
   std::size_t one_shot_values_max_;
   net::SpinBudget budget_;
+  net::DirectSleep direct_;
 
   CallId call_;
   std::uint64_t n_calls_ = 0;

@@ -78,6 +78,8 @@ class Exchange {
   /// What a rank that sleeps until something moves does before: `ready` is called from the
   /// channels' loop. Poll once more after it: that poll looks at all channels.
   void arm(const net::ReadyCallback& ready);
+  /// The same for who waits in a set. False: only arm() will do now.
+  bool arm_in(const net::WaitSet& set);
   /// "nothing from rank 1 (b:7500); rank 2 (c:7500) takes nothing"; empty: nothing is missing.
   [[nodiscard]] std::string missing() const;
 

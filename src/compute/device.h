@@ -168,6 +168,19 @@ struct Route {
   Buffer* weights = nullptr;  // f32 [n_tokens, n_used]
 };
 
+/// The matrices of a feed-forward of experts, and where its steps leave their results: rows
+/// t * n_used + u, of expert ids[t, u]. down may be the part of a matrix that has more columns than
+/// gate has rows: then gate_out are columns of down_in, and the others hold zeros.
+struct ExpertFeedForward {
+  const Weight* gate = nullptr;
+  const Weight* up = nullptr;
+  const Weight* down = nullptr;
+  Rows gate_out = {};  // [n * n_used, gate->n_out()], a view of down_in
+  Rows up_out = {};    // [n * n_used, up->n_out()]
+  Rows down_in = {};   // [n * n_used, down->n_in()]
+  Rows down_out = {};  // [n * n_used, down->n_out()]
+};
+
 class Device {
  public:
   Device() = default;
@@ -233,6 +246,10 @@ class Device {
   virtual void moe_matmul(const Weight& w, Rows x, const Route& route, Rows out) = 0;
   /// out[t] = sum over u of weights[t, u] * x[t * n_used + u], u ascending.
   virtual void moe_combine(Rows x, const Route& route, Rows out) = 0;
+  /// out[t] = sum over u of weights[t, u] * down . (silu(gate . x[t]) * (up . x[t])), each matrix
+  /// that of expert ids[t, u]. Afterwards the rows of ff hold anything, zeros still where they did.
+  /// Here as four operators, one after the other; a device that does better gives the same bits.
+  virtual void moe_feed_forward(const ExpertFeedForward& ff, Rows x, const Route& route, Rows out);
 
   /// Waits until the results of all operators so far are visible to the host.
   virtual void sync() = 0;

@@ -45,6 +45,13 @@ inline constexpr std::string_view kAddSpacePrefix = "tokenizer.ggml.add_space_pr
 inline constexpr std::string_view kChatTemplate = "tokenizer.chat_template";
 }  // namespace keys
 
+/// Whether a key says how a file holds the model, and not what the model is: a copy in one piece or
+/// with other weight types has its own.
+inline bool is_about_file(std::string_view key) {
+  return key == keys::kSplitIndex || key == keys::kSplitCount || key == keys::kSplitTensors ||
+         key == keys::kAlignment || key == keys::kFileType || key == keys::kQuantizationVersion;
+}
+
 /// Endings of keys that begin with the architecture's name.
 namespace arch {
 inline constexpr std::string_view kNCtx = "context_length";

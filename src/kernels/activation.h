@@ -161,5 +161,9 @@ namespace avx512 {
 void quantize_blocks32(const float* x, std::size_t n, std::byte* out);
 void quantize_blocks256(const float* x, std::size_t n, std::byte* out);
 }  // namespace avx512
+namespace neon {
+void quantize_q8x32(const float* x, std::size_t n, std::byte* out);
+void quantize_q8x256(const float* x, std::size_t n, std::byte* out);
+}  // namespace neon
 
 }  // namespace recua::kernels

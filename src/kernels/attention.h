@@ -103,4 +103,19 @@ void cache_q8_0(const float* x, std::size_t n, std::byte* out);
 void cache_q4_0(const float* x, std::size_t n, std::byte* out);
 }  // namespace avx2
 
+namespace neon {
+void attention_scores(const float* q, std::size_t n_rows, const KeyRun& keys, float* scores,
+                      std::size_t scores_stride);
+SoftmaxPart softmax_part(float* scores, std::size_t n);
+void attention_values(const float* p, std::size_t p_stride, std::size_t n_rows,
+                      const ValueRun& values, float* out);
+void merge_part(const float* part_values, SoftmaxPart part, std::size_t n, float* out,
+                SoftmaxPart& running);
+void widen_keys(quant::DataType type, const std::byte* groups, std::size_t n_groups,
+                std::size_t head_dim, float* out);
+void widen_values(quant::DataType type, const std::byte* values, std::size_t n, float* out);
+void cache_q8_0(const float* x, std::size_t n, std::byte* out);
+void cache_q4_0(const float* x, std::size_t n, std::byte* out);
+}  // namespace neon
+
 }  // namespace recua::kernels

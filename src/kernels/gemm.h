@@ -51,5 +51,8 @@ void gemm(const GemmArgs& args);
 namespace avx2 {
 void gemm(const GemmArgs& args);
 }
+namespace neon {
+void gemm(const GemmArgs& args);
+}
 
 }  // namespace recua::kernels

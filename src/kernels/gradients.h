@@ -42,4 +42,10 @@ void silu_mul_backward(const float* gate, const float* up, const float* d_out, s
 void adam(const AdamArgs& args);
 }  // namespace avx2
 
+namespace neon {
+void silu_mul_backward(const float* gate, const float* up, const float* d_out, std::size_t n,
+                       float* d_gate, float* d_up);
+void adam(const AdamArgs& args);
+}  // namespace neon
+
 }  // namespace recua::kernels

@@ -65,12 +65,13 @@ constexpr KernelTable make_scalar() {
   return t;
 }
 
-#if defined(__x86_64__)
-constexpr void put_packed(KernelTable& table, DataType type, ActivationKind kind, MatmulFn fn) {
+[[maybe_unused]] constexpr void put_packed(KernelTable& table, DataType type, ActivationKind kind,
+                                           MatmulFn fn) {
   table.packed_matmul_by_type[static_cast<std::size_t>(type)] = fn;
   table.packed_kind_by_type[static_cast<std::size_t>(type)] = kind;
 }
 
+#if defined(__x86_64__)
 constexpr KernelTable make_avx2() {
   KernelTable t{
       .instruction_set = sys::InstructionSet::kAvx2,
@@ -151,10 +152,77 @@ constexpr KernelTable make_avx512() {
 }
 #endif
 
+#if defined(__aarch64__)
+template <neon::Products kProducts, DataType kType>
+constexpr void put_quantized(KernelTable& table) {
+  put(table, kType, neon::matmul<kProducts, kType>);
+  put_packed(table, kType, activation_kind(kType), neon::packed_matmul<kProducts, kType>);
+}
+
+template <DataType kType>
+constexpr void put_float(KernelTable& table) {
+  put(table, kType, neon::matmul_float<kType>);
+  put_packed(table, kType, ActivationKind::kF32, neon::packed_matmul_float<kType>);
+}
+
+template <neon::Products kProducts>
+constexpr KernelTable make_neon(sys::InstructionSet set) {
+  KernelTable t{
+      .instruction_set = set,
+      .matmul_by_type = {},
+      .packed_matmul_by_type = {},
+      .packed_kind_by_type = {},
+      .quantize_by_kind = {},
+      .rms_norm = neon::rms_norm,
+      .silu_mul = neon::silu_mul,
+      .add = neon::add,
+      .scale_add = neon::scale_add,
+      .rope_interleaved = neon::rope_interleaved,
+      .rope_split_half = neon::rope_split_half,
+      .f32_to_f16 = neon::f32_to_f16,
+      .attention_scores = neon::attention_scores,
+      .softmax_part = neon::softmax_part,
+      .attention_values = neon::attention_values,
+      .merge_part = neon::merge_part,
+      .widen_keys = neon::widen_keys,
+      .widen_values = neon::widen_values,
+      .cache_q8_0 = neon::cache_q8_0,
+      .cache_q4_0 = neon::cache_q4_0,
+      .gemm = neon::gemm,
+      .silu_mul_backward = neon::silu_mul_backward,
+      .adam = neon::adam,
+  };
+  put(t, ActivationKind::kQ8x32, neon::quantize_q8x32);
+  put(t, ActivationKind::kQ8x256, neon::quantize_q8x256);
+  put_float<DataType::kF32>(t);
+  put_float<DataType::kF16>(t);
+  put_float<DataType::kBF16>(t);
+  put_quantized<kProducts, DataType::kQ8_0>(t);
+  put_quantized<kProducts, DataType::kQ4_0>(t);
+  put_quantized<kProducts, DataType::kQ4_1>(t);
+  put_quantized<kProducts, DataType::kQ5_0>(t);
+  put_quantized<kProducts, DataType::kQ5_1>(t);
+  put_quantized<kProducts, DataType::kQ2_K>(t);
+  put_quantized<kProducts, DataType::kQ3_K>(t);
+  put_quantized<kProducts, DataType::kQ4_K>(t);
+  put_quantized<kProducts, DataType::kQ5_K>(t);
+  put_quantized<kProducts, DataType::kQ6_K>(t);
+  put_quantized<kProducts, DataType::kIQ4_NL>(t);
+  put_quantized<kProducts, DataType::kIQ4_XS>(t);
+  put_quantized<kProducts, DataType::kMXFP4>(t);
+  return t;
+}
+#endif
+
 constexpr KernelTable kScalarTable = make_scalar();
 #if defined(__x86_64__)
 constexpr KernelTable kAvx2Table = make_avx2();
 constexpr KernelTable kAvx512Table = make_avx512();
+#elif defined(__aarch64__)
+constexpr KernelTable kNeonTable = make_neon<neon::Products::kWiden>(sys::InstructionSet::kNeon);
+constexpr KernelTable kDotprodTable =
+    make_neon<neon::Products::kDot>(sys::InstructionSet::kDotprod);
+constexpr KernelTable kI8mmTable = make_neon<neon::Products::kMatrix>(sys::InstructionSet::kI8mm);
 #endif
 
 }  // namespace
@@ -164,6 +232,10 @@ const KernelTable& kernel_table(sys::InstructionSet set) {
 #if defined(__x86_64__)
   if (set == sys::InstructionSet::kAvx2) return kAvx2Table;
   if (set == sys::InstructionSet::kAvx512) return kAvx512Table;
+#elif defined(__aarch64__)
+  if (set == sys::InstructionSet::kNeon) return kNeonTable;
+  if (set == sys::InstructionSet::kDotprod) return kDotprodTable;
+  if (set == sys::InstructionSet::kI8mm) return kI8mmTable;
 #endif
   return kScalarTable;
 }

@@ -8,7 +8,7 @@
 /// of activation_kind(type); the block sums, and all products of float types, are added in a fixed
 /// order in f32 (scalar: f64).
 /// Between instruction sets results differ by rounding only: at most n_in * 2^-23 of the sum of
-/// absolute products (f32 sums of at most n_in / 8 terms per lane).
+/// absolute products (f32 sums of at most n_in / 4 terms per lane).
 ///
 /// Where it pays, a variant works on several tokens per pass over the weights; a caller with many
 /// tokens gives as many weight rows as stay in its second-level cache (about 64 KiB).
@@ -92,5 +92,24 @@ void packed_matmul<quant::DataType::kQ4_K>(const MatmulArgs& args);
 template <>
 void packed_matmul<quant::DataType::kQ6_K>(const MatmulArgs& args);
 }  // namespace avx512
+namespace neon {
+/// By which instructions the products of bytes are summed; all is one source.
+enum class Products {
+  kWiden,   // Widening multiplications (kNeon).
+  kDot,     // SDOT (kDotprod).
+  kMatrix,  // SMMLA, and SDOT for one token alone (kI8mm).
+};
+
+/// For the quantized types. The three differ in no bit, and neither do rows and packed weights.
+template <Products kProducts, quant::DataType kType>
+void matmul(const MatmulArgs& args);
+template <Products kProducts, quant::DataType kType>
+void packed_matmul(const MatmulArgs& args);
+/// For F32, F16 and BF16.
+template <quant::DataType kType>
+void matmul_float(const MatmulArgs& args);
+template <quant::DataType kType>
+void packed_matmul_float(const MatmulArgs& args);
+}  // namespace neon
 
 }  // namespace recua::kernels

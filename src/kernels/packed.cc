@@ -15,15 +15,20 @@ namespace {
 using quant::DataType;
 
 template <class Block>
-void pack(const std::byte* rows, std::size_t n_rows, std::size_t n_blocks, std::byte* group) {
+void pack_one(const std::byte* first, std::size_t stride, std::size_t n_rows, std::byte* piece) {
   static constexpr Block kZeros{};  // Stands for rows that are missing.
+  const std::byte* blocks[kPackedRows];
+  for (std::size_t row = 0; row < kPackedRows; ++row) {
+    blocks[row] = row < n_rows ? first + row * stride : reinterpret_cast<const std::byte*>(&kZeros);
+  }
+  Piece<Block>::put(blocks, piece);
+}
+
+template <class Block>
+void pack(const std::byte* rows, std::size_t n_rows, std::size_t n_blocks, std::byte* group) {
   for (std::size_t b = 0; b < n_blocks; ++b) {
-    const std::byte* blocks[kPackedRows];
-    for (std::size_t row = 0; row < kPackedRows; ++row) {
-      blocks[row] = row < n_rows ? rows + (row * n_blocks + b) * sizeof(Block)
-                                 : reinterpret_cast<const std::byte*>(&kZeros);
-    }
-    Piece<Block>::put(blocks, group + b * kPackedRows * sizeof(Block));
+    pack_one<Block>(rows + b * sizeof(Block), n_blocks * sizeof(Block), n_rows,
+                    group + b * kPackedRows * sizeof(Block));
   }
 }
 
@@ -88,6 +93,14 @@ void pack_group(DataType type, const std::byte* rows, std::size_t n_rows, std::s
   with_block(type, [&](auto block) {
     pack<typename decltype(block)::Type>(rows, n_rows, n_in / quant::traits(type).block_size,
                                          group);
+  });
+}
+
+void pack_piece(DataType type, const std::byte* blocks, std::size_t stride, std::size_t n_rows,
+                std::byte* piece) {
+  RECUA_CHECK(n_rows >= 1 && n_rows <= kPackedRows);
+  with_block(type, [&](auto block) {
+    pack_one<typename decltype(block)::Type>(blocks, stride, n_rows, piece);
   });
 }
 

@@ -63,6 +63,11 @@ constexpr std::size_t n_packed_groups(std::size_t n_rows) {
 void pack_group(quant::DataType type, const std::byte* rows, std::size_t n_rows, std::size_t n_in,
                 std::byte* group);
 
+/// One piece: packs a block each of n_rows (1 .. 8) rows, the first at `blocks` and each stride
+/// bytes after the one before.
+void pack_piece(quant::DataType type, const std::byte* blocks, std::size_t stride,
+                std::size_t n_rows, std::byte* piece);
+
 /// The opposite for one row (0 .. 7) and some of its blocks: writes the blocks [begin, begin + n),
 /// as quant/blocks.h has them, to `out`.
 void unpack_blocks(quant::DataType type, const std::byte* group, std::size_t row, std::size_t begin,

@@ -47,6 +47,12 @@ TEST(PackedWeights, EveryRowComesBackAsItWas) {
       const RandomWeights weights = random_weights(type, n_rows, n_in, rng);
       const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);
       const std::size_t row_bytes = quant::row_bytes(type, n_in);
+      const std::size_t piece_bytes = kPackedRows * traits.block_bytes;
+      std::vector<std::byte> piece(piece_bytes);
+      pack_piece(type, weights.bytes.data() + 3 * traits.block_bytes, row_bytes, n_rows,
+                 piece.data());
+      ASSERT_TRUE(std::equal(piece.begin(), piece.end(), packed.data + 3 * piece_bytes))
+          << traits.name << " block 3 alone";
       std::vector<std::byte> row(row_bytes);
       for (std::size_t r = 0; r < kPackedRows; ++r) {
         unpack_blocks(type, packed.data, r, 0, 5, row.data());
@@ -219,6 +225,38 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
     }
   }
 }
+
+#if defined(__aarch64__)
+// Their integers are exact and their f32 operations one source, for packed weights and for rows.
+TEST(PackedProduct, ArmSetsDifferInNoBit) {
+  Rng rng(23);
+  const KernelTable& neon = kernel_table(sys::InstructionSet::kNeon);
+  for (const DataType type : quant::kAllDataTypes) {
+    const std::size_t block = quant::traits(type).block_size;
+    if (block == 1) continue;
+    const std::size_t n_in = 3 * block;
+    const std::size_t n_rows = 21;
+    const std::size_t n_tokens = 15;
+    const RandomWeights weights = random_weights(type, n_rows, n_in, rng);
+    const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 1);
+    const std::vector<float> values = random_floats(n_tokens * n_in, rng);
+    const Activations x(neon, activation_kind(type), n_tokens, n_in, values);
+    const std::vector<float> want =
+        multiply(neon.packed_matmul(type), packed.data, packed.group_bytes, n_rows, n_in, x.rows);
+    for (const sys::InstructionSet set : sys::supported_instruction_sets().subspan(1)) {
+      const KernelTable& table = kernel_table(set);
+      ASSERT_TRUE(same_bits(multiply(table.packed_matmul(type), packed.data, packed.group_bytes,
+                                     n_rows, n_in, x.rows),
+                            want))
+          << to_string(set) << " packed " << quant::traits(type).name;
+      ASSERT_TRUE(same_bits(multiply(table.matmul(type), weights.bytes.data(),
+                                     quant::row_bytes(type, n_in), n_rows, n_in, x.rows),
+                            want))
+          << to_string(set) << " rows " << quant::traits(type).name;
+    }
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace recua::kernels

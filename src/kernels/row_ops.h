@@ -44,4 +44,14 @@ void rope_split_half(float* x, const float* table, std::size_t n_rot);
 void f32_to_f16(const float* x, std::size_t n, std::uint16_t* out);
 }  // namespace avx2
 
+namespace neon {
+void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* out);
+void silu_mul(const float* gate, const float* up, std::size_t n, float* out);
+void add(const float* a, const float* b, std::size_t n, float* out);
+void scale_add(float scale, const float* x, std::size_t n, float* out);
+void rope_interleaved(float* x, const float* table, std::size_t n_rot);
+void rope_split_half(float* x, const float* table, std::size_t n_rot);
+void f32_to_f16(const float* x, std::size_t n, std::uint16_t* out);
+}  // namespace neon
+
 }  // namespace recua::kernels

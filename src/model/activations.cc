@@ -1,11 +1,13 @@
 #include "model/activations.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "model/tensor_part.h"
 
@@ -40,12 +42,31 @@ compute::Rows SplitInput::whole_blocks(const RowBuffer& buffer, std::size_t n_ro
 
 namespace {
 
+constexpr std::size_t kLineFloats = 16;  // Buffers begin at lines of 64 bytes.
+constexpr std::size_t kApart = SIZE_MAX;
+
 struct NeededRows {
   RowBuffer Activations::* buffer;
   const char* what;
   std::size_t n_rows;
   std::size_t n_cols;
+  std::size_t in_up = kApart;  // Where in up's memory, in floats; kApart: in memory of their own.
 };
+
+// Lays attention's rows into up's memory, in their order, those that fit. `attended` may have
+// columns that must stay zero: attended_apart then.
+void share_memory(std::vector<NeededRows>& needed, std::size_t up_floats, bool attended_apart) {
+  std::size_t used = 0;
+  for (NeededRows& rows : needed) {
+    const bool of_attention = rows.buffer == &Activations::q || rows.buffer == &Activations::k ||
+                              rows.buffer == &Activations::v ||
+                              (rows.buffer == &Activations::attended && !attended_apart);
+    const std::size_t floats = align_up(rows.n_rows * rows.n_cols, kLineFloats);
+    if (!of_attention || floats > up_floats - used) continue;
+    rows.in_up = used;
+    used += floats;
+  }
+}
 
 std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, std::size_t n_rows,
                                     std::size_t n_logit_rows, std::size_t attended_size,
@@ -69,6 +90,7 @@ std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, s
   const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
   out.push_back({&A::gate, "gate", n_rows * n_used, gate_size});
   out.push_back({&A::up, "up", n_rows * n_used, share.ffn.size()});
+  share_memory(out, n_rows * n_used * share.ffn.size(), attended_size != q_size);
   if (hp.n_experts > 0) {
     static_assert(sizeof(std::int32_t) == sizeof(float));
     out.push_back({&A::expert_out, "experts", n_rows * n_used, hidden});
@@ -101,10 +123,16 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   Activations a;
   a.attended_cols = attended_cols_of(hp, share);
   a.gate_cols = gate_cols_of(hp, share);
+  std::vector<NeededRows> shared;
   for (const NeededRows& rows : needed_rows(hp, share, n_rows, n_logit_rows,
                                             a.attended_cols.held.size(), a.gate_cols.held.size())) {
+    if (rows.in_up != kApart) {
+      shared.push_back(rows);
+      continue;
+    }
     RECUA_RETURN_IF_ERROR((a.*rows.buffer).allocate(device, rows.what, rows.n_rows, rows.n_cols));
   }
+  for (const NeededRows& rows : shared) (a.*rows.buffer).share(a.up, rows.in_up, rows.n_cols);
   return a;
 }
 
@@ -114,7 +142,7 @@ std::size_t Activations::bytes(const HyperParams& hp, const Share& share, std::s
   for (const NeededRows& rows :
        needed_rows(hp, share, n_rows, n_logit_rows, attended_cols_of(hp, share).held.size(),
                    gate_cols_of(hp, share).held.size())) {
-    floats += rows.n_rows * rows.n_cols;
+    if (rows.in_up == kApart) floats += rows.n_rows * rows.n_cols;
   }
   return floats * sizeof(float);
 }

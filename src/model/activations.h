@@ -15,9 +15,16 @@ class RowBuffer {
   /// kResourceExhausted: says what the memory was for.
   Result<void> allocate(compute::Device& device, const char* what, std::size_t n_rows,
                         std::size_t n_cols);
+  /// Rows in memory of another's, from its float `offset` on: for what is not in use at the same
+  /// time.
+  void share(const RowBuffer& other, std::size_t offset, std::size_t n_cols) {
+    buffer_ = other.buffer_;
+    offset_ = offset;
+    n_cols_ = n_cols;
+  }
   /// The first n rows.
   [[nodiscard]] compute::Rows rows(std::size_t n) const {
-    return compute::dense_rows(*buffer_, n, n_cols_);
+    return {buffer_.get(), offset_, n, n_cols_, n_cols_};
   }
   /// Of the first n rows the columns [begin, begin + n_cols).
   [[nodiscard]] compute::Rows cols(std::size_t n, std::size_t begin, std::size_t n_cols) const {
@@ -25,12 +32,13 @@ class RowBuffer {
   }
   /// The first n rows, each seen as parts rows of n_cols / parts.
   [[nodiscard]] compute::Rows split_rows(std::size_t n, std::size_t parts) const {
-    return compute::dense_rows(*buffer_, n * parts, n_cols_ / parts);
+    return {buffer_.get(), offset_, n * parts, n_cols_ / parts, n_cols_ / parts};
   }
   [[nodiscard]] compute::Buffer* buffer() const { return buffer_.get(); }
 
  private:
-  std::unique_ptr<compute::Buffer> buffer_;
+  std::shared_ptr<compute::Buffer> buffer_;
+  std::size_t offset_ = 0;  // In floats.
   std::size_t n_cols_ = 0;
 };
 
@@ -53,6 +61,8 @@ struct SplitInput {
 
 /// Widths: see model/weights.h; those of heads, ffn_size and vocab_size are the rank's own. With
 /// experts gate, up and expert_out hold n_experts_used rows for each row of the micro-batch.
+/// Attention's q, k, v and attended lie where the feed-forward's up does, when they fit: neither
+/// needs the other's.
 struct Activations {
   RowBuffer x;                    // The residual stream.
   RowBuffer x_selected;           // Its rows that are asked for, in the last layer of the model.

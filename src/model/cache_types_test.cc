@@ -101,8 +101,11 @@ TEST(CacheTypes, ChangeThePerplexityOfStoriesLittle) {
   EXPECT_NEAR(of(kF32, kF32), f16, 0.0005 * f16);
   EXPECT_NEAR(of(kQ8_0, kQ8_0), f16, 0.002 * f16);
   EXPECT_NEAR(of(kQ8_0, kQ4_0), f16, 0.05 * f16);
-  // Keys of 4 bits are too coarse for this model (6.97 was seen); that they are other ones shows.
-  EXPECT_GT(of(kQ4_0, kQ4_0), f16);
+  // Keys of 4 bits cost this model much, and the cache is not to blame: a plain program of the
+  // model and of the definition of Q4_0 gives 6.9662 (and 6.585 when only keys have 4 bits). One
+  // element of each head is up to ten times as large as the others and takes nearly all of the
+  // scale.
+  EXPECT_NEAR(of(kQ4_0, kQ4_0), 6.9662, 0.01 * 6.9662);
 }
 
 }  // namespace

@@ -161,16 +161,17 @@ Result<Rows> ForwardPass::experts(const LayerWeights& layer, Rows normed) {
   // Softmax over the chosen experts (Mixtral) is softmax over all, divided by the chosen ones' sum
   // (Qwen 3).
   device_.moe_route(router, /*renormalize=*/true, route);
-  const Rows gate = a_.gate_cols.own_cols(a_.gate, n * n_used);
-  const Rows up = a_.up.rows(n * n_used);
-  const Rows out = a_.expert_out.rows(n * n_used);
-  device_.moe_matmul(*layer.gate, normed, route, gate);
-  device_.moe_matmul(*layer.up, normed, route, up);
-  device_.silu_mul(gate, up, gate);
-  device_.moe_matmul(
-      *layer.down, a_.gate_cols.whole_blocks(a_.gate, n * n_used, layer.down->type()), route, out);
+  const std::size_t n_pairs = n * n_used;
   const Rows projected = a_.projected.rows(n);
-  device_.moe_combine(out, route, projected);
+  device_.moe_feed_forward(
+      {.gate = layer.gate.get(),
+       .up = layer.up.get(),
+       .down = layer.down.get(),
+       .gate_out = a_.gate_cols.own_cols(a_.gate, n_pairs),
+       .up_out = a_.up.rows(n_pairs),
+       .down_in = a_.gate_cols.whole_blocks(a_.gate, n_pairs, layer.down->type()),
+       .down_out = a_.expert_out.rows(n_pairs)},
+      normed, route, projected);
   RECUA_RETURN_IF_ERROR(sum_over_ranks(projected));
   return projected;
 }

@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 
-#include "gguf/gguf_writer.h"
 #include "gguf/keys.h"
 
 namespace recua::model {
@@ -213,6 +212,25 @@ Result<void> read_feed_forward(const KeyReader& keys, HyperParams& hp) {
   return ok();
 }
 
+void add_rope_scaling(const RopeScaling& scaling, std::string_view architecture,
+                      gguf::GgufWriter& writer) {
+  namespace arch = gguf::arch;
+  using gguf::Value;
+  if (scaling.kind == RopeScaling::Kind::kNone) return;
+  const auto key = [architecture](std::string_view ending) {
+    return gguf::arch_key(architecture, ending);
+  };
+  const bool is_yarn = scaling.kind == RopeScaling::Kind::kYarn;
+  writer.add(key(arch::kRopeScalingType), is_yarn ? "yarn" : "linear");
+  writer.add(key(arch::kRopeScalingFactor), Value(scaling.factor));
+  if (!is_yarn) return;
+  writer.add(key(arch::kRopeOriginalNCtx), Value(scaling.original_n_ctx));
+  writer.add(key(arch::kRopeAttnFactor), Value(scaling.attn_factor));
+  writer.add(key(arch::kYarnExtFactor), Value(scaling.ext_factor));
+  writer.add(key(arch::kYarnBetaFast), Value(scaling.beta_fast));
+  writer.add(key(arch::kYarnBetaSlow), Value(scaling.beta_slow));
+}
+
 }  // namespace
 
 Result<HyperParams> read_hyperparams(const GgufFile& file) {
@@ -242,6 +260,37 @@ Result<HyperParams> read_hyperparams(const GgufFile& file) {
   }
   hp.rms_eps = eps;
   return hp;
+}
+
+void add_hyperparams(const HyperParams& hp, gguf::GgufWriter& writer) {
+  namespace arch = gguf::arch;
+  using gguf::Value;
+  const std::string_view architecture = hp.architecture->name;
+  const auto key = [architecture](std::string_view ending) {
+    return gguf::arch_key(architecture, ending);
+  };
+  writer.add(gguf::keys::kArchitecture, Value(architecture));
+  if (!hp.name.empty()) writer.add(gguf::keys::kName, Value(std::string_view(hp.name)));
+  writer.add(key(arch::kNCtx), Value(hp.n_ctx_train));
+  writer.add(key(arch::kHiddenSize), Value(hp.hidden_size));
+  writer.add(key(arch::kNLayers), Value(hp.n_layers));
+  // Readers want the first of these keys with experts, too.
+  writer.add(key(arch::kFfnSize), Value(hp.n_experts > 0 ? hp.expert_ffn_size : hp.ffn_size));
+  writer.add(key(arch::kNHeads), Value(hp.n_heads));
+  writer.add(key(arch::kNKvHeads), Value(hp.n_kv_heads));
+  writer.add(key(arch::kHeadDimK), Value(hp.head_dim));
+  writer.add(key(arch::kHeadDimV), Value(hp.head_dim));
+  writer.add(key(arch::kRmsEps), Value(hp.rms_eps));
+  writer.add(key(arch::kRopeTheta), Value(hp.rope_theta));
+  writer.add(key(arch::kRopeDim), Value(hp.rope_dim));
+  writer.add(key(arch::kVocabSize), Value(hp.vocab_size));
+  if (hp.sliding_window > 0) writer.add(key(arch::kSlidingWindow), Value(hp.sliding_window));
+  if (hp.n_experts > 0) {
+    writer.add(key(arch::kNExperts), Value(hp.n_experts));
+    writer.add(key(arch::kNExpertsUsed), Value(hp.n_experts_used));
+    writer.add(key(arch::kExpertFfnSize), Value(hp.expert_ffn_size));
+  }
+  add_rope_scaling(hp.rope_scaling, architecture, writer);
 }
 
 std::vector<std::byte> hyperparams_gguf(const GgufFile& file, std::uint32_t vocab_size) {

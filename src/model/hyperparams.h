@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "gguf/gguf_file.h"
+#include "gguf/gguf_writer.h"
 #include "model/architecture.h"
 
 namespace recua::model {
@@ -30,6 +31,8 @@ struct RopeScaling {
   float ext_factor = 1.0F;
   float beta_fast = 32.0F;
   float beta_slow = 1.0F;
+
+  friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
 };
 
 struct HyperParams {
@@ -51,6 +54,8 @@ struct HyperParams {
   std::uint32_t rope_dim = 0;  // Rotated elements of a head: even, at most head_dim.
   RopeScaling rope_scaling;
   std::uint32_t sliding_window = 0;  // 0: attention sees all earlier tokens.
+
+  friend bool operator==(const HyperParams&, const HyperParams&) = default;
 };
 
 /// vocab_size is the number of rows of token_embd.weight if the file has it, else the key
@@ -59,6 +64,10 @@ struct HyperParams {
 /// recua cannot run it (an unknown architecture, layers of different shapes...). Each names the
 /// file, the key, the value and what would be right.
 Result<HyperParams> read_hyperparams(const gguf::GgufFile& file);
+
+/// The keys that read_hyperparams() reads, for these numbers: a file with them, or with them and
+/// the tensors, gives hp again.
+void add_hyperparams(const HyperParams& hp, gguf::GgufWriter& writer);
 
 /// A small GGUF with no tensors and only the keys that read_hyperparams() reads of this file, and
 /// vocab_size: what a coordinator tells a worker, which reads it with the same bounded reader.

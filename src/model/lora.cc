@@ -1,7 +1,6 @@
 #include "model/lora.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -20,10 +19,6 @@
 
 namespace recua::model {
 namespace {
-
-constexpr std::array<std::string_view, 7> kAdapted = {
-    "attn_q.weight",   "attn_k.weight", "attn_v.weight",  "attn_output.weight",
-    "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"};
 
 struct Pair {
   const gguf::TensorInfo* a = nullptr;
@@ -44,10 +39,12 @@ Result<void> check_text(const gguf::GgufFile& adapter, std::string_view key,
 // "blk.3.attn_q.weight", of the matrices that the forward pass adapts.
 bool is_adapted(std::string_view name) {
   constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return false;
+  constexpr std::string_view kEnding = ".weight";
+  if (!name.starts_with(kPrefix) || !name.ends_with(kEnding)) return false;
+  name.remove_suffix(kEnding.size());
   const std::size_t dot = name.find('.', kPrefix.size());
   return dot != std::string_view::npos &&
-         std::ranges::find(kAdapted, name.substr(dot + 1)) != kAdapted.end();
+         std::ranges::find(kLoraMatrices, name.substr(dot + 1)) != kLoraMatrices.end();
 }
 
 Result<Pairs> find_pairs(const gguf::GgufFile& adapter) {

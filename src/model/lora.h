@@ -11,6 +11,7 @@
 /// what they lack) has the adapter's too; the file's name has a hash of its bytes.
 /// Source: Hu et al. 2021; the layout is that of llama.cpp's adapters.
 
+#include <array>
 #include <cstddef>
 #include <filesystem>
 #include <string_view>
@@ -24,6 +25,9 @@ namespace recua::model {
 inline constexpr std::string_view kLoraA = ".lora_a";
 inline constexpr std::string_view kLoraB = ".lora_b";
 inline constexpr std::size_t kLoraRankMax = 8192;
+/// The matrices of a layer that can be adapted: their names are "blk.N.", one of these, ".weight".
+inline constexpr std::array<std::string_view, 7> kLoraMatrices = {
+    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
 
 /// Reads an adapter, checks it against the model and adds it to the model's file.
 /// kNotFound, kIo: the adapter. kCorrupt: no adapter, or one that does not fit: a tensor without

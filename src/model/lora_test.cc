@@ -15,6 +15,7 @@
 #include "base/half.h"
 #include "base/random.h"
 #include "base/scratch_folder.h"
+#include "model/merge_lora.h"
 #include "model/test_group.h"
 #include "model/test_logits.h"
 #include "model/test_models.h"
@@ -163,6 +164,32 @@ TEST_F(LoraTest, GivesTheLogitsOfMergedWeights) {
     }
     const auto nothing = unsplit_logits(must_adapt(name, adapter, 0.0F), tokens_);
     EXPECT_EQ(worst_difference(nothing, plain), 0.0);
+  }
+}
+
+// What write_merged() writes, on weights in F32, agrees with the adapter at run time within 1e-4.
+TEST_F(LoraTest, IsWrittenIntoTheWeights) {
+  for (const char* name : {kRandom, kStories}) {
+    SCOPED_TRACE(name);
+    const auto model = open_golden(name);
+    const auto adapted = must_adapt(name, adapter_for(*model), 0.75F);
+    const auto result = write_merged(*adapted, folder_ / "merged.gguf", 2);
+    ASSERT_TRUE(result.ok()) << result.error().message;
+    EXPECT_GE(result->n_merged, 7u);
+    auto opened = gguf::GgufFile::open(folder_ / "merged.gguf");
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    const auto merged = std::make_shared<const gguf::GgufFile>(std::move(opened).value());
+    EXPECT_FALSE(has_lora(*merged));
+    EXPECT_EQ(merged->tensors().size(), model->tensors().size());
+    EXPECT_EQ(merged->n_shards(), 1u);
+    const auto got = unsplit_logits(merged, tokens_);
+    const auto wanted = unsplit_logits(adapted, tokens_);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (std::size_t row = 0; row < got.size(); ++row) {
+      for (std::size_t i = 0; i < got[row].size(); ++i)
+        ASSERT_NEAR(got[row][i], wanted[row][i], 1e-4);
+    }
+    EXPECT_GT(worst_difference(got, unsplit_logits(model, tokens_)), 1e-2);
   }
 }
 

@@ -82,6 +82,10 @@ class Connection {
   virtual void arm_read(ReadyCallback ready) = 0;
   virtual void arm_write(ReadyCallback ready) = 0;
 
+  /// What becomes readable when try_read() may make progress or fail, for a WaitHandle that ends
+  /// before the connection is closed; -1 where there is no such thing.
+  [[nodiscard]] virtual int descriptor() const { return -1; }
+
   /// The same stream served by another loop. Nothing may be pending. This object is empty
   /// afterwards.
   virtual Result<std::unique_ptr<Connection>> move_to(asio::any_io_executor executor) = 0;

@@ -7,8 +7,9 @@
 /// of a message, wherever it lies: TensorHeader | rows | descriptor (docs/protocol.md).
 ///
 /// Both ends are polled: poll() moves what can be moved and never blocks; when it moved nothing and
-/// there is no other work, arm() a callback and sleep. One thread at a time per object.
-/// Errors end the channel: kUnavailable, kProtocol; the message names the peer.
+/// there is no other work, arm() a callback and sleep in the loop, or arm_in() a set and sleep
+/// there for a moment: for cheaper wake-ups of whoever is woken soon. One thread at a time per
+/// object. Errors end the channel: kUnavailable, kProtocol; the message names the peer.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,6 +20,7 @@
 
 #include "base/result.h"
 #include "net/connection.h"
+#include "net/wait_set.h"
 
 namespace recua::rpc {
 
@@ -133,6 +135,8 @@ class ChannelSender {
   /// well; who does not wait for it is spared a wake-up per message. (Credits are always waited for
   /// when there are none.)
   virtual void arm(net::ReadyCallback ready, bool for_completions) = 0;
+  /// The same for who waits in a set, at most kDirectWait. False: only arm() will do now.
+  virtual bool arm_in(const net::WaitSet& /*set*/, bool /*for_completions*/) { return false; }
   [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
 };
 
@@ -154,6 +158,7 @@ class ChannelReceiver {
   virtual Result<void> release(std::uint32_t slot) = 0;
 
   virtual void arm(net::ReadyCallback ready) = 0;
+  virtual bool arm_in(const net::WaitSet& /*set*/) { return false; }
   [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
 };
 

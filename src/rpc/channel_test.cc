@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "base/random.h"
+#include "net/direct_sleep.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
 #include "rpc/delayed_receiver.h"
@@ -398,8 +399,9 @@ struct RealPair {
   }
 };
 
-// As a worker does it: each end on its own thread and loop, polling a while, then asleep.
-TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
+// As a worker does it: each end on its own thread and loop, polling a while, then asleep in its
+// loop or, where direct, in a set.
+void run_between_threads(bool direct) {
   constexpr std::uint64_t kMessages = 2000;
   constexpr RingShape kRing{.n_slots = 4, .slot_bytes = 20'000};
   RealPair pair;
@@ -409,6 +411,7 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
     std::vector<std::byte> memory(kRing.n_slots * kRing.slot_bytes);
     auto moved = *pair.server->move_to(io.get_executor());
     auto receiver = *make_tcp_receiver(std::move(moved), kId, kRing, memory);
+    net::DirectSleep asleep([&](const net::WaitSet& set) { return receiver->arm_in(set); });
     for (std::uint64_t i = 0; i < kMessages;) {
       auto in = receiver->poll();
       ASSERT_TRUE(in.ok()) << in.error().message;
@@ -417,6 +420,10 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
         expect_same(**in, expected, i);
         ASSERT_TRUE(receiver->release((*in)->slot).ok());
         ++i;
+        continue;
+      }
+      if (direct && asleep.arm()) {
+        asleep.sleep();
         continue;
       }
       bool ready = false;
@@ -429,6 +436,7 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
     net::asio::io_context io{1};
     auto moved = *pair.client->move_to(io.get_executor());
     auto sender = make_tcp_sender(std::move(moved), kRing);
+    net::DirectSleep asleep([&](const net::WaitSet& set) { return sender->arm_in(set, true); });
     std::deque<TestMessage> alive;
     for (std::uint64_t i = 0; i < kMessages || sender->n_completed() < kMessages;) {
       if (i < kMessages && sender->credits() > 0) {
@@ -443,6 +451,10 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
       ASSERT_TRUE(moved_any.ok()) << moved_any.error().message;
       while (i - alive.size() < sender->n_completed()) alive.pop_front();
       if (*moved_any || (i < kMessages && sender->credits() > 0)) continue;
+      if (direct && asleep.arm()) {
+        asleep.sleep();
+        continue;
+      }
       bool ready = false;
       sender->arm([&] { ready = true; }, /*for_completions=*/true);
       io.restart();
@@ -452,6 +464,9 @@ TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) {
     receiving.join();
   });
 }
+
+TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) { run_between_threads(/*direct=*/false); }
+TEST(TcpChannel, RunsBetweenThreadsThatSleepInSets) { run_between_threads(/*direct=*/true); }
 
 }  // namespace
 }  // namespace recua::rpc

@@ -17,6 +17,7 @@
 
 #include "base/result.h"
 #include "net/connection.h"
+#include "net/wait_set.h"
 #include "rpc/channel.h"
 
 namespace recua::rpc {
@@ -79,6 +80,8 @@ class FastSender {
   /// for_progress, about completed messages or released slots.
   virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
                    bool for_progress) = 0;
+  /// The same for who waits in a set. False: only arm() will do.
+  virtual bool arm_in(const net::WaitSet& /*set*/, bool /*for_progress*/) { return false; }
   /// Adds what this path did to the link's counters.
   virtual void add_to(ChannelCounters& counters) const = 0;
 };
@@ -116,6 +119,7 @@ class FastReceiver {
                              std::vector<Arrival>& arrivals) = 0;
 
   virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) = 0;
+  virtual bool arm_in(const net::WaitSet& /*set*/) { return false; }
   virtual void add_to(ChannelCounters& counters) const = 0;
 };
 

@@ -1,5 +1,7 @@
 #include "rpc/lane_set.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 namespace recua::rpc {
@@ -57,6 +59,12 @@ void LaneSet::arm(const net::asio::any_io_executor& executor, const net::ReadyCa
   for (const auto& lane : lanes_) {
     if (lane != nullptr) lane->arm(executor, ready, for_completions);
   }
+}
+
+bool LaneSet::arm_in(const net::WaitSet& set, bool for_completions) {
+  return std::all_of(lanes_.begin(), lanes_.end(), [&](const auto& lane) {
+    return lane == nullptr || lane->arm_in(set, for_completions);
+  });
 }
 
 void LaneSet::drop(std::size_t i) {

@@ -99,6 +99,14 @@ class LinkReceiver final : public ChannelReceiver {
     if (path_ != nullptr) path_->arm(context_.env.executor, ready);
   }
 
+  bool arm_in(const net::WaitSet& set) override {
+    if (failure_ || !writer_.empty()) return false;
+    if (!readable_) readable_.emplace(connection_->descriptor());
+    if (!readable_->join(set)) return false;
+    ++counters_.sleeps;
+    return path_ == nullptr || path_->arm_in(set);
+  }
+
  private:
   struct Slot {
     bool complete = false;
@@ -127,12 +135,13 @@ class LinkReceiver final : public ChannelReceiver {
   }
   [[nodiscard]] bool stream_is_due() {
     return path_ == nullptr || !path_ready_ || reader_.in_item() || on_readable_.take() ||
-           ++n_polls_ % kPollsPerStreamRead == 0;
+           (readable_ && readable_->take()) || ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
     failure_ = error;
     drop_path();
+    readable_.reset();
     connection_->close();
     return error;
   }
@@ -513,6 +522,7 @@ class LinkReceiver final : public ChannelReceiver {
   std::uint64_t last_body_ = 0;
   std::uint64_t before_last_body_ = 0;
   net::NotedCallback on_readable_;
+  std::optional<net::WaitHandle> readable_;  // Of the connection; made by the first arm_in().
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

@@ -139,6 +139,16 @@ class LinkSender final : public ChannelSender {
     }
   }
 
+  bool arm_in(const net::WaitSet& set, bool for_completions) override {
+    // What a loop has to watch over: room on the connection, deadlines, an agreement under way.
+    if (failure_ || outbox_.writes() || deadline_ || !settled()) return false;
+    if (!readable_) readable_.emplace(connection_->descriptor());
+    if (!readable_->join(set)) return false;
+    ++counters_.sleeps;
+    if (path_ == nullptr) return true;
+    return path_->arm_in(set, for_completions || credits() == 0 || !outbox_.all_handed_over());
+  }
+
  private:
   enum class State { kStart, kOffered, kConnecting, kFast, kStream };
   [[nodiscard]] net::TimePoint now() const { return context_.env.clock->now(); }
@@ -147,12 +157,13 @@ class LinkSender final : public ChannelSender {
     const bool is_quiet =
         path_ != nullptr || (state_ == State::kStream && credits() > 0 && !outbox_.starving());
     return !is_quiet || fencing_ != 0 || outbox_.writes() || on_readable_.take() ||
-           ++n_polls_ % kPollsPerStreamRead == 0;
+           (readable_ && readable_->take()) || ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
     failure_ = error;
     drop_path();
+    readable_.reset();
     connection_->close();
     return error;
   }
@@ -453,6 +464,7 @@ class LinkSender final : public ChannelSender {
   LinkOutbox outbox_;
   LinkInbox inbox_;
   net::NotedCallback on_readable_;
+  std::optional<net::WaitHandle> readable_;  // Of the connection; made by the first arm_in().
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

@@ -67,6 +67,9 @@ class VerbsReceiver final : public FastReceiver {
   void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) override {
     lanes_.arm(executor, ready, /*for_completions=*/true);
   }
+  bool arm_in(const net::WaitSet& set) override {
+    return lanes_.arm_in(set, /*for_completions=*/true);
+  }
 
   void add_to(ChannelCounters& counters) const override { lanes_.add_to(counters); }
 

@@ -170,6 +170,9 @@ class VerbsSender final : public FastSender {
            bool for_progress) override {
     lanes_.arm(executor, ready, for_progress);
   }
+  bool arm_in(const net::WaitSet& set, bool for_progress) override {
+    return lanes_.arm_in(set, for_progress);
+  }
 
   void add_to(ChannelCounters& counters) const override {
     lanes_.add_to(counters);

@@ -4,13 +4,30 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <fmt/format.h>
 
 namespace recua::sys {
 namespace {
 
-constexpr std::array kAll = {InstructionSet::kScalar, InstructionSet::kAvx2,
-                             InstructionSet::kAvx512};
+constexpr std::array kHere = {
+    InstructionSet::kScalar,
+#if defined(__x86_64__)
+    InstructionSet::kAvx2,
+    InstructionSet::kAvx512,
+#elif defined(__aarch64__)
+    InstructionSet::kNeon,
+    InstructionSet::kDotprod,
+    InstructionSet::kI8mm,
+#endif
+};
+constexpr std::array kEverywhere = {InstructionSet::kScalar,  InstructionSet::kAvx2,
+                                    InstructionSet::kAvx512,  InstructionSet::kNeon,
+                                    InstructionSet::kDotprod, InstructionSet::kI8mm};
 
 // libgcc's CPU tests also ask the operating system (XGETBV) whether it saves the wide registers:
 // those of 512 bits and the masks have bits of their own there, and without them every avx512 name
@@ -35,6 +52,31 @@ bool cpu_has_avx512_vnni() {
 #endif
 }
 
+// The kernel tells in bits what of Arm's extensions programs may use.
+bool cpu_has_neon() {
+#if defined(__aarch64__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0;
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_dotprod() {
+#if defined(__aarch64__)
+  return cpu_has_neon() && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_i8mm() {
+#if defined(__aarch64__)
+  return cpu_has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#else
+  return false;
+#endif
+}
+
 std::string supported_names() {
   std::string names = "auto";
   for (const InstructionSet set : supported_instruction_sets()) {
@@ -53,6 +95,12 @@ std::string_view to_string(InstructionSet set) {
       return "avx2";
     case InstructionSet::kAvx512:
       return "avx512";
+    case InstructionSet::kNeon:
+      return "neon";
+    case InstructionSet::kDotprod:
+      return "dotprod";
+    case InstructionSet::kI8mm:
+      return "i8mm";
   }
   return "?";
 }
@@ -60,6 +108,9 @@ std::string_view to_string(InstructionSet set) {
 bool supported(InstructionSet set) {
   static const bool avx2 = cpu_has_avx2_fma_f16c();
   static const bool avx512 = cpu_has_avx512_vnni();
+  static const bool neon = cpu_has_neon();
+  static const bool dotprod = cpu_has_dotprod();
+  static const bool i8mm = cpu_has_i8mm();
   switch (set) {
     case InstructionSet::kScalar:
       return true;
@@ -67,16 +118,22 @@ bool supported(InstructionSet set) {
       return avx2;
     case InstructionSet::kAvx512:
       return avx512;
+    case InstructionSet::kNeon:
+      return neon;
+    case InstructionSet::kDotprod:
+      return dotprod;
+    case InstructionSet::kI8mm:
+      return i8mm;
   }
   return false;
 }
 
-std::span<const InstructionSet> all_instruction_sets() { return kAll; }
+std::span<const InstructionSet> all_instruction_sets() { return kHere; }
 
 std::span<const InstructionSet> supported_instruction_sets() {
   // Each set includes the one before it, so what can run is the front of the list.
   std::size_t n = 0;
-  while (n < kAll.size() && supported(kAll[n])) ++n;
+  while (n < kHere.size() && supported(kHere[n])) ++n;
   return all_instruction_sets().first(n);
 }
 
@@ -88,7 +145,7 @@ Result<InstructionSet> choose_instruction_set(std::string_view wanted) {
     from = "environment variable RECUA_INSTRUCTION_SET";
     if (wanted.empty() || wanted == "auto") return supported_instruction_sets().back();
   }
-  for (const InstructionSet set : kAll) {
+  for (const InstructionSet set : kEverywhere) {
     if (wanted != to_string(set)) continue;
     if (supported(set)) return set;
     return Error{ErrorCode::kUnsupported, fmt::format("{}: this CPU lacks \"{}\"; it can run: {}",

@@ -120,7 +120,10 @@ TEST(CpuFeatures, ChoosesByNameAndExplainsWhatIsWrong) {
 }
 
 TEST(CpuFeatures, ASetThatThisCpuLacksIsRefusedAndItIsSaidWhatCanBeHad) {
-  for (const InstructionSet set : all_instruction_sets()) {
+  // The last ones are those of another architecture.
+  std::vector<InstructionSet> sets(all_instruction_sets().begin(), all_instruction_sets().end());
+  sets.insert(sets.end(), {InstructionSet::kAvx512, InstructionSet::kI8mm});
+  for (const InstructionSet set : sets) {
     const Result<InstructionSet> chosen = choose_instruction_set(to_string(set));
     ASSERT_EQ(chosen.ok(), supported(set)) << to_string(set);
     if (chosen.ok()) continue;
@@ -131,16 +134,22 @@ TEST(CpuFeatures, ASetThatThisCpuLacksIsRefusedAndItIsSaidWhatCanBeHad) {
 }
 
 // The kernel takes names from its list that it does not support itself, registers that it does not
-// save among them. So this list is what we must find by our own look at CPUID and XGETBV.
+// save among them. So this list is what we must find by our own look at CPUID and XGETBV, or by the
+// bits that it gives a program.
 TEST(CpuFeatures, FindsWhatTheOperatingSystemLists) {
+#if defined(__aarch64__)
+  const std::string key = "Features";
+#else
+  const std::string key = "flags";
+#endif
   std::ifstream file("/proc/cpuinfo");
   std::set<std::string> flags;
   for (std::string line; flags.empty() && std::getline(file, line);) {
-    if (!line.starts_with("flags")) continue;
+    if (!line.starts_with(key)) continue;
     std::istringstream words(line);
     for (std::string word; words >> word;) flags.insert(word);
   }
-  if (flags.empty()) GTEST_SKIP() << "/proc/cpuinfo has no flags";
+  if (flags.empty()) GTEST_SKIP() << "/proc/cpuinfo has no " << key;
   const auto has = [&](std::initializer_list<const char*> names) {
     return std::ranges::all_of(names, [&](const char* name) { return flags.contains(name); });
   };
@@ -148,6 +157,9 @@ TEST(CpuFeatures, FindsWhatTheOperatingSystemLists) {
   EXPECT_EQ(supported(InstructionSet::kAvx2), avx2);
   EXPECT_EQ(supported(InstructionSet::kAvx512),
             avx2 && has({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}));
+  EXPECT_EQ(supported(InstructionSet::kNeon), has({"asimd"}));
+  EXPECT_EQ(supported(InstructionSet::kDotprod), has({"asimd", "asimddp"}));
+  EXPECT_EQ(supported(InstructionSet::kI8mm), has({"asimd", "asimddp", "i8mm"}));
 }
 
 TEST(CpuFeatures, AutoObeysTheEnvironment) {

@@ -4,8 +4,11 @@
 #include "sys/thread_pool.h"
 
 #include <chrono>
+#include <utility>
 
+#include "base/log.h"
 #include "sys/pause.h"
+#include "sys/placement.h"
 
 namespace recua::sys {
 namespace {
@@ -28,9 +31,18 @@ void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
+void bind(const std::vector<std::vector<std::uint32_t>>& cpus, std::size_t thread) {
+  if (thread >= cpus.size() || cpus[thread].empty()) return;
+  if (!bind_this_thread(cpus[thread])) {
+    log_warning("thread {} cannot be bound to the CPUs {}: it runs where the process may", thread,
+                cpu_list(cpus[thread]));
+  }
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(std::size_t n_threads) {
+ThreadPool::ThreadPool(std::size_t n_threads, std::vector<std::vector<std::uint32_t>> cpus)
+    : cpus_(std::move(cpus)) {
   RECUA_CHECK(n_threads >= 1 && n_threads <= 4096);
   workers_.reserve(n_threads - 1);
   for (std::size_t thread = 1; thread < n_threads; ++thread) {
@@ -41,6 +53,7 @@ ThreadPool::ThreadPool(std::size_t n_threads) {
 void ThreadPool::start(std::size_t thread, std::size_t n_threads) {
   try {
     workers_.emplace_back([this, thread, n_threads] {
+      bind(cpus_, thread);
       std::uint32_t seen = 0;
       while (true) {
         wait_while(generation_, seen);
@@ -62,6 +75,11 @@ void ThreadPool::stop() {
   stop_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
+}
+
+void ThreadPool::bind_caller() {
+  bind(cpus_, 0);
+  bound_ = std::this_thread::get_id();
 }
 
 void ThreadPool::dispatch(Job job, void* context) {

@@ -9,6 +9,9 @@
 /// others now and then, and then sleep: an idle pool uses no CPU, and a machine with fewer CPUs
 /// than threads still gets on.
 ///
+/// Threads may be placed on CPUs (sys/placement.h). The caller is then bound by its first run(), as
+/// thread 0, and stays so; threads that it starts later begin on the same CPUs.
+///
 /// Threads: run() from one thread at a time, not from inside fn. fn must not throw (it would end
 /// the process). The destructor joins.
 
@@ -48,8 +51,9 @@ constexpr Partition partition(std::size_t n_items, std::size_t thread, std::size
 
 class ThreadPool {
  public:
-  /// n_threads counts the caller: 1 starts no thread at all.
-  explicit ThreadPool(std::size_t n_threads);
+  /// n_threads counts the caller: 1 starts no thread at all. cpus: per thread those that it may
+  /// run on; empty, or without any for a thread: where the process may.
+  explicit ThreadPool(std::size_t n_threads, std::vector<std::vector<std::uint32_t>> cpus = {});
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool();
@@ -59,6 +63,7 @@ class ThreadPool {
   template <class Fn>
   void run(Fn&& fn) {
     using Plain = std::remove_reference_t<Fn>;
+    if (!cpus_.empty() && bound_ != std::this_thread::get_id()) bind_caller();
     if (workers_.empty()) {
       fn(std::size_t{0}, std::size_t{1});
       return;
@@ -73,12 +78,15 @@ class ThreadPool {
 
   void start(std::size_t thread, std::size_t n_threads);
   void stop();
+  void bind_caller();
   void dispatch(Job job, void* context);
 
   // The job is written before generation_ is raised and read after it was seen raised.
   Job job_ = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;
+  std::vector<std::vector<std::uint32_t>> cpus_;  // Empty: nobody is placed.
+  std::thread::id bound_ = {};                    // The caller that was bound last.
   // On lines of their own: workers spin on the first while the caller spins on the second.
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   alignas(64) std::atomic<std::uint32_t> n_running_{0};

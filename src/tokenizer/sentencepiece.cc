@@ -52,8 +52,9 @@ std::vector<Symbol> characters_of(std::string_view text) {
 }
 
 // SentencePiece knows one kind of space: U+2581 in a text is one already.
+constexpr std::string_view kMark = "\xE2\x96\x81";
+
 std::string unify_spaces(std::string_view text) {
-  constexpr std::string_view kMark = "\xE2\x96\x81";
   std::string out;
   out.reserve(text.size());
   for (std::size_t at = 0; at < text.size();) {
@@ -65,17 +66,48 @@ std::string unify_spaces(std::string_view text) {
   return out;
 }
 
+std::size_t pair_index(char left, char right) {
+  return std::size_t{static_cast<unsigned char>(left)} << 8U | static_cast<unsigned char>(right);
+}
+
+bool continues_character(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) == 0x80U; }
+
 }  // namespace
 
-SentencePiece::SentencePiece(const Vocabulary& vocabulary) : vocabulary_(&vocabulary) {
+SentencePiece::SentencePiece(const Vocabulary& vocabulary, std::size_t part_bytes)
+    : vocabulary_(&vocabulary), part_bytes_(part_bytes) {
   for (std::size_t i = 0; i < vocabulary.size(); ++i) {
-    piece_bytes_max_ = std::max(piece_bytes_max_, vocabulary.piece(static_cast<TokenId>(i)).size());
+    const std::string_view piece = vocabulary.piece(static_cast<TokenId>(i));
+    piece_bytes_max_ = std::max(piece_bytes_max_, piece.size());
+    for (std::size_t at = 1; at < piece.size(); ++at) {
+      neighbours_.set(pair_index(piece[at - 1], piece[at]));
+    }
   }
 }
 
-void SentencePiece::encode(std::string_view text, std::vector<TokenId>& out) const {
-  const std::string spaced = unify_spaces(text);
-  const std::string_view view = spaced;
+// No character of the text spans a byte that begins one, valid or not; nor does a mark.
+std::size_t SentencePiece::part_end(std::string_view text, std::size_t begin) const {
+  for (std::size_t at = begin + part_bytes_; at < text.size(); ++at) {
+    if (continues_character(text[at])) continue;
+    const char left = text.substr(0, at).ends_with(kMark) ? ' ' : text[at - 1];
+    const char right = text.substr(at).starts_with(kMark) ? ' ' : text[at];
+    if (!neighbours_.test(pair_index(left, right))) return at;
+  }
+  return text.size();
+}
+
+void SentencePiece::encode(std::string_view text, bool space_first,
+                           std::vector<TokenId>& out) const {
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = part_end(text, begin);
+    std::string part = unify_spaces(text.substr(begin, end - begin));
+    if (begin == 0 && space_first) part.insert(0, 1, ' ');
+    encode_part(part, out);
+    begin = end;
+  }
+}
+
+void SentencePiece::encode_part(std::string_view view, std::vector<TokenId>& out) const {
   std::vector<Symbol> symbols = characters_of(view);
   std::priority_queue<Candidate> candidates;
   const auto propose = [&](std::size_t left) {

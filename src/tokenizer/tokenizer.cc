@@ -33,9 +33,7 @@ struct Tokenizer::State {
     if (const auto* bpe = std::get_if<ByteLevelBpe>(&algorithm)) {
       return bpe->encode(text, normalize, out);
     }
-    const auto& sentence_piece = std::get<SentencePiece>(algorithm);
-    if (!space_prefix || !from_start) return sentence_piece.encode(text, out);
-    sentence_piece.encode(" " + std::string(text), out);
+    std::get<SentencePiece>(algorithm).encode(text, space_prefix && from_start, out);
   }
 
   Vocabulary vocabulary;

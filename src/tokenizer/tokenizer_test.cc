@@ -10,7 +10,9 @@
 
 #include "base/random.h"
 #include "tokenizer/detokenizer.h"
+#include "tokenizer/sentencepiece.h"
 #include "tokenizer/test_vocab.h"
+#include "tokenizer/vocabulary.h"
 
 namespace recua::tokenizer {
 namespace {
@@ -65,6 +67,29 @@ TEST(SentencePiece, TakesTheSpaceMarkForASpace) {
   EXPECT_EQ(tokenizer.encode("b\xE2\x96\x81"
                              "b"),
             tokenizer.encode("b b"));
+}
+
+// Cut wherever it may be, against a text that is never cut.
+TEST(SentencePiece, GivesTheSameIdsForALongTextInParts) {
+  const VocabData data = sentencepiece_test_vocab();
+  const Vocabulary vocabulary = Vocabulary::create(data).value();
+  const SentencePiece whole(vocabulary, std::size_t{1} << 20);
+  const char* const parts[] = {"a",        "b",    "c",        " ", "\xE2\x96\x81",
+                               "\xC3\xA9", "\xC3", "\x96\x81", "e", "\xE2"};
+  Rng rng(5);
+  for (int i = 0; i < 300; ++i) {
+    std::string text;
+    for (std::size_t n = rng.below(60); n > 0; --n) text += parts[rng.below(std::size(parts))];
+    for (const bool space_first : {false, true}) {
+      Ids expected;
+      whole.encode(text, space_first, expected);
+      for (const std::size_t part_bytes : {1U, 7U}) {
+        Ids found;
+        SentencePiece(vocabulary, part_bytes).encode(text, space_first, found);
+        ASSERT_EQ(found, expected) << i << ' ' << part_bytes;
+      }
+    }
+  }
 }
 
 TEST(SentencePiece, UsesTheUnknownTokenWithoutByteTokens) {

@@ -4,6 +4,21 @@
 
 namespace recua::train {
 
+std::uint64_t batch_bytes(std::size_t n_sequences, std::size_t n_ctx) {
+  constexpr std::uint64_t kRow =
+      2 * sizeof(std::int32_t) + sizeof(std::uint8_t) + sizeof(std::uint32_t);
+  return std::uint64_t{n_sequences} * (n_ctx * kRow + sizeof(SequenceRows));
+}
+
+void Batch::reserve(std::size_t n_sequences, std::size_t n_ctx) {
+  const std::size_t n = n_sequences * n_ctx;
+  inputs.reserve(n);
+  targets.reserve(n);
+  counts.reserve(n);
+  positions.reserve(n);
+  sequences.reserve(n_sequences);
+}
+
 std::size_t Batch::n_counted() const {
   std::size_t n = 0;
   for (const std::uint8_t one : counts) n += one != 0 ? 1 : 0;

@@ -10,6 +10,9 @@
 
 namespace recua::train {
 
+/// What a Batch of n_sequences with n_ctx rows each takes.
+std::uint64_t batch_bytes(std::size_t n_sequences, std::size_t n_ctx);
+
 struct Batch {
   std::vector<std::int32_t> inputs;      // [n_rows]
   std::vector<std::int32_t> targets;     // [n_rows]
@@ -20,6 +23,7 @@ struct Batch {
   [[nodiscard]] std::size_t n_rows() const { return inputs.size(); }
   [[nodiscard]] std::size_t n_counted() const;
   void clear();
+  void reserve(std::size_t n_sequences, std::size_t n_ctx);
   /// Appends an example's rows.
   void add(const Example& example);
 };

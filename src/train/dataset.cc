@@ -43,9 +43,9 @@ Result<Dataset> Dataset::open(const std::filesystem::path& path,
 
 Result<void> Dataset::add_windows(std::string_view text, const tokenizer::Tokenizer& tokenizer,
                                   std::size_t n_ctx) {
-  const std::vector<TokenId> ids =
-      tokenizer.encode(text, {.add_bos = false, .parse_special = false});
+  std::vector<TokenId> ids = tokenizer.encode(text, {.add_bos = false, .parse_special = false});
   if (tokenizer.adds_bos()) {
+    tokens_.reserve(ids.size() + ids.size() / n_ctx + 1);
     for (std::size_t begin = 0; begin < ids.size(); begin += n_ctx) {
       const std::size_t n = std::min(n_ctx, ids.size() - begin);
       ranges_.push_back({.begin = tokens_.size(), .n_tokens = n + 1, .n_given = 1});
@@ -61,7 +61,7 @@ Result<void> Dataset::add_windows(std::string_view text, const tokenizer::Tokeni
     ranges_.push_back(
         {.begin = begin, .n_tokens = std::min(n_ctx + 1, ids.size() - begin), .n_given = 1});
   }
-  tokens_ = ids;
+  tokens_ = std::move(ids);
   return ok();
 }
 

@@ -11,8 +11,8 @@
 /// Text that spells a control token is text in both.
 ///
 /// The last validation_share of the examples is for validation and is never trained on.
-/// Memory: four bytes per token of the file. Threads: never changes after open(); any number of
-/// threads may read.
+/// Memory: four bytes per token of the file, twice that and little more while it is read. Threads:
+/// never changes after open(); any number of threads may read.
 
 #include <cstddef>
 #include <cstdint>

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/sha256.h"
 #include "gguf/gguf_writer.h"
 #include "quant/dequantize.h"
 
@@ -19,6 +20,42 @@ using gguf::Value;
 constexpr std::string_view kRopeFreqs = "rope_freqs.weight";
 constexpr std::uint32_t kFileTypeF32 = 0;
 
+Result<std::vector<float>> read_divisors(const GgufFile& file, const model::HyperParams& hp) {
+  if (file.find(kRopeFreqs) == nullptr) return std::vector<float>{};
+  const TensorSpec spec{.name = std::string(kRopeFreqs), .n_in = hp.rope_dim / 2};
+  std::vector<float> out(spec.n_in);
+  RECUA_RETURN_IF_ERROR(read_tensor(file, spec, out));
+  for (const float divisor : out) {
+    if (divisor > 0.0F) continue;
+    return Error{ErrorCode::kCorrupt, fmt::format("{}: tensor {} has {}; expected numbers above 0",
+                                                  file.name(), kRopeFreqs, divisor)};
+  }
+  return out;
+}
+
+void add_metadata(const ModelShape& shape, const ModelExport& how, gguf::GgufWriter& writer) {
+  if (!how.from_model) model::add_hyperparams(shape.hp, writer);
+  for (const auto& [key, value] : how.source->metadata()) {
+    const bool is_ours = how.from_model ? !gguf::is_about_file(key) : key.starts_with("tokenizer.");
+    if (is_ours) writer.add(key, value);
+  }
+  writer.add(gguf::keys::kFileType, Value(kFileTypeF32));
+}
+
+}  // namespace
+
+std::string model_identity(const GgufFile& file) {
+  // Of the shards' digests, so that none has to be in memory with another.
+  std::vector<std::byte> digests;
+  for (std::size_t i = 0; i < file.n_shards(); ++i) {
+    const Digest digest = sha256(file.shard_bytes(i));
+    digests.insert(digests.end(), digest.begin(), digest.end());
+  }
+  const auto name = file.find_str(gguf::keys::kName);
+  const std::string_view text = name.ok() && *name ? **name : "without a name";
+  return fmt::format("{} {}", gguf::quoted(text), to_hex(sha256(digests)).substr(0, 16));
+}
+
 Result<const TensorInfo*> checked_tensor(const GgufFile& file, const TensorSpec& spec) {
   RECUA_ASSIGN_OR_RETURN(const TensorInfo* tensor, file.tensor(spec.name));
   const bool fits =
@@ -31,70 +68,21 @@ Result<const TensorInfo*> checked_tensor(const GgufFile& file, const TensorSpec&
                            tensor->shape_text(), expected)};
 }
 
-Result<void> read_tensor(const GgufFile& file, const TensorInfo& tensor, std::span<float> out) {
-  const std::size_t n = tensor.shape[0];
-  const std::size_t row_bytes = quant::row_bytes(tensor.type, n);
-  for (std::size_t r = 0; r < tensor.n_rows(); ++r) {
-    quant::dequantize_row(tensor.type, tensor.data.data() + r * row_bytes, n, out.data() + r * n);
+Result<void> read_tensor(const GgufFile& file, const TensorSpec& spec, std::span<float> out) {
+  RECUA_ASSIGN_OR_RETURN(const TensorInfo* tensor, checked_tensor(file, spec));
+  const std::size_t n = tensor->shape[0];
+  const std::size_t row_bytes = quant::row_bytes(tensor->type, n);
+  for (std::size_t r = 0; r < tensor->n_rows(); ++r) {
+    quant::dequantize_row(tensor->type, tensor->data.data() + r * row_bytes, n, out.data() + r * n);
   }
   for (std::size_t i = 0; i < out.size(); ++i) {
     if (std::isfinite(out[i])) continue;
     return Error{ErrorCode::kCorrupt,
                  fmt::format("{}: tensor {} has a weight that is NaN or infinite at element {}",
-                             file.name(), tensor.name, i)};
+                             file.name(), spec.name, i)};
   }
   return ok();
 }
-
-Result<std::vector<float>> read_divisors(const GgufFile& file, const model::HyperParams& hp) {
-  if (file.find(kRopeFreqs) == nullptr) return std::vector<float>{};
-  const TensorSpec spec{.name = std::string(kRopeFreqs), .n_in = hp.rope_dim / 2};
-  RECUA_ASSIGN_OR_RETURN(const TensorInfo* tensor, checked_tensor(file, spec));
-  std::vector<float> out(spec.n_in);
-  RECUA_RETURN_IF_ERROR(read_tensor(file, *tensor, out));
-  for (const float divisor : out) {
-    if (divisor > 0.0F) continue;
-    return Error{ErrorCode::kCorrupt, fmt::format("{}: tensor {} has {}; expected numbers above 0",
-                                                  file.name(), kRopeFreqs, divisor)};
-  }
-  return out;
-}
-
-void add_new_metadata(const ModelShape& shape, const ModelExport& how, gguf::GgufWriter& writer) {
-  namespace arch = gguf::arch;
-  const model::HyperParams& hp = shape.hp;
-  const auto key = [&hp](std::string_view ending) {
-    return gguf::arch_key(hp.architecture->name, ending);
-  };
-  writer.add(gguf::keys::kArchitecture, Value(hp.architecture->name));
-  writer.add(gguf::keys::kName, Value(how.name));
-  writer.add(key(arch::kNCtx), Value(hp.n_ctx_train));
-  writer.add(key(arch::kHiddenSize), Value(hp.hidden_size));
-  writer.add(key(arch::kNLayers), Value(hp.n_layers));
-  writer.add(key(arch::kFfnSize), Value(hp.ffn_size));
-  writer.add(key(arch::kNHeads), Value(hp.n_heads));
-  writer.add(key(arch::kNKvHeads), Value(hp.n_kv_heads));
-  writer.add(key(arch::kHeadDimK), Value(hp.head_dim));
-  writer.add(key(arch::kHeadDimV), Value(hp.head_dim));
-  writer.add(key(arch::kRmsEps), Value(hp.rms_eps));
-  writer.add(key(arch::kRopeTheta), Value(hp.rope_theta));
-  writer.add(key(arch::kRopeDim), Value(hp.rope_dim));
-  writer.add(key(arch::kVocabSize), Value(hp.vocab_size));
-}
-
-void add_metadata(const ModelShape& shape, const ModelExport& how, gguf::GgufWriter& writer) {
-  if (!how.from_model) add_new_metadata(shape, how, writer);
-  for (const auto& [key, value] : how.source->metadata()) {
-    const bool is_ours =
-        how.from_model ? !key.starts_with("split.") && key != gguf::keys::kAlignment &&
-                             key != gguf::keys::kFileType && key != gguf::keys::kQuantizationVersion
-                       : key.starts_with("tokenizer.");
-    if (is_ours) writer.add(key, value);
-  }
-  writer.add(gguf::keys::kFileType, Value(kFileTypeF32));
-}
-
-}  // namespace
 
 Result<ModelShape> read_shape(const GgufFile& file) {
   ModelShape shape;
@@ -125,8 +113,7 @@ Result<ModelShape> read_shape(const GgufFile& file) {
 Result<void> read_params(const GgufFile& file, const ParameterLayout& layout,
                          std::span<float> params) {
   for (const TensorSpec& spec : layout.tensors()) {
-    RECUA_ASSIGN_OR_RETURN(const TensorInfo* tensor, checked_tensor(file, spec));
-    RECUA_RETURN_IF_ERROR(read_tensor(file, *tensor, params.subspan(spec.offset, spec.size())));
+    RECUA_RETURN_IF_ERROR(read_tensor(file, spec, params.subspan(spec.offset, spec.size())));
   }
   return ok();
 }
@@ -134,7 +121,7 @@ Result<void> read_params(const GgufFile& file, const ParameterLayout& layout,
 std::vector<std::byte> shape_gguf(const ModelShape& shape, const ModelExport& how) {
   if (how.from_model) return model::hyperparams_gguf(*how.source, shape.hp.vocab_size);
   gguf::GgufWriter writer;
-  add_new_metadata(shape, how, writer);
+  model::add_hyperparams(shape.hp, writer);
   return writer.header();
 }
 

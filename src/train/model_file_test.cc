@@ -9,7 +9,10 @@
 
 #include "base/random.h"
 #include "base/scratch_folder.h"
+#include "model/lora.h"
+#include "model/merge_lora.h"
 #include "model/test_models.h"
+#include "train/lora_model.h"
 #include "train/network.h"
 
 namespace recua::train {
@@ -46,10 +49,11 @@ std::vector<float> inferred(const std::shared_ptr<const gguf::GgufFile>& file,
 }
 
 std::vector<float> trained_logits(const ModelShape& shape, std::span<const float> params,
-                                  const std::vector<TokenId>& tokens) {
+                                  const std::vector<TokenId>& tokens,
+                                  const LoraModel* lora = nullptr) {
   Team team = Team::create(1, sys::supported_instruction_sets().back()).value();
   Network network =
-      Network::create(team, shape, {.rows_max = kTokens, .sequence_max = kTokens}).value();
+      Network::create(team, shape, {.rows_max = kTokens, .sequence_max = kTokens}, lora).value();
   Example example{.tokens = tokens, .counts = std::vector<std::uint8_t>(tokens.size(), 1)};
   example.tokens.push_back(0);
   Batch batch;
@@ -104,12 +108,48 @@ TEST_P(ModelFileTest, ComputesAndWritesWhatInferenceComputes) {
   EXPECT_EQ(copy->has("tokenizer.ggml.tokens"), file->has("tokenizer.ggml.tokens"));
 }
 
+// Trained, at run time beside the model, and merged into its weights.
+TEST_P(ModelFileTest, AnAdapterDoesTheSameInEachWay) {
+  const auto file = model::open_golden(GetParam());
+  const ModelShape shape = read_shape(*file).value();
+  const auto lora = LoraModel::create(
+      *file, shape, {.rank = 3, .alpha = 4.5F, .targets = parse_lora_targets("all").value()});
+  ASSERT_TRUE(lora.ok()) << lora.error().message;
+  std::vector<float> adapter(lora->layout().n_params());
+  Rng rng(6);
+  for (float& x : adapter) x = static_cast<float>(0.05 * rng.normal());
+  const std::vector<TokenId> tokens = some_tokens(shape.hp.vocab_size);
+  const std::vector<float> expected = trained_logits(shape, adapter, tokens, &*lora);
+
+  const ScratchFolder scratch;
+  ASSERT_TRUE(write_adapter(scratch / "adapter.gguf", shape, *lora, adapter).ok());
+  auto adapted = gguf::GgufFile::open(file->name());
+  ASSERT_TRUE(adapted.ok());
+  const auto added = model::add_lora(*adapted, shape.hp, scratch / "adapter.gguf", 1.0F);
+  ASSERT_TRUE(added.ok()) << added.error().message;
+  const auto merged = model::write_merged(*adapted, scratch / "merged.gguf", 1);
+  ASSERT_TRUE(merged.ok()) << merged.error().message;
+  EXPECT_EQ(merged->n_merged, 7u * shape.hp.n_layers);
+
+  const auto beside = std::make_shared<const gguf::GgufFile>(std::move(adapted).value());
+  expect_same_logits(inferred(beside, tokens), expected);
+  const auto within =
+      std::make_shared<const gguf::GgufFile>(gguf::GgufFile::open(scratch / "merged.gguf").value());
+  expect_same_logits(inferred(within, tokens), expected);
+  const std::vector<float> plain = inferred(file, tokens);
+  float change = 0.0F;
+  for (std::size_t i = 0; i < plain.size(); ++i)
+    change = std::max(change, std::abs(plain[i] - expected[i]));
+  EXPECT_GT(change, 1e-2F);  // It does something.
+}
+
 TEST(ModelFile, NewModelsOfEachFamilyRunInInference) {
   const auto vocabulary = model::open_golden("models/stories260K.gguf");
   for (const char* const arch : {"llama", "qwen2", "qwen3"}) {
     SCOPED_TRACE(arch);
     ModelShape shape;
     shape.hp.architecture = model::find_architecture(arch);
+    shape.hp.name = "new";
     shape.hp.vocab_size = 512;
     shape.hp.n_ctx_train = 64;
     shape.hp.n_layers = 2;
@@ -130,9 +170,9 @@ TEST(ModelFile, NewModelsOfEachFamilyRunInInference) {
       for (float& x : std::span(params).subspan(tensor.offset, tensor.size())) x *= 2.0F;
     }
     const ScratchFolder scratch;
-    ASSERT_TRUE(write_model(scratch / "new.gguf", shape, layout, params,
-                            {.source = vocabulary.get(), .name = "new"})
-                    .ok());
+    ASSERT_TRUE(
+        write_model(scratch / "new.gguf", shape, layout, params, {.source = vocabulary.get()})
+            .ok());
     auto opened = gguf::GgufFile::open(scratch / "new.gguf");
     ASSERT_TRUE(opened.ok()) << opened.error().message;
     const auto file = std::make_shared<const gguf::GgufFile>(std::move(opened).value());

@@ -2,6 +2,9 @@
 /// The Llama family's stack of layers with its backward pass, over the operators of this folder.
 /// Computes what model/forward.h does from the same weights.
 ///
+/// Its parameters are all of the model's numbers; or, with a LoraModel, those of the adapter, and
+/// the rest stays as it is in that model's file.
+///
 /// Memory: all of it is allocated here, for at most rows_max rows. Between the passes it keeps each
 /// layer's input and, unless recompute is set, all that the layer's backward pass reads; with
 /// recompute a layer runs again before its backward pass: about a third more time, and memory of
@@ -14,6 +17,8 @@
 #include <vector>
 
 #include "train/batch.h"
+#include "train/linear.h"
+#include "train/lora_model.h"
 #include "train/parameters.h"
 #include "train/rope.h"
 #include "train/team.h"
@@ -27,19 +32,24 @@ struct NetworkLimits {
 };
 
 /// Called while a backward pass runs: the gradients from n_open on do not change any more. The last
-/// time n_open is 0.
+/// time n_open is 0. Not for adapters, whose gradients are others.
 using GradientHook = std::function<void(std::size_t n_open)>;
 
-/// What a Network for these limits allocates, without the parameters and their gradients.
+/// What a Network for these limits allocates, without the parameters and their gradients. lora
+/// may be null.
 std::size_t network_bytes(const ModelShape& shape, const NetworkLimits& limits,
-                          std::size_t n_threads);
+                          std::size_t n_threads, const LoraModel* lora = nullptr);
 
 class Network {
  public:
-  /// team outlives the network. kResourceExhausted: says how much memory is missing.
-  static Result<Network> create(Team& team, const ModelShape& shape, const NetworkLimits& limits);
+  /// team and lora outlive the network. kResourceExhausted: says how much memory is missing.
+  static Result<Network> create(Team& team, const ModelShape& shape, const NetworkLimits& limits,
+                                const LoraModel* lora = nullptr);
 
-  [[nodiscard]] const ParameterLayout& layout() const { return layout_; }
+  /// Of the parameters.
+  [[nodiscard]] const ParameterLayout& layout() const {
+    return lora_ != nullptr ? lora_->layout() : layout_;
+  }
 
   /// The sum of the counted rows' losses. Token ids are below the vocabulary's size.
   double loss(const Batch& batch, std::span<const float> params);
@@ -57,7 +67,7 @@ class Network {
     FloatBuffer normed, q_raw, k_raw, q, k, v, attended, x_mid, ffn_normed, gate, up, act;
   };
 
-  Network(Team& team, const ModelShape& shape, const NetworkLimits& limits);
+  Network(Team& team, const ModelShape& shape, const NetworkLimits& limits, const LoraModel* lora);
   Result<void> allocate();
   void forward(const Batch& batch, std::span<const float> params);
   void run_layer(const Batch& batch, const float* params, std::size_t index);
@@ -66,6 +76,17 @@ class Network {
                              float* gradients);
   void backward_attention(const Batch& batch, const float* params, const LayerOffsets& at,
                           const float* x, LayerState& state, float* gradients);
+  // Of tensors by their offset in layout_, wherever their numbers are: network_weights.cc.
+  [[nodiscard]] const float* vector(const float* params, std::size_t at) const;
+  [[nodiscard]] float* vector_gradient(float* gradients, std::size_t at) const;
+  [[nodiscard]] LoraPair pair(const float* params, const LoraModel::PairOffsets& at) const;
+  void embed_rows(const Batch& batch, const float* params);
+  void multiply(const LinearShape& shape, const float* x, const float* params, std::size_t w,
+                float* y);
+  // Sets dx, or adds to it; dy and x as in the forward pass.
+  void multiply_backward(const LinearShape& shape, const float* dy, const float* x,
+                         const float* params, std::size_t w, float* dx, bool accumulate,
+                         float* gradients);
   [[nodiscard]] AttentionShape attention_shape(const Batch& batch) const;
   [[nodiscard]] LayerState& state(std::size_t layer) {
     return states_[limits_.recompute ? 0 : layer];
@@ -77,7 +98,8 @@ class Network {
   Team* team_;
   ModelShape shape_;
   NetworkLimits limits_;
-  ParameterLayout layout_;
+  ParameterLayout layout_;  // Of all of the model's tensors.
+  const LoraModel* lora_;   // Null: those are the parameters.
   RopeTable rope_;
   std::size_t hidden_;
   std::size_t q_size_;
@@ -94,6 +116,7 @@ class Network {
   FloatBuffer dx_, d_normed_, d_act_, d_attended_, dq_, dk_, dv_;
   FloatBuffer norm_scales_;  // One per row or head.
   FloatBuffer attention_scratch_;
+  FloatBuffer frozen_scratch_, lora_scratch_;  // With lora_ only.
 };
 
 }  // namespace recua::train

@@ -14,34 +14,34 @@ namespace recua::train {
 
 double Network::loss_and_gradient(const Batch& batch, std::span<const float> params, float scale,
                                   std::span<float> gradients, const GradientHook& hook) {
-  RECUA_CHECK(gradients.size() == layout_.n_params());
+  RECUA_CHECK(gradients.size() == layout().n_params());
   forward(batch, params);
   const std::size_t vocab_size = shape_.hp.vocab_size;
-  const float* const output = params.data() + layout_.output();
   for (std::size_t begin = 0; begin < n_rows_; begin += logit_rows_) {
     const std::size_t n = std::min(logit_rows_, n_rows_ - begin);
     const LinearShape shape{.n_rows = n, .n_in = hidden_, .n_out = vocab_size};
     const float* const normed = final_normed_.data() + begin * hidden_;
-    linear(*team_, shape, normed, output, logits_.data());
+    multiply(shape, normed, params.data(), layout_.output(), logits_.data());
     const Targets targets{.ids = std::span(batch.targets).subspan(begin, n),
                           .counts = std::span(batch.counts).subspan(begin, n)};
     cross_entropy_backward(*team_, targets, vocab_size, scale, logits_.data(),
                            losses_.span().subspan(begin, n));
-    linear_backward_weight(*team_, shape, logits_.data(), normed,
-                           gradients.data() + layout_.output());
-    linear_backward_input(*team_, shape, logits_.data(), output, d_normed_.data() + begin * hidden_,
-                          false);
+    multiply_backward(shape, logits_.data(), normed, params.data(), layout_.output(),
+                      d_normed_.data() + begin * hidden_, false, gradients.data());
   }
   rms_norm_backward(*team_, {n_rows_, hidden_, shape_.hp.rms_eps}, input(shape_.hp.n_layers),
-                    params.data() + layout_.output_norm(), d_normed_.data(), norm_scales_.data(),
-                    dx_.data(), false, gradients.data() + layout_.output_norm());
+                    vector(params.data(), layout_.output_norm()), d_normed_.data(),
+                    norm_scales_.data(), dx_.data(), false,
+                    vector_gradient(gradients.data(), layout_.output_norm()));
   if (hook) hook(layout_.output_norm());
   for (std::size_t i = shape_.hp.n_layers; i-- > 0;) {
     backward_layer(batch, params.data(), i, gradients.data());
     if (hook) hook(layout_.layer(i).attn_norm);
   }
-  embed_backward(*team_, batch.inputs, hidden_, dx_.data(),
-                 gradients.data() + layout_.token_embd());
+  if (lora_ == nullptr) {
+    embed_backward(*team_, batch.inputs, hidden_, dx_.data(),
+                   gradients.data() + layout_.token_embd());
+  }
   if (hook) hook(0);
   const std::span<const float> losses = losses_.span().first(n_rows_);
   return std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -60,18 +60,18 @@ void Network::backward_feed_forward(const float* params, const LayerOffsets& at,
   const std::size_t ffn = shape_.hp.ffn_size;
   const LinearShape down{.n_rows = n_rows_, .n_in = ffn, .n_out = hidden_};
   const LinearShape in{.n_rows = n_rows_, .n_in = hidden_, .n_out = ffn};
-  linear_backward_weight(*team_, down, dx_.data(), s.act.data(), gradients + at.down);
-  linear_backward_input(*team_, down, dx_.data(), params + at.down, d_act_.data(), false);
+  multiply_backward(down, dx_.data(), s.act.data(), params, at.down, d_act_.data(), false,
+                    gradients);
   // gate and up have been read for the last time: their gradients take their place.
   silu_mul_backward(*team_, n_rows_ * ffn, s.gate.data(), s.up.data(), d_act_.data(), s.gate.data(),
                     s.up.data());
-  linear_backward_weight(*team_, in, s.gate.data(), s.ffn_normed.data(), gradients + at.gate);
-  linear_backward_weight(*team_, in, s.up.data(), s.ffn_normed.data(), gradients + at.up);
-  linear_backward_input(*team_, in, s.gate.data(), params + at.gate, d_normed_.data(), false);
-  linear_backward_input(*team_, in, s.up.data(), params + at.up, d_normed_.data(), true);
+  multiply_backward(in, s.gate.data(), s.ffn_normed.data(), params, at.gate, d_normed_.data(),
+                    false, gradients);
+  multiply_backward(in, s.up.data(), s.ffn_normed.data(), params, at.up, d_normed_.data(), true,
+                    gradients);
   rms_norm_backward(*team_, {n_rows_, hidden_, shape_.hp.rms_eps}, s.x_mid.data(),
-                    params + at.ffn_norm, d_normed_.data(), norm_scales_.data(), dx_.data(), true,
-                    gradients + at.ffn_norm);
+                    vector(params, at.ffn_norm), d_normed_.data(), norm_scales_.data(), dx_.data(),
+                    true, vector_gradient(gradients, at.ffn_norm));
 }
 
 void Network::backward_attention(const Batch& batch, const float* params, const LayerOffsets& at,
@@ -79,9 +79,8 @@ void Network::backward_attention(const Batch& batch, const float* params, const 
   const model::HyperParams& hp = shape_.hp;
   const std::size_t n = n_rows_;
   const LinearShape out{.n_rows = n, .n_in = q_size_, .n_out = hidden_};
-  linear_backward_weight(*team_, out, dx_.data(), s.attended.data(), gradients + at.attn_output);
-  linear_backward_input(*team_, out, dx_.data(), params + at.attn_output, d_attended_.data(),
-                        false);
+  multiply_backward(out, dx_.data(), s.attended.data(), params, at.attn_output, d_attended_.data(),
+                    false, gradients);
   attention_backward(*team_, attention_shape(batch), s.q.data(), s.k.data(), s.v.data(),
                      d_attended_.data(), {.dq = dq_.data(), .dk = dk_.data(), .dv = dv_.data()},
                      attention_scratch_.span());
@@ -90,23 +89,27 @@ void Network::backward_attention(const Batch& batch, const float* params, const 
   const auto project = [&](float* d, std::size_t w, std::size_t bias, std::size_t size,
                            bool accumulate) {
     const LinearShape shape{.n_rows = n, .n_in = hidden_, .n_out = size};
-    if (bias != LayerOffsets::kNone) bias_backward(*team_, n, size, d, gradients + bias);
-    linear_backward_weight(*team_, shape, d, s.normed.data(), gradients + w);
-    linear_backward_input(*team_, shape, d, params + w, d_normed_.data(), accumulate);
+    if (bias != LayerOffsets::kNone && lora_ == nullptr) {
+      bias_backward(*team_, n, size, d, gradients + bias);
+    }
+    multiply_backward(shape, d, s.normed.data(), params, w, d_normed_.data(), accumulate,
+                      gradients);
   };
   const auto turn = [&](float* d, std::size_t n_heads, std::size_t norm, const FloatBuffer& raw) {
     rope_.apply(*team_, batch.positions, n_heads, RopeTable::Turn::kBackward, d);
     if (norm == LayerOffsets::kNone) return;
-    rms_norm_backward(*team_, {n * n_heads, hp.head_dim, hp.rms_eps}, raw.data(), params + norm, d,
-                      norm_scales_.data(), d, false, gradients + norm);
+    rms_norm_backward(*team_, {n * n_heads, hp.head_dim, hp.rms_eps}, raw.data(),
+                      vector(params, norm), d, norm_scales_.data(), d, false,
+                      vector_gradient(gradients, norm));
   };
   turn(dq_.data(), hp.n_heads, at.q_norm, s.q_raw);
   turn(dk_.data(), hp.n_kv_heads, at.k_norm, s.k_raw);
   project(dq_.data(), at.q, at.q_bias, q_size_, false);
   project(dk_.data(), at.k, at.k_bias, kv_size_, true);
   project(dv_.data(), at.v, at.v_bias, kv_size_, true);
-  rms_norm_backward(*team_, {n, hidden_, hp.rms_eps}, x, params + at.attn_norm, d_normed_.data(),
-                    norm_scales_.data(), dx_.data(), true, gradients + at.attn_norm);
+  rms_norm_backward(*team_, {n, hidden_, hp.rms_eps}, x, vector(params, at.attn_norm),
+                    d_normed_.data(), norm_scales_.data(), dx_.data(), true,
+                    vector_gradient(gradients, at.attn_norm));
 }
 
 }  // namespace recua::train

@@ -28,7 +28,8 @@ void rms_norm_backward(Team& team, const NormShape& shape, const float* x, const
     }
   });
   // Before dx, which may lie where dy is.
-  team.for_parts(n, [&](std::size_t begin, std::size_t end) {
+  const std::size_t n_weights = d_weight != nullptr ? n : 0;
+  team.for_parts(n_weights, [&](std::size_t begin, std::size_t end) {
     for (std::size_t r = 0; r < shape.n_rows; ++r) {
       for (std::size_t i = begin; i < end; ++i) d_weight[i] += dy[r * n + i] * x[r * n + i] * s[r];
     }

@@ -18,7 +18,7 @@ void rms_norm(Team& team, const NormShape& shape, const float* x, const float* w
 
 /// With s = 1 / sqrt(mean(x^2) + eps) of a row and g = dy * weight:
 ///   dx = s g - x s^3 / n * sum(g x), or added to dx;     d_weight += sum over rows of dy x s
-/// s: memory for [n_rows]. dx may be dy (without accumulate).
+/// s: memory for [n_rows]. dx may be dy (without accumulate). d_weight null: it is not wanted.
 void rms_norm_backward(Team& team, const NormShape& shape, const float* x, const float* weight,
                        const float* dy, float* s, float* dx, bool accumulate, float* d_weight);
 

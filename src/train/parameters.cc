@@ -76,6 +76,13 @@ ParameterLayout::ParameterLayout(const ModelShape& shape) {
   output_ = shape.tied ? token_embd_ : matrix("output.weight", hp.vocab_size, hp.hidden_size, 1.0F);
 }
 
+ParameterLayout::ParameterLayout(std::vector<TensorSpec> tensors) : tensors_(std::move(tensors)) {
+  for (TensorSpec& tensor : tensors_) {
+    tensor.offset = n_params_;
+    n_params_ += tensor.size();
+  }
+}
+
 void ParameterLayout::initialize(std::uint64_t seed, std::span<float> params) const {
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
     const TensorSpec& tensor = tensors_[t];

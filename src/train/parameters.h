@@ -51,7 +51,10 @@ struct LayerOffsets {
 
 class ParameterLayout {
  public:
+  /// All of a model's.
   explicit ParameterLayout(const ModelShape& shape);
+  /// Of these tensors alone, whose offsets are set here; it has none of the accessors of a model.
+  explicit ParameterLayout(std::vector<TensorSpec> tensors);
 
   [[nodiscard]] std::span<const TensorSpec> tensors() const { return tensors_; }
   [[nodiscard]] std::size_t n_params() const { return n_params_; }

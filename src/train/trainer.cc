@@ -11,12 +11,12 @@
 namespace recua::train {
 
 Result<Trainer> Trainer::create(Team& team, const Dataset& dataset, const ModelShape& shape,
-                                const TrainerOptions& options) {
+                                const TrainerOptions& options, const LoraModel* lora) {
   RECUA_CHECK(options.batch > 0 && options.accumulate > 0 && options.n_ctx > 0);
   const NetworkLimits limits{.rows_max = options.batch * options.n_ctx,
                              .sequence_max = options.n_ctx,
                              .recompute = options.recompute};
-  RECUA_ASSIGN_OR_RETURN(Network network, Network::create(team, shape, limits));
+  RECUA_ASSIGN_OR_RETURN(Network network, Network::create(team, shape, limits, lora));
   Trainer trainer(team, dataset, options, std::move(network));
   const std::size_t n = trainer.layout().n_params();
   for (FloatBuffer* buffer : {&trainer.params_, &trainer.m_, &trainer.v_, &trainer.gradients_}) {
@@ -27,6 +27,7 @@ Result<Trainer> Trainer::create(Team& team, const Dataset& dataset, const ModelS
     }
     *buffer = std::move(memory).value();
   }
+  for (Batch& pass : trainer.passes_) pass.reserve(options.batch, options.n_ctx);
   return trainer;
 }
 

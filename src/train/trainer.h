@@ -41,10 +41,11 @@ struct StepReport {
 
 class Trainer {
  public:
-  /// team and dataset outlive the trainer. Parameters are zero until params() is filled.
-  /// kResourceExhausted: no memory; says for what.
+  /// team, dataset and lora outlive the trainer; with lora its adapter is trained
+  /// (train/network.h). Parameters are zero until params() is filled. kResourceExhausted: no
+  /// memory; says for what.
   static Result<Trainer> create(Team& team, const Dataset& dataset, const ModelShape& shape,
-                                const TrainerOptions& options);
+                                const TrainerOptions& options, const LoraModel* lora = nullptr);
 
   /// One optimizer step. kCorrupt: the loss or the gradient is not a number; names the step, and
   /// parameters and moments are those before it.

@@ -2,6 +2,10 @@
 
 #include <cmath>
 
+#include "base/scratch_folder.h"
+#include "model/test_models.h"
+#include "model/vocab.h"
+#include "train/model_file.h"
 #include "train/test_run.h"
 
 namespace recua::train {
@@ -41,6 +45,38 @@ TEST_F(TrainerTest, ResumesToTheBitWithAnotherNumberOfThreads) {
   EXPECT_EQ(copy(resumed.params()), copy(whole.params()));
   EXPECT_EQ(copy(resumed.state().v), copy(whole.state().v));
   EXPECT_EQ(resumed.run().position, whole.run().position);
+}
+
+TEST_F(TrainerTest, AnAdapterLearnsAndResumesToTheBit) {
+  const auto file = model::open_golden("models/stories260K.gguf");
+  shape_ = read_shape(*file).value();
+  const LoraModel lora =
+      LoraModel::create(*file, shape_,
+                        {.rank = 4, .alpha = 8.0F, .targets = parse_lora_targets("all").value()})
+          .value();
+  Team one = team(1);
+  const auto adapter = [&](Team& with) {
+    return Trainer::create(with, *dataset_, shape_, options_, &lora).value();
+  };
+  Trainer whole = adapter(one);
+  EXPECT_EQ(whole.params().size(), lora.layout().n_params());
+  whole.layout().initialize(5, whole.params());
+  const double before = whole.validate();
+  for (int i = 0; i < 12; ++i) ASSERT_TRUE(whole.step().ok());
+  EXPECT_LT(whole.validate(), before - 0.2);
+
+  const CheckpointFolder folder = CheckpointFolder::open(scratch_ / "run", 2).value();
+  Trainer begun = adapter(one);
+  begun.layout().initialize(5, begun.params());
+  for (int i = 0; i < 7; ++i) ASSERT_TRUE(begun.step().ok());
+  ASSERT_TRUE(folder.save(begun.run(), "", begun.state()).ok());
+  Team two = team(2);
+  Trainer resumed = adapter(two);
+  const auto loaded = folder.load("", resumed.state());
+  ASSERT_TRUE(loaded.ok()) << loaded.error().message;
+  resumed.run() = loaded->run;
+  for (int i = 7; i < 12; ++i) ASSERT_TRUE(resumed.step().ok());
+  EXPECT_EQ(copy(resumed.params()), copy(whole.params()));
 }
 
 TEST_F(TrainerTest, AccumulatesPassesAsOneBatch) {

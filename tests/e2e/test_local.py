@@ -1,5 +1,6 @@
 """One machine: exact tokens, the forms that machines read, and what a wrong command line gets."""
 
+import os
 import signal
 import subprocess
 import unittest
@@ -72,6 +73,31 @@ class Tokens(TestCase):
         first = self.succeed(*flags, "--seed", 5).json()
         self.assertEqual(self.succeed(*flags, "--seed", 5, "-t", 1).json()["ids"], first["ids"])
         self.assertNotEqual(self.succeed(*flags, "--seed", 6).json()["ids"], first["ids"])
+
+
+class Placement(TestCase):
+    def test_says_what_is_built_in(self):
+        self.assertIn("topology: ", self.succeed("version").text)
+
+    def test_moves_threads_and_no_token(self):
+        if "not built in" in self.succeed("version", "--json").json()["topology"]:
+            self.fail_with(EXIT_FAILURE, ["--cpu-range", "hwloc"], "run", "-m", STORIES, "-p", "Once",
+                           "--cpu-range", "0-0")
+            return
+        first = min(os.sched_getaffinity(0))
+        for flags in (["--cpu-range", f"{first}-{first}"], ["--cpu-strict", 1, "-t", 1],
+                      ["--numa", "distribute"], ["--numa", "isolate"], ["--numa", "numactl", "-t", 3]):
+            with self.subTest(flags=flags):
+                self.check_stories(*flags)
+
+    def test_explains_what_is_wrong(self):
+        for words, flags in ((["--cpu-range", "9000-9001", "may use"], ["--cpu-range", "9000-9001"]),
+                             (["--cpu-range", "LO-HI"], ["--cpu-range", "all"]),
+                             (["--cpu-strict", "fewer threads"], ["--cpu-strict", 1, "-t", 1000]),
+                             (["--numa", "isolate"], ["--numa", "mirror"]),
+                             (["recua worker"], ["--cpu-strict", 1, "--local-workers", 1])):
+            with self.subTest(flags=flags):
+                self.fail_with(EXIT_USAGE, words, "run", "-m", STORIES, "-p", "Once", *flags)
 
 
 class Output(TestCase):

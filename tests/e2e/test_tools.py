@@ -11,6 +11,7 @@ import unittest
 from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase,
                      random_model, stories)
 
+SANITIZED = any(name in pathlib.Path(BINARY).read_bytes() for name in (b"__asan_init", b"__tsan_init"))
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
                "net", "plan", "train", "train-tokenizer"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
@@ -48,23 +49,34 @@ class Inspect(TestCase):
         self.assertEqual(tensors["token_embd.weight"]["type"].upper(), "F32")
         self.assertEqual(list(tensors["token_embd.weight"]["shape"]), [64, 512])
 
-    @unittest.skipIf(b"__asan_init" in pathlib.Path(BINARY).read_bytes() or
-                     b"__tsan_init" in pathlib.Path(BINARY).read_bytes(),
-                     "a sanitizer has memory of its own")
+    @unittest.skipIf(SANITIZED, "a sanitizer has memory of its own")
     def test_knows_the_memory_that_a_run_takes(self):
         model = random_model(layers=4, dim=1024, ffn=4096, vocab=8192, type_name="Q8_0")
         sizes = ["-c", "1024", "-ub", "64", "-t", "2"]
         said = self.succeed("inspect", "--memory", "--json", *sizes, model).json()["memory"]
-        prompt = self.scratch / "prompt.txt"
-        prompt.write_text("abcdefgh " * 60)  # Bytes of it are tokens: more than one micro-batch.
-        run = subprocess.Popen([BINARY, "run", "-m", model, "-f", prompt, "-n", "8", "--ignore-eos", *sizes],
+        used = self.peak_bytes(model, 540, sizes)  # More than one micro-batch.
+        self.assertTrue(0.85 < said["total"] / used < 1.15, f"{said} against {used} bytes")
+
+    @unittest.skipIf(SANITIZED, "a sanitizer has memory of its own")
+    def test_a_longer_prompt_takes_its_cache_and_no_more(self):
+        model = random_model(layers=4, dim=1024, ffn=4096, vocab=8192, type_name="Q8_0")
+        sizes = ["-c", "4096", "-ub", "64", "-t", "2"]
+        said = self.succeed("inspect", "--memory", "--json", *sizes, model).json()["memory"]
+        short, long = (self.peak_bytes(model, n, sizes) for n in (128, 3968))
+        # A token more is its keys and values, and a few numbers in tables. 8 MiB: huge pages.
+        more = said["cache"] * (3968 - 128) // 4096 + 3968 * 1024 + (8 << 20)
+        self.assertLess(long - short, more, f"{short} and {long} bytes")
+
+    def peak_bytes(self, model, n_prompt, sizes):
+        """Most resident memory of a run, as the kernel counted it."""
+        ids = ids_flag(3 + i * 7919 % 251 for i in range(n_prompt))
+        run = subprocess.Popen([BINARY, "run", "-m", model, "--prompt-ids", ids, "-n", "8", "--ignore-eos", *sizes],
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
         _, status, used = os.wait4(run.pid, 0)
         run.returncode = os.waitstatus_to_exitcode(status)
         self.assertEqual(run.returncode, EXIT_OK)
-        ratio = said["total"] / (used.ru_maxrss * 1024)
-        self.assertTrue(0.85 < ratio < 1.15, f"{said} against {used.ru_maxrss * 1024} bytes")
+        return used.ru_maxrss * 1024
 
     def test_refuses_a_context_for_which_there_is_no_memory(self):
         model = random_model(layers=2, dim=128, ffn=256, vocab=512, type_name="Q4_0")

@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shlex
 import signal
 import subprocess
 import unittest
@@ -70,6 +71,79 @@ class Learning(TrainCase):
         answer = self.succeed("train", "-m", STORIES, "--data", data, "--out", out, "--context",
                               64, "--batch", 2, "--steps", 8, "--json").json()
         self.assertEqual(answer["steps"], 8)
+
+
+class Adapters(TrainCase):
+    def setUp(self):
+        super().setUp()
+        self.base = self.scratch / "base.gguf"
+        self.succeed("quantize", STORIES, self.base, "Q8_0", "--allow-requantize")
+
+    def flags(self, out, *more):
+        return ["train", "-m", self.base, "--lora-rank", 4, "--data", self.text, "--out", out,
+                "--context", 64, "--batch", 4, "--steps", 20, "--lr", 3e-3, *more]
+
+    def nll(self, model, *more):
+        return self.succeed("perplexity", "--json", "-m", model, "-f", self.text,
+                            *more).json()["nll"]
+
+    def test_an_adapter_learns_runs_and_merges(self):
+        out = self.scratch / "adapter"
+        kept = self.base.read_bytes()
+        answer = self.succeed(*self.flags(out, "--json")).json()
+        self.assertEqual(answer["model"], str(out / "adapter.gguf"))
+        self.assertEqual(self.base.read_bytes(), kept)
+        self.assertLess((out / "adapter.gguf").stat().st_size, 200_000)
+        self.assertTrue((out / "best-adapter.gguf").exists())
+        self.assertFalse((out / "model.gguf").exists())
+        before = self.nll(self.base)
+        after = self.nll(self.base, "--lora", out / "adapter.gguf")
+        self.assertLess(after, before - 0.3)
+        merged = self.scratch / "merged.gguf"
+        done = self.succeed("export-lora", "-m", self.base, "--lora", out / "adapter.gguf", "-o",
+                            merged, "--json").json()
+        self.assertEqual(done["merged"], 35)
+        self.assertAlmostEqual(self.nll(merged), after, delta=0.02)  # Q8_0 rounds activations.
+
+    def test_resume_gives_the_same_bits_and_knows_its_base(self):
+        whole, cut = self.scratch / "whole", self.scratch / "cut"
+        every = ["--save-every", 5, "--lora-targets", "q_proj,v_proj", "-t"]
+        self.succeed(*self.flags(whole, *every, 1))
+        self.succeed(*self.flags(cut, *every, 2))
+        for name in self.checkpoints(cut)[-1:]:
+            (cut / name).unlink()
+        (cut / "adapter.gguf").unlink()
+        done = self.succeed(*self.flags(cut, *every, 1, "--resume", "--json")).json()
+        self.assertEqual(done["resumed_from"], 15)
+        self.assertEqual((cut / "adapter.gguf").read_bytes(),
+                         (whole / "adapter.gguf").read_bytes())
+        self.fail_with(EXIT_USAGE, ["lora-alpha=8", "lora-alpha=4"],
+                       *self.flags(cut, *every, 1, "--lora-alpha", 4, "--resume"))
+        self.base.rename(self.scratch / "moved.gguf")
+        self.succeed("quantize", STORIES, self.base, "Q4_0", "--allow-requantize")
+        self.fail_with(EXIT_USAGE, ["made by another run", "it had model="],
+                       *self.flags(cut, *every, 1, "--resume"))
+
+    def test_fine_tuning_knows_its_base(self):
+        out = self.scratch / "tuned"
+        flags = ["train", "--data", self.text, "--out", out, "--context", 32, "--batch", 2,
+                 "--steps", 2]
+        self.succeed(*flags, "-m", STORIES)
+        self.succeed(*flags, "-m", STORIES, "--resume")
+        self.fail_with(EXIT_USAGE, ["it had model="], *flags, "-m", self.base, "--resume")
+
+    def test_flags(self):
+        out = self.scratch / "adapter"
+        self.fail_with(EXIT_USAGE, ["--lora-targets", "attn_norm", "ffn_down"],
+                       *self.flags(out, "--lora-targets", "attn_norm"))
+        self.fail_with(EXIT_USAGE, ["--lora-rank", "9000", "8192"],
+                       *self.flags(out, "--lora-rank", 9000))
+        self.fail_with(EXIT_USAGE, ["--lora-rank", "-m/--model"],
+                       *self.arguments(out, "--lora-rank", 8))
+        self.fail_with(EXIT_USAGE, ["--out", "same file"], "export-lora", "-m", self.base, "--lora",
+                       self.base, "-o", self.base)
+        self.fail_with(EXIT_FAILURE, ["general.type"], "export-lora", "-m", self.base, "--lora",
+                       STORIES, "-o", out)
 
 
 class Resuming(TrainCase):
@@ -146,6 +220,9 @@ class BadInputs(TrainCase):
         huge = ["--layers", 1000, "--dim", 65536, "--heads", 64, "--kv-heads", 64]
         self.fail_with(EXIT_FAILURE, ["needs", "available", "--recompute"],
                        *self.arguments(self.scratch / "run", *huge))
+        self.fail_with(EXIT_FAILURE, ["needs", "for the tokens of --accumulate batches"],
+                       *self.arguments(self.scratch / "run", "--context", 65536, "--batch", 1,
+                                       "--accumulate", 65536))
 
     def test_data(self):
         empty, binary = self.scratch / "empty.txt", self.scratch / "binary.txt"
@@ -153,7 +230,10 @@ class BadInputs(TrainCase):
         binary.write_bytes(bytes(range(256)) * 4)
         lines = self.scratch / "lines.jsonl"
         lines.write_text('{"prompt": "a", "reply": "b"}\n{"prompt": "a"}\n')
-        for path, words in ((empty, []), (binary, []), (lines, ["2"]),
+        long = self.scratch / "long.jsonl"
+        long.write_text(json.dumps({"prompt": "Once", "reply": " upon a time" * 20}) + "\n")
+        for path, words in ((empty, ["no text"]), (binary, ["byte 0", "binary"]), (lines, ["2"]),
+                            (long, ["line 1", "at most 25", "context of 24"]),
                             (self.scratch / "none.txt", [])):
             with self.subTest(path=path.name):
                 done = self.recua("train", "--tokenizer", STORIES, "--data", path, "--out",
@@ -190,6 +270,33 @@ class BadInputs(TrainCase):
         self.assertEqual(before.read_bytes(), kept)
         self.succeed(*arguments)
         self.assertEqual(last.read_bytes(), expected)
+
+
+    # A file system in memory with room for one checkpoint and a half, and then for more.
+    def test_a_full_file_system_leaves_the_checkpoint_before(self):
+        flags = ["--steps", 6, "--save-every", 2, "--eval-every", 6, "--keep", 1, "-t", 1]
+        whole, disk = self.scratch / "whole", self.scratch / "disk"
+        self.succeed(*self.arguments(whole, *flags))
+        disk.mkdir()
+        room = (whole / self.checkpoints(whole)[-1]).stat().st_size * 3 // 2
+        command = shlex.join([BINARY, *map(str, self.arguments(disk, *flags, "--resume"))])
+        script = (f"mount -t tmpfs -o size={room} tmpfs {disk} || exit 77; {command}; echo code $?; "
+                  f"ls {disk}; mount -o remount,size=64m {disk} && {command} --quiet && "
+                  f"cp {disk}/model.gguf {self.scratch}")
+        done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+                              capture_output=True, stdin=subprocess.DEVNULL, check=False, text=True,
+                              timeout=120 * SLOW)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            self.skipTest(f"no file system of our own: {done.stderr.strip()}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("step 4 was not saved", done.stderr)
+        self.assertIn("No space left on device", done.stderr)
+        listed = done.stdout.splitlines()
+        self.assertEqual(listed[0], f"code {EXIT_FAILURE}")
+        self.assertEqual([name for name in listed if name.startswith("checkpoint")],
+                         ["checkpoint-0000000002.recua"])
+        self.assertEqual((self.scratch / "model.gguf").read_bytes(),
+                         (whole / "model.gguf").read_bytes())
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ Result<std::unique_ptr<Device>> make_cpu_device(const CpuDeviceOptions& options)
       options.n_threads != 0
           ? options.n_threads
           : std::min(kThreadsMax, sys::default_thread_count(sys::detect_topology()));
-  return std::make_unique<CpuDevice>(kernels::kernel_table(set), n_threads, options.repack);
+  return std::make_unique<CpuDevice>(kernels::kernel_table(set), n_threads, options.repack,
+                                     options.cpus);
 }
 
 void check_rows(const Rows& rows) {

@@ -9,8 +9,10 @@
 /// on the calling thread alone, which changes no result.
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "compute/device.h"
 
@@ -20,6 +22,8 @@ struct CpuDeviceOptions {
   std::size_t n_threads = 0;             // 0: one per physical core.
   std::string instruction_set = "auto";  // As sys::choose_instruction_set() takes it.
   bool repack = true;                    // False: all weights stay where they were mapped.
+  /// Per thread the CPUs that it may run on (sys/placement.h); empty: anywhere.
+  std::vector<std::vector<std::uint32_t>> cpus = {};
 };
 
 /// kInvalidArgument, kUnsupported: the instruction set or the number of threads (at most 1024).

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "compute/cpu/attention_units.h"
+#include "compute/cpu/expert_plan.h"
 #include "compute/device.h"
 #include "kernels/kernel_table.h"
 #include "kernels/packed.h"
@@ -105,15 +106,24 @@ class CpuWeight final : public Weight {
 class Scratch {
  public:
   std::byte* at_least(std::size_t bytes);
+  [[nodiscard]] std::byte* data() const { return memory_.data(); }
 
  private:
   sys::AlignedBuffer memory_;
 };
 
+/// Rows of the pairs of a route, by place (ExpertPlan).
+struct ExpertRows {
+  std::vector<const std::byte*> x;
+  std::vector<const std::byte*> down_x;
+  std::vector<float*> gate, up, down;
+};
+
 class CpuDevice final : public Device {
  public:
-  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads, bool repack)
-      : table_(table), repack_(repack), pool_(n_threads) {}
+  CpuDevice(const kernels::KernelTable& table, std::size_t n_threads, bool repack,
+            std::vector<std::vector<std::uint32_t>> cpus)
+      : table_(table), repack_(repack), pool_(n_threads, std::move(cpus)) {}
 
   [[nodiscard]] std::string description() const override;
   Result<std::unique_ptr<Buffer>> allocate(std::size_t bytes) override;
@@ -140,6 +150,7 @@ class CpuDevice final : public Device {
   void moe_route(Rows logits, bool renormalize, const Route& route) override;
   void moe_matmul(const Weight& w, Rows x, const Route& route, Rows out) override;
   void moe_combine(Rows x, const Route& route, Rows out) override;
+  void moe_feed_forward(const ExpertFeedForward& ff, Rows x, const Route& route, Rows out) override;
   void sync() override {}
 
  private:
@@ -166,6 +177,20 @@ class CpuDevice final : public Device {
   Result<std::unique_ptr<Weight>> pack_weight(TensorBytes tensor);
   /// Fills x_rows_ with what kernels take for each row of x.
   void prepare_activations(kernels::ActivationKind kind, Rows x);
+  /// Sorts the pairs of a route by expert, and fills expert_rows_.x from x_rows_.
+  void plan_experts(const CpuWeight& w, const Route& route, std::size_t n_pairs);
+  /// Rows [begin, end) of an expert's gate and up matrices times its tokens, and their product.
+  void expert_gate_up(const ExpertFeedForward& ff, std::size_t expert, sys::Partition rows);
+  void feed_forward_whole(const ExpertFeedForward& ff, std::size_t bytes);
+  void feed_forward_cut(const ExpertFeedForward& ff, const Route& route, std::size_t bytes,
+                        Rows out);
+  /// Fills expert_rows_.down_x with where expert_round() leaves the pairs' rows.
+  void place_down_inputs(const ExpertFeedForward& ff);
+  /// Makes what down takes of the pairs at these places.
+  void expert_round(const ExpertFeedForward& ff, sys::Partition places);
+  void expert_down(const ExpertFeedForward& ff, std::size_t expert, sys::Partition rows);
+  /// The columns [begin, end) of a row of moe_combine().
+  void combine(Rows x, const Route& route, std::size_t token, sys::Partition cols, Rows out);
 
   static constexpr std::size_t kParallelBytes = std::size_t{64} << 10U;
 
@@ -176,14 +201,20 @@ class CpuDevice final : public Device {
   Scratch activations_;
   Scratch attention_scratch_;
   AttentionUnits attention_units_;
-  std::vector<const std::byte*> x_rows_;    // Per row of x.
-  std::vector<const std::byte*> x_sorted_;  // MoE: per pair of token and expert, by expert.
+  std::vector<const std::byte*> x_rows_;  // Per row of x.
   std::vector<float*> out_rows_;
-  std::vector<std::size_t>
-      expert_begin_;  // MoE: where each expert's pairs begin; one more at the end.
-  std::vector<std::size_t> expert_next_;
+  ExpertPlan expert_plan_;
+  ExpertRows expert_rows_;
+  Scratch expert_activations_;
   std::vector<bool> taken_;
 };
+
+/// Threads meet at multiples of a cache line of outputs, which are whole groups of packed weights.
+inline constexpr std::size_t kRowGranule = 16;
+static_assert(kRowGranule % kernels::kPackedRows == 0);
+/// Some of the rows of one expert's matrix: args without its w, n_rows and out_offset.
+void multiply_rows(kernels::MatmulFn kernel, const CpuWeight& w, std::size_t expert,
+                   sys::Partition rows, kernels::MatmulArgs args);
 
 /// The rows lie in a host-visible buffer, from end to end.
 void check_rows(const Rows& rows);

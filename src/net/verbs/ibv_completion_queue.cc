@@ -84,7 +84,11 @@ Status to_status(ibv_wc_status status) {
 
 IbvCompletionQueue::IbvCompletionQueue(const IbvContext& context, UniqueChannel channel,
                                        UniqueCq cq)
-    : context_(context), channel_(std::move(channel)), cq_(std::move(cq)), wait_(channel_->fd) {}
+    : context_(context),
+      channel_(std::move(channel)),
+      cq_(std::move(cq)),
+      wait_(channel_->fd),
+      handle_(channel_->fd) {}
 
 Result<std::unique_ptr<CompletionQueue>> IbvCompletionQueue::create(const IbvContext& context,
                                                                     std::size_t depth) {
@@ -125,21 +129,32 @@ Result<std::size_t> IbvCompletionQueue::poll(std::span<Completion> out) {
 }
 
 void IbvCompletionQueue::arm(const asio::any_io_executor& executor, ReadyCallback ready) {
-  // While an event is on its way or unread, another one would only cost a second wake-up.
-  const int error = event_is_due_ ? 0 : ibv_req_notify_cq(cq_.get(), /*solicited_only=*/0);
-  if (error != 0) {
+  if (const int error = ask_for_event(); error != 0) {
     // A removed device. Sleeping would be for ever; whoever wakes up finds out by polling.
     log_debug("rdma: {}: ibv_req_notify_cq failed: {}", context_.info.name, std::strerror(error));
     asio::post(executor, std::move(ready));
     return;
   }
-  event_is_due_ = true;
   ready_ = std::move(ready);
   wait_.arm(executor, [this] {
     take_event();
     // The last thing done here: the callback may destroy this queue.
     if (const ReadyCallback call = std::exchange(ready_, {})) call();
   });
+}
+
+bool IbvCompletionQueue::arm_in(const WaitSet& set, bool is_awaited) {
+  if (handle_.take()) take_event();
+  if (!is_awaited) return true;
+  return ask_for_event() == 0 && handle_.join(set);
+}
+
+int IbvCompletionQueue::ask_for_event() {
+  // While an event is on its way or unread, another one would only cost a second wake-up.
+  if (event_is_due_) return 0;
+  const int error = ibv_req_notify_cq(cq_.get(), /*solicited_only=*/0);
+  event_is_due_ = error == 0;
+  return error;
 }
 
 void IbvCompletionQueue::take_event() {

@@ -141,6 +141,9 @@ class IbvDevice : public Device {
     if (events_block_ || gone_) return;
     events_wait_.arm(executor, std::move(ready));
   }
+  [[nodiscard]] int event_descriptor() const override {
+    return events_block_ || gone_ ? -1 : context_.context->async_fd;
+  }
 
  private:
   [[nodiscard]] const std::string& name() const { return context_.info.name; }

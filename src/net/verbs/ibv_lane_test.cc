@@ -56,6 +56,12 @@ class IbvLane : public testing::Test {
       sender->poll_events();
       receiver->poll_events();
       if (done()) return true;
+      if (direct) {
+        EXPECT_TRUE(sender->arm_in(set, /*for_completions=*/true));
+        EXPECT_TRUE(receiver->arm_in(set, /*for_completions=*/true));
+        if (!sender->poll(at_sender) && !receiver->poll(arrived)) n_slept += set.wait() ? 1 : 0;
+        continue;
+      }
       sender->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
       receiver->arm(loop.get_executor(), [] {}, /*for_completions=*/true);
       if (sender->poll(at_sender) || receiver->poll(arrived)) continue;
@@ -93,6 +99,9 @@ class IbvLane : public testing::Test {
   std::unique_ptr<Provider> provider = make_ibv_provider();
   std::vector<PortChoice> choices;
   asio::io_context loop{1};
+  WaitSet set;
+  bool direct = false;  // Asleep in the set instead of the loop.
+  std::size_t n_slept = 0;
   std::vector<std::byte> source = std::vector<std::byte>(kWindowBytes);
   std::vector<std::byte> window = std::vector<std::byte>(kWindowBytes);
   std::vector<std::byte> unused = std::vector<std::byte>(4096);
@@ -115,6 +124,23 @@ TEST_F(IbvLane, CarriesWritesAnnouncedBySends) {
   ASSERT_FALSE(HasFailure());
   expect_messages_arrive();
   EXPECT_EQ(sender->counters().posts * 2, sender->counters().requests);
+}
+
+TEST_F(IbvLane, WakesWhoSleepsInASet) {
+  make({});
+  ASSERT_FALSE(HasFailure());
+  direct = true;
+  expect_messages_arrive();
+  EXPECT_GT(n_slept, 0U) << "nothing was ever waited for";
+  // Nothing is left that would wake again and again.
+  EXPECT_TRUE(sender->arm_in(set, /*for_completions=*/false));
+  EXPECT_TRUE(receiver->arm_in(set, /*for_completions=*/true));
+  while (sender->poll(at_sender) || receiver->poll(arrived)) {
+  }
+  set.look();
+  EXPECT_TRUE(sender->arm_in(set, /*for_completions=*/false));
+  EXPECT_TRUE(receiver->arm_in(set, /*for_completions=*/true));
+  EXPECT_FALSE(set.look());
 }
 
 TEST_F(IbvLane, FencesOffWhatTheSenderStillWrites) {

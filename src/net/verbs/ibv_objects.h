@@ -62,11 +62,14 @@ class IbvCompletionQueue : public CompletionQueue {
 
   Result<std::size_t> poll(std::span<Completion> out) override;
   void arm(const asio::any_io_executor& executor, ReadyCallback ready) override;
+  bool arm_in(const WaitSet& set, bool is_awaited) override;
 
   [[nodiscard]] ibv_cq* raw() const { return cq_.get(); }
 
  private:
   IbvCompletionQueue(const IbvContext& context, UniqueChannel channel, UniqueCq cq);
+  /// 0, or what the device answered. An event that was asked for and not read is enough.
+  int ask_for_event();
   void take_event();
 
   const IbvContext& context_;
@@ -74,7 +77,8 @@ class IbvCompletionQueue : public CompletionQueue {
   UniqueCq cq_;
   ReadyCallback ready_;
   bool event_is_due_ = false;  // Asked for and not read yet: there is never more than one.
-  FdWait wait_;                // Of the channel's descriptor, so it goes first.
+  FdWait wait_;                // Of the channel's descriptor, so it goes first;
+  WaitHandle handle_;          // and so does this.
 };
 
 class IbvQueuePair : public QueuePair {

@@ -114,6 +114,8 @@ class Lane {
   /// Calls `ready` from the executor's loop after the next completion, if asked for, and after the
   /// next event: so up to twice. poll() once more after arming. What was asked for stays asked for.
   void arm(const asio::any_io_executor& executor, const ReadyCallback& ready, bool for_completions);
+  /// The same for who waits in a set. False: only arm() will do.
+  bool arm_in(const WaitSet& set, bool for_completions);
   [[nodiscard]] const LaneCounters& counters() const;
 
  private:

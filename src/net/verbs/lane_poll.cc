@@ -102,7 +102,8 @@ std::size_t Lane::State::take(std::vector<Announcement>& announcements) {
 
 bool Lane::poll(std::vector<Announcement>& announcements) {
   State& state = *state_;
-  const bool look = state.on_event.take() || ++state.n_polls % kPollsPerLook == 0;
+  const bool look = state.on_event.take() || (state.event_wait && state.event_wait->take()) ||
+                    ++state.n_polls % kPollsPerLook == 0;
   const bool had_failed = state.failure.has_value();
   const bool had_connected = state.is_connected;
   if (!had_connected && !had_failed) state.advance_cm();
@@ -171,6 +172,15 @@ void Lane::arm(const asio::any_io_executor& executor, const ReadyCallback& ready
   state_->device->arm_events(executor, noting);
   if (state_->cm_listener != nullptr) state_->cm_listener->arm(executor, noting);
   if (state_->cm != nullptr) state_->cm->arm(executor, noting);
+}
+
+bool Lane::arm_in(const WaitSet& set, bool for_completions) {
+  State& state = *state_;
+  // rdma_cm's events come by descriptors of its own, and matter less often.
+  if (state.cm_listener != nullptr || state.cm != nullptr) return false;
+  if (!state.queue->arm_in(set, for_completions)) return false;
+  if (!state.event_wait) state.event_wait.emplace(state.device->event_descriptor());
+  return state.event_wait->join(set);
 }
 
 }  // namespace recua::net::verbs

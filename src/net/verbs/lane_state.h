@@ -37,6 +37,7 @@ struct Lane::State {
 
   // Members die from the bottom up: the queue pair first, then what it uses, the device last.
   std::unique_ptr<Device> device;
+  std::optional<WaitHandle> event_wait;  // Of the device's events; made by the first arm_in().
   std::unique_ptr<Domain> domain;
   std::vector<std::byte> cells;  // For announcements: one per receive, then one per send.
   std::unique_ptr<Region> cell_region;

@@ -22,6 +22,7 @@
 
 #include "base/result.h"
 #include "net/connection.h"
+#include "net/wait_set.h"
 
 namespace recua::net::verbs {
 
@@ -159,6 +160,10 @@ class CompletionQueue {
   /// Calls `ready` once, from the executor's loop, after the next completion. What arrived before
   /// may go unnoticed: poll once more after arming. A newer callback replaces the older one.
   virtual void arm(const asio::any_io_executor& executor, ReadyCallback ready) = 0;
+  /// The same for who waits in a set: the next completion ends the wait, if it is awaited. Called
+  /// before each wait, since what ended the last one may have to be cleared away. False: only arm()
+  /// will do.
+  virtual bool arm_in(const WaitSet& /*set*/, bool /*is_awaited*/) { return false; }
 };
 
 /// Where and how to reach the other end. lid 0 and is_global for RoCE; InfiniBand has a LID, and
@@ -271,6 +276,8 @@ class Device {
   virtual std::optional<DeviceEvent> poll_event() = 0;
   /// Calls `ready` once from the executor's loop when poll_event() may have something.
   virtual void arm_events(const asio::any_io_executor& executor, ReadyCallback ready) = 0;
+  /// What becomes readable then, while the device lives; -1 where there is no such thing.
+  [[nodiscard]] virtual int event_descriptor() const { return -1; }
 };
 
 class Provider {
