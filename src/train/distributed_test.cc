@@ -111,7 +111,7 @@ class DistributedTest : public TestRun {
     RECUA_RETURN_IF_ERROR(run.group->connect());
     RECUA_ASSIGN_OR_RETURN(run.trainer,
                            DistributedTrainer::create(trainer, *run.group, shape_,
-                                                      shape_gguf(shape_, {.name = "test"})));
+                                                      shape_gguf(shape_, {})));
     return ok();
   }
   Trainer begun(Team& team) {

@@ -33,7 +33,7 @@ RankTask small_task() {
 
 wire::OpenTraining message_of(const RankTask& task) {
   wire::OpenTraining out;
-  to_wire(task, shape_gguf(task.shape, {.name = "small"}), out);
+  to_wire(task, shape_gguf(task.shape, {}), out);
   return out;
 }
 
