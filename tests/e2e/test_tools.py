@@ -8,12 +8,12 @@ import pathlib
 import subprocess
 import unittest
 
-from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase,
+from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase, ids_flag,
                      random_model, stories)
 
 SANITIZED = any(name in pathlib.Path(BINARY).read_bytes() for name in (b"__asan_init", b"__tsan_init"))
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
-               "net", "plan", "train", "train-tokenizer"]
+               "net", "plan", "train", "train-tokenizer", "export-lora"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
          "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL",
          "IQ4_XS", "MXFP4"]
