@@ -1,6 +1,7 @@
 #include "cluster/offload.h"
 
 #include <exception>
+#include <sched.h>
 #include <thread>
 
 #include <boost/asio/executor_work_guard.hpp>
@@ -46,6 +47,22 @@ class ThreadLoop final : public StageLoop {
   std::thread thread_;
 };
 
+/// On which CPUs this thread may run, as before. A device's team binds whoever runs it, and the
+/// threads that run work serve others next.
+class KeepsAffinity {
+ public:
+  KeepsAffinity() : known_(::sched_getaffinity(0, sizeof(before_), &before_) == 0) {}
+  ~KeepsAffinity() {
+    if (known_) ::sched_setaffinity(0, sizeof(before_), &before_);
+  }
+  KeepsAffinity(const KeepsAffinity&) = delete;
+  KeepsAffinity& operator=(const KeepsAffinity&) = delete;
+
+ private:
+  cpu_set_t before_{};
+  bool known_;
+};
+
 class SharedLoop final : public StageLoop {
  public:
   explicit SharedLoop(asio::any_io_executor executor) : executor_(std::move(executor)) {}
@@ -68,6 +85,7 @@ asio::awaitable<void> ThreadOffload::run(std::function<void()> work) {
   // Shared: the work may outlive a caller that was cancelled.
   const auto state = std::make_shared<Done>(home);
   asio::post(pool_, [work = std::move(work), state, home] {
+    const KeepsAffinity keeps;
     try {
       work();
     } catch (...) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "net/wait_set.h"
@@ -26,14 +27,15 @@ class DirectSleep {
       --n_left_out_;
       return false;
     }
-    is_armed_ = arm_in_(set_);
+    if (!set_) set_.emplace();
+    is_armed_ = arm_in_(*set_);
     return is_armed_;
   }
   [[nodiscard]] bool is_armed() const { return is_armed_; }
 
   /// After arm() was true. False: nothing came in time; poll, and arm again.
   bool sleep() {
-    const bool woken = set_.wait();
+    const bool woken = set_->wait();
     misses_ = woken ? 0 : std::min(misses_ + 1, kMissesMax);
     // This wait goes on in the loop, and then ever more of them.
     if (!woken) n_left_out_ = 1U << misses_;
@@ -44,7 +46,7 @@ class DirectSleep {
   static constexpr unsigned kMissesMax = 5;
 
   ArmIn arm_in_;
-  WaitSet set_;
+  std::optional<WaitSet> set_;  // Made when it is first needed.
   bool is_armed_ = false;
   unsigned misses_ = 0;      // Waits in a row that were too long.
   unsigned n_left_out_ = 0;  // Waits to come that are not tried here.

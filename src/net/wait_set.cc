@@ -50,13 +50,18 @@ struct WaitSet::Epoll {
 WaitSet::WaitSet() : epoll_(std::make_shared<Epoll>()) {}
 WaitSet::~WaitSet() = default;
 
+bool WaitSet::start_timer() {
+  const itimerspec when = once_after(kDirectWait);  // Takes an earlier expiry away as well.
+  timer_runs_ = ::timerfd_settime(epoll_->timer, 0, &when, nullptr) == 0;
+  return timer_runs_;
+}
+
 bool WaitSet::wait() {
-  if (!timer_runs_) {
-    const itimerspec when = once_after(kDirectWait);  // Takes an earlier expiry away as well.
-    if (::timerfd_settime(epoll_->timer, 0, &when, nullptr) != 0) return false;
-    timer_runs_ = true;
-  }
-  return take_events(-1);
+  const bool inherited = timer_runs_;
+  if (!inherited && !start_timer()) return false;
+  if (take_events(-1)) return true;
+  // What ran out may have been an earlier wait's time: this one gets its own.
+  return inherited && start_timer() && take_events(-1);
 }
 
 bool WaitSet::look() { return take_events(0); }

@@ -25,8 +25,8 @@ class WaitSet {
   WaitSet(const WaitSet&) = delete;
   WaitSet& operator=(const WaitSet&) = delete;
 
-  /// Sleeps until a handle's descriptor is readable, at most kDirectWait, or less when the time of
-  /// an earlier wait still runs. False: nothing was.
+  /// Sleeps until a handle's descriptor is readable, for kDirectWait or up to twice as long when
+  /// the time of an earlier wait still ran. False: nothing was.
   bool wait();
   /// The same without sleeping.
   bool look();
@@ -34,6 +34,7 @@ class WaitSet {
  private:
   friend class WaitHandle;
   struct Epoll;
+  bool start_timer();
   bool take_events(int timeout_ms);
 
   std::shared_ptr<Epoll> epoll_;  // Shared with handles, which may outlive the set.
@@ -52,12 +53,14 @@ class WaitHandle {
   /// Makes the descriptor one of the set's, instead of another set's, if it is not yet. False: it
   /// cannot be waited for in this way.
   bool join(const WaitSet& set);
+  /// Makes it no set's until the next join(): what becomes readable and is not read ends every
+  /// wait.
+  void leave();
   /// Whether a wait has found it readable; takes that note away.
   bool take();
 
  private:
   friend class WaitSet;
-  void leave();
 
   int fd_;
   bool noted_ = false;

@@ -79,6 +79,19 @@ TEST(WaitSet, HandlesMoveBetweenSetsAndEndInAnyOrder) {
   EXPECT_FALSE(other.look());
 }
 
+TEST(WaitSet, WhoLeavesEndsNoWait) {
+  const Bell bell;
+  bell.ring();
+  WaitSet set;
+  WaitHandle handle(bell.fd());
+  ASSERT_TRUE(handle.join(set));
+  EXPECT_TRUE(set.look());
+  handle.leave();
+  EXPECT_FALSE(set.look());
+  ASSERT_TRUE(handle.join(set));
+  EXPECT_TRUE(set.look());
+}
+
 TEST(WaitSet, WhatHasNoDescriptorDoesNotJoin) {
   WaitSet set;
   WaitHandle handle(-1);

@@ -159,6 +159,8 @@ class ChannelReceiver {
 
   virtual void arm(net::ReadyCallback ready) = 0;
   virtual bool arm_in(const net::WaitSet& /*set*/) { return false; }
+  /// For who does not poll() this channel for now: what comes ends no wait until the next arm_in().
+  virtual void leave_set() {}
   [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
 };
 

@@ -1,5 +1,6 @@
 #include <cstring>
 #include <deque>
+#include <optional>
 #include <thread>
 
 #include <boost/asio/io_context.hpp>
@@ -463,6 +464,34 @@ void run_between_threads(bool direct) {
     // Stays until the receiver has everything: closing with unread credits would reset the stream.
     receiving.join();
   });
+}
+
+// As a stage does it that cannot send on: it holds a message, and reads no more.
+TEST(TcpChannel, WakesNobodyWhoHasLeftTheSet) {
+  constexpr RingShape kRing{.n_slots = 4, .slot_bytes = 4096};
+  RealPair pair;
+  net::asio::io_context io;
+  std::vector<std::byte> memory(kRing.n_slots * kRing.slot_bytes);
+  auto sender = make_tcp_sender(*pair.client->move_to(io.get_executor()), kRing);
+  auto receiver = *make_tcp_receiver(*pair.server->move_to(io.get_executor()), kId, kRing, memory);
+  net::WaitSet set;
+  ASSERT_TRUE(receiver->arm_in(set));
+  const TestMessage first(0, 0, 100, 10);
+  const TestMessage second(1, 0, 100, 10);
+  ASSERT_TRUE(*sender->try_send(first.outgoing()));
+  EXPECT_TRUE(set.wait());
+  std::optional<Incoming> held;
+  while (!held) held = *receiver->poll();
+  ASSERT_TRUE(*sender->try_send(second.outgoing()));
+  EXPECT_TRUE(set.wait()) << "the second message has come and nobody reads it";
+  receiver->leave_set();
+  EXPECT_FALSE(set.wait());
+  ASSERT_TRUE(receiver->arm_in(set));
+  EXPECT_TRUE(set.wait());
+  ASSERT_TRUE(receiver->release(held->slot).ok());
+  held.reset();
+  while (!held) held = *receiver->poll();
+  expect_same(*held, second, 1);
 }
 
 TEST(TcpChannel, RunsBetweenThreadsThatPollAndSleep) { run_between_threads(/*direct=*/false); }

@@ -120,6 +120,7 @@ class FastReceiver {
 
   virtual void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready) = 0;
   virtual bool arm_in(const net::WaitSet& /*set*/) { return false; }
+  virtual void leave_set() {}
   virtual void add_to(ChannelCounters& counters) const = 0;
 };
 

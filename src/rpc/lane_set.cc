@@ -67,6 +67,12 @@ bool LaneSet::arm_in(const net::WaitSet& set, bool for_completions) {
   });
 }
 
+void LaneSet::leave_set() {
+  for (const auto& lane : lanes_) {
+    if (lane != nullptr) lane->leave_set();
+  }
+}
+
 void LaneSet::drop(std::size_t i) {
   add(lanes_[i]->counters(), dropped_);
   lanes_[i].reset();

@@ -34,6 +34,7 @@ class LaneSet {
   void arm(const net::asio::any_io_executor& executor, const net::ReadyCallback& ready,
            bool for_completions);
   bool arm_in(const net::WaitSet& set, bool for_completions);
+  void leave_set();
   /// Of a lane that is fenced: its counters stay.
   void drop(std::size_t i);
   void add_to(ChannelCounters& counters) const;

@@ -103,8 +103,13 @@ class LinkReceiver final : public ChannelReceiver {
     if (failure_ || !writer_.empty()) return false;
     if (!readable_) readable_.emplace(connection_->descriptor());
     if (!readable_->join(set)) return false;
+    if (path_ != nullptr && !path_->arm_in(set)) return false;
     ++counters_.sleeps;
-    return path_ == nullptr || path_->arm_in(set);
+    return true;
+  }
+  void leave_set() override {
+    if (readable_) readable_->leave();
+    if (path_ != nullptr) path_->leave_set();
   }
 
  private:

@@ -144,9 +144,10 @@ class LinkSender final : public ChannelSender {
     if (failure_ || outbox_.writes() || deadline_ || !settled()) return false;
     if (!readable_) readable_.emplace(connection_->descriptor());
     if (!readable_->join(set)) return false;
+    const bool waits = for_completions || credits() == 0 || !outbox_.all_handed_over();
+    if (path_ != nullptr && !path_->arm_in(set, waits)) return false;
     ++counters_.sleeps;
-    if (path_ == nullptr) return true;
-    return path_->arm_in(set, for_completions || credits() == 0 || !outbox_.all_handed_over());
+    return true;
   }
 
  private:

@@ -70,6 +70,7 @@ class VerbsReceiver final : public FastReceiver {
   bool arm_in(const net::WaitSet& set) override {
     return lanes_.arm_in(set, /*for_completions=*/true);
   }
+  void leave_set() override { lanes_.leave_set(); }
 
   void add_to(ChannelCounters& counters) const override { lanes_.add_to(counters); }
 

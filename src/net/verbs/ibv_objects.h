@@ -63,6 +63,7 @@ class IbvCompletionQueue : public CompletionQueue {
   Result<std::size_t> poll(std::span<Completion> out) override;
   void arm(const asio::any_io_executor& executor, ReadyCallback ready) override;
   bool arm_in(const WaitSet& set, bool is_awaited) override;
+  void leave_set() override { handle_.leave(); }
 
   [[nodiscard]] ibv_cq* raw() const { return cq_.get(); }
 

@@ -116,6 +116,8 @@ class Lane {
   void arm(const asio::any_io_executor& executor, const ReadyCallback& ready, bool for_completions);
   /// The same for who waits in a set. False: only arm() will do.
   bool arm_in(const WaitSet& set, bool for_completions);
+  /// Nothing of this lane ends a wait until the next arm_in().
+  void leave_set();
   [[nodiscard]] const LaneCounters& counters() const;
 
  private:

@@ -183,4 +183,9 @@ bool Lane::arm_in(const WaitSet& set, bool for_completions) {
   return state.event_wait->join(set);
 }
 
+void Lane::leave_set() {
+  state_->queue->leave_set();
+  if (state_->event_wait) state_->event_wait->leave();
+}
+
 }  // namespace recua::net::verbs

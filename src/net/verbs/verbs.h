@@ -164,6 +164,7 @@ class CompletionQueue {
   /// before each wait, since what ended the last one may have to be cleared away. False: only arm()
   /// will do.
   virtual bool arm_in(const WaitSet& /*set*/, bool /*is_awaited*/) { return false; }
+  virtual void leave_set() {}
 };
 
 /// Where and how to reach the other end. lid 0 and is_global for RoCE; InfiniBand has a LID, and
