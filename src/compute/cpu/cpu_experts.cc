@@ -206,12 +206,13 @@ void CpuDevice::moe_feed_forward(const ExpertFeedForward& ff, Rows x, const Rout
   place_rows(expert_plan_, ff.up_out, expert_rows_.up);
   place_rows(expert_plan_, ff.down_out, expert_rows_.down);
   place_down_inputs(ff);
-  const std::size_t bytes =
-      n_pairs * (2 * gate.n_out() * gate.row_bytes() + down.n_out() * down.row_bytes());
+  const std::size_t bytes_per_pair =
+      2 * gate.n_out() * gate.row_bytes() + down.n_out() * down.row_bytes();
+  const std::size_t bytes = n_pairs * bytes_per_pair;
   const std::size_t n_threads = pool_.n_threads();
   const double excess = expert_plan_.divide_whole(n_threads);
   const double even = static_cast<double>(expert_plan_.cost()) / static_cast<double>(n_threads);
-  const auto pair_bytes = static_cast<double>(bytes / n_pairs);
+  const auto pair_bytes = static_cast<double>(bytes_per_pair);
   const bool whole = excess <= kUnevenMax * even ||
                      excess * pair_bytes <= kHandOverBytes * ExpertPlan::row_cost(1);
   if (whole) {
