@@ -38,6 +38,9 @@ Result<void> BucketReducer::finish() {
 }
 
 Result<void> BucketReducer::reduce(std::size_t bucket) {
+  // A rank that still computes reads nothing. What is sent to it before it gets here would fill its
+  // connection, which TCP takes for dead after some seconds; a barrier is a few bytes.
+  RECUA_RETURN_IF_ERROR(communicator_->barrier());
   const Shards::Bucket& at = shards_->buckets()[bucket];
   return communicator_->reduce_scatter(gradients_.subspan(at.begin, at.size()),
                                        shards_->counts(bucket));
