@@ -73,6 +73,7 @@ asio::awaitable<Result<void>> TrainSession::open() {
   if (allocated.ok() && closed_) {
     co_return Error{ErrorCode::kCancelled, "the session was closed while it was opened"};
   }
+  opened_ = allocated.ok();
   co_return allocated;
 }
 
@@ -84,7 +85,7 @@ Result<void> TrainSession::allocate() {
 }
 
 Result<void> TrainSession::add_state(const wire::TrainState& piece) {
-  if (!loaded() || closed_ || running_) {
+  if (!opened_ || closed_ || running_) {
     return Error{ErrorCode::kProtocol, "train_state comes after open_training, before the start"};
   }
   RECUA_ASSIGN_OR_RETURN(const std::size_t n, check_piece(piece.data(), "train_state.data"));
@@ -113,7 +114,7 @@ Result<void> TrainSession::add_state(const wire::TrainState& piece) {
 // ---- Channels -----------------------------------------------------------------------------------
 
 Result<rpc::RingShape> TrainSession::ring(const rpc::ChannelRequest& request) const {
-  if (!loaded() || running_ || closed_ || !cluster::group_channel_of(request.number) ||
+  if (!opened_ || running_ || closed_ || !cluster::group_channel_of(request.number) ||
       request.direction != rpc::Direction::kConnectorSends) {
     return Error{ErrorCode::kNotFound,
                  fmt::format("training session {:016x} waits for no channel {}", request.id.session,
@@ -135,7 +136,7 @@ Result<void> TrainSession::attach(std::unique_ptr<net::Connection> connection,
 
 Result<void> TrainSession::attach_out(cluster::ChannelEnd end) {
   const auto channel = cluster::group_channel_of(end.number);
-  if (!loaded() || running_ || closed_ || !channel) {
+  if (!opened_ || running_ || closed_ || !channel) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("this training session does not wait for channel {}", end.number)};
   }
@@ -164,7 +165,7 @@ rpc::LinkContext TrainSession::link_context(const cluster::ChannelEnd& end, bool
 // ---- Steps --------------------------------------------------------------------------------------
 
 Result<void> TrainSession::start() {
-  if (!loaded() || closed_ || running_) {
+  if (!opened_ || closed_ || running_) {
     return Error{ErrorCode::kProtocol, "start_session: the training session is not ready"};
   }
   const std::uint64_t expected =
@@ -243,6 +244,7 @@ void TrainSession::take_step(const wire::TrainStep& message) {
 // The next step comes when the coordinator has all of this one, so the numbers stay meanwhile.
 asio::awaitable<void> TrainSession::send_gradient(std::uint64_t step, RankSums sums) {
   const auto self = shared_from_this();
+  touched_ = true;
   const std::span<const float> all = trainer_->shard_gradient();
   std::size_t at = 0;
   do {
