@@ -280,7 +280,9 @@ void TrainSession::fail(const Error& error) {
 
 void TrainSession::ended(const Result<void>& result) {
   running_ = false;
-  if (!result.ok() && !closed_) events_.failed(result.error());
+  const bool tell = !result.ok() && !closed_;
+  closed_ = true;  // What the trainer computed with is gone: nobody starts this one again.
+  if (tell) events_.failed(result.error());
   ended_.notify_all();
 }
 
