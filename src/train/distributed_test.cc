@@ -109,9 +109,8 @@ class DistributedTest : public TestRun {
   }
   Result<void> begin(Run& run, Trainer& trainer) {
     RECUA_RETURN_IF_ERROR(run.group->connect());
-    RECUA_ASSIGN_OR_RETURN(run.trainer,
-                           DistributedTrainer::create(trainer, *run.group, shape_,
-                                                      shape_gguf(shape_, {})));
+    RECUA_ASSIGN_OR_RETURN(run.trainer, DistributedTrainer::create(trainer, *run.group, shape_,
+                                                                   shape_gguf(shape_, {})));
     return ok();
   }
   Trainer begun(Team& team) {

@@ -76,8 +76,8 @@ class TrainSession final : public cluster::TrainingSession,
   std::unique_ptr<RankTrainer> trainer_;
   cluster::RankGroup group_;
   std::unique_ptr<cluster::StageLoop> loop_;
-  bool opened_ = false;            // From here on trainer_ is there. The control loop's, as all these.
-  bool touched_ = false;           // A step has touched all of the memory.
+  bool opened_ = false;   // From here on trainer_ is there. The control loop's, as all these.
+  bool touched_ = false;  // A step has touched all of the memory.
   std::uint64_t state_bytes_ = 0;  // That have come.
   bool busy_ = false;              // With a step whose gradient has not been sent.
   bool running_ = false;
