@@ -46,13 +46,22 @@ Result<void> BucketReducer::reduce(std::size_t bucket) {
                                        shards_->counts(bucket));
 }
 
+/// For the thread, which nobody above it would catch for.
+Result<void> BucketReducer::reduce_caught(std::size_t bucket) {
+  try {
+    return reduce(bucket);
+  } catch (...) {
+    return Error{ErrorCode::kResourceExhausted, "adding up gradients ran out of memory"};
+  }
+}
+
 void BucketReducer::work(const std::stop_token& stop) {
   std::unique_lock lock(mutex_);
   while (!failure_) {
     if (!changed_.wait(lock, stop, [this] { return n_done_ < n_final_; })) return;
     const std::size_t bucket = n_done_;
     lock.unlock();
-    Result<void> reduced = reduce(bucket);
+    Result<void> reduced = reduce_caught(bucket);
     lock.lock();
     if (reduced.ok()) {
       ++n_done_;

@@ -68,6 +68,10 @@ class RankTrainer {
   Result<void> step(const RankStep& step, collective::ChannelCommunicator* communicator,
                     const std::function<void(const RankSums&)>& reduced);
 
+  /// After the last step, or one that threw; calls of the communicator are over or cancelled. From
+  /// here on it is not used any more.
+  void end() { reducer_.reset(); }
+
   [[nodiscard]] const ParameterLayout& layout() const { return network_.layout(); }
   [[nodiscard]] const Shards& shards() const { return shards_; }
   [[nodiscard]] std::span<float> params() const { return params_.span(); }

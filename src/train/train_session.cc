@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <utility>
 
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
 
@@ -69,7 +69,14 @@ asio::awaitable<Result<void>> TrainSession::open() {
   memory_bytes_ = needed;
   Result<void> allocated = ok();
   std::function<void()> work = [&] { allocated = allocate(); };
-  co_await env_.offload->run(work);
+  try {
+    co_await env_.offload->run(work);
+  } catch (...) {
+    allocated = Error{ErrorCode::kResourceExhausted,
+                      fmt::format("training as rank {} of {} ran out of memory or threads before "
+                                  "it began",
+                                  options().rank, options().n_ranks)};
+  }
   if (allocated.ok() && closed_) {
     co_return Error{ErrorCode::kCancelled, "the session was closed while it was opened"};
   }
@@ -196,6 +203,9 @@ Result<void> TrainSession::start() {
     } catch (...) {
       result = Error{ErrorCode::kResourceExhausted, "training ran out of memory"};
     }
+    // A step that threw may have left a bucket under way, which uses the links.
+    self->group_.cancel();
+    self->trainer_->end();
     self->group_.disconnect();
     asio::post(home, [self = std::move(self), result = std::move(result)] { self->ended(result); });
   });
@@ -212,7 +222,12 @@ Result<void> TrainSession::run() {
     const RankStep step = *std::exchange(next_, std::nullopt);
     lock.unlock();
     const auto reduced = [this, &step](const RankSums& sums) {
-      asio::co_spawn(env_.env.executor, send_gradient(step.step, sums), asio::detached);
+      asio::co_spawn(
+          env_.env.executor, send_gradient(step.step, sums),
+          [self = shared_from_this()](const std::exception_ptr& thrown) {
+            if (thrown == nullptr) return;
+            self->fail({ErrorCode::kResourceExhausted, "sending a gradient ran out of memory"});
+          });
     };
     RECUA_RETURN_IF_ERROR(trainer_->step(step, group_.channels(), reduced));
   }
