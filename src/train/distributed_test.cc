@@ -164,6 +164,19 @@ TEST_F(DistributedTest, AWorkerWithoutMemoryIsNamed) {
       << refused.error().message;
 }
 
+TEST_F(DistributedTest, MoreExamplesThanAWorkerTakesAreRefused) {
+  Team one = team(1);
+  options_.batch = 1;
+  options_.accumulate = kStepExamplesMax + 1;
+  Trainer led = begun(one);
+  Run run(start_workers(1));
+  const auto refused = begin(run, led);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("65537 examples"), std::string::npos)
+      << refused.error().message;
+}
+
 TEST_F(DistributedTest, FewerExamplesThanWorkersAreRefused) {
   Team one = team(1);
   options_.batch = 2;

@@ -35,7 +35,8 @@ std::uint64_t rank_bytes(const ModelShape& shape, const RankOptions& options,
   const ParameterLayout layout(shape);
   const Shards shards(layout, options.n_ranks, options.bucket_floats_min);
   return 8 * std::uint64_t{layout.n_params()} + 12 * std::uint64_t{shards.size(options.rank)} +
-         network_bytes(shape, limits_of(options), n_threads);
+         network_bytes(shape, limits_of(options), n_threads) +
+         batch_bytes(options.batch, options.n_ctx);
 }
 
 RankTrainer::RankTrainer(Team& team, const RankOptions& options, Network network)
@@ -63,6 +64,7 @@ Result<void> RankTrainer::allocate() {
   RECUA_ASSIGN_OR_RETURN(m_, FloatBuffer::allocate(n_own));
   RECUA_ASSIGN_OR_RETURN(v_, FloatBuffer::allocate(n_own));
   RECUA_ASSIGN_OR_RETURN(shard_gradient_, FloatBuffer::allocate(n_own));
+  pass_.reserve(options_.batch, options_.n_ctx);
   return ok();
 }
 
