@@ -74,7 +74,8 @@ Result<void> RankTrainer::step(const RankStep& step, collective::ChannelCommunic
   if (communicator != nullptr && reducer_ == nullptr) {
     reducer_ = std::make_unique<BucketReducer>(shards_, *communicator, options_.overlaps);
   }
-  RankSums own{.loss = run_passes(step, reducer_.get())};
+  RankSums own;
+  RECUA_ASSIGN_OR_RETURN(own.loss, run_passes(step, reducer_.get()));
   if (reducer_ != nullptr) RECUA_RETURN_IF_ERROR(reducer_->finish());
   shards_.for_range(options_.rank, 0, shard_gradient_.size(),
                     [&](std::size_t at, std::size_t in_shard, std::size_t n) {
@@ -95,12 +96,13 @@ Result<void> RankTrainer::step(const RankStep& step, collective::ChannelCommunic
   return ok();
 }
 
-double RankTrainer::run_passes(const RankStep& step, BucketReducer* reducer) {
+Result<double> RankTrainer::run_passes(const RankStep& step, BucketReducer* reducer) {
   std::ranges::fill(gradients_.span(), 0.0F);
   if (reducer != nullptr) reducer->begin(gradients_.span());
   double loss = 0.0;
   const std::size_t n = step.examples.size();
   for (std::size_t begin = 0; begin < n; begin += options_.batch) {
+    if (stop_) return Error{ErrorCode::kCancelled, "the step was ended"};
     pass_.clear();
     const std::size_t end = std::min(n, begin + options_.batch);
     for (std::size_t i = begin; i < end; ++i) pass_.add(step.examples[i]);

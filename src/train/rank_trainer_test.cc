@@ -238,6 +238,20 @@ TEST_F(RankTrainerTest, GradientsOfShardsGiveTheRanksParameters) {
   }
 }
 
+TEST_F(RankTrainerTest, AStepEndsBeforeItsNextPass) {
+  Team one = team(1);
+  auto rank = *RankTrainer::create(one, shape_, {.batch = 1, .n_ctx = kCtx});
+  const Trainer leader = begun(one);
+  std::ranges::copy(leader.params(), rank->params().begin());
+  const std::vector<float> before = copy(rank->params());
+  rank->stop();
+  const auto ended = rank->step({.lr = 1e-3, .scale = 1.0F, .examples = {leader.next_example(0)}},
+                                nullptr, [](const RankSums&) { FAIL() << "it was computed"; });
+  ASSERT_FALSE(ended.ok());
+  EXPECT_EQ(ended.error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(copy(rank->params()), before);
+}
+
 TEST_F(RankTrainerTest, BitsDependOnTheNumberOfRanksOnly) {
   Team one = team(1);
   options_.accumulate = 2;

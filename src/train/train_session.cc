@@ -304,6 +304,7 @@ void TrainSession::ended(const Result<void>& result) {
 void TrainSession::close() {
   if (std::exchange(closed_, true)) return;
   group_.cancel();
+  if (opened_) trainer_->stop();
   const std::scoped_lock lock(mutex_);
   stop_ = true;
   changed_.notify_all();
