@@ -81,7 +81,10 @@ Result<void> RankTrainer::step(const RankStep& step, collective::ChannelCommunic
                     [&](std::size_t at, std::size_t in_shard, std::size_t n) {
                       std::copy_n(gradients_.data() + at, n, shard_gradient_.data() + in_shard);
                     });
-  own.sum_squares = sum_of_squares(*team_, shard_gradient_.size(), shard_gradient_.data());
+  // The only rank adds in the order of the parameters, as a Trainer does, to have its bits.
+  const std::span<const float> squared =
+      communicator == nullptr ? gradients_.span() : shard_gradient_.span();
+  own.sum_squares = sum_of_squares(*team_, squared.size(), squared.data());
   reduced(own);
   RECUA_ASSIGN_OR_RETURN(const double norm, share_norm(own, communicator));
   update(step, norm);
