@@ -88,6 +88,10 @@ Result<void> check_pair(const gguf::GgufFile& adapter, const gguf::GgufFile& mod
                              "ffn_up, ffn_down)",
                              where)};
   }
+  if (matrix->n_dims > 2) {
+    return corrupt(fmt::format("{}: the model's {} has shape {}, need a matrix of 2 dimensions",
+                               where, gguf::quoted(name), matrix->shape_text()));
+  }
   const auto check_shape = [&](const gguf::TensorInfo& tensor, std::uint64_t n_in,
                                std::uint64_t n_out) -> Result<void> {
     if (tensor.n_dims <= 2 && tensor.shape[0] == n_in && tensor.shape[1] == n_out) return ok();
@@ -154,6 +158,12 @@ Result<std::vector<std::byte>> pack(const gguf::GgufFile& adapter, const Pairs& 
 
 Result<void> add_lora(gguf::GgufFile& model, const HyperParams& hp,
                       const std::filesystem::path& path, float scale) {
+  if (has_lora(model)) {
+    return Error{ErrorCode::kUnsupported,
+                 fmt::format("{} has an adapter's tensors already ({} or {}); {} can be added to "
+                             "a model without",
+                             model.name(), kLoraA, kLoraB, path.string())};
+  }
   RECUA_ASSIGN_OR_RETURN(const gguf::GgufFile adapter, gguf::GgufFile::open(path));
   RECUA_RETURN_IF_ERROR(
       check_text(adapter, gguf::keys::kType, "adapter", " (is it a whole model?)"));
@@ -185,7 +195,7 @@ Result<void> add_lora(gguf::GgufFile& model, const HyperParams& hp,
 
 bool has_lora(const gguf::GgufFile& model) {
   return std::ranges::any_of(model.tensors(), [](const gguf::TensorInfo& tensor) {
-    return tensor.name.ends_with(kLoraA);
+    return tensor.name.ends_with(kLoraA) || tensor.name.ends_with(kLoraB);
   });
 }
 

@@ -32,12 +32,13 @@ inline constexpr std::array<std::string_view, 7> kLoraMatrices = {
 /// Reads an adapter, checks it against the model and adds it to the model's file.
 /// kNotFound, kIo: the adapter. kCorrupt: no adapter, or one that does not fit: a tensor without
 /// its other half, another shape or rank, numbers that are not finite, a matrix that the model does
-/// not have, another architecture. kUnsupported: it changes what recua does not adapt (embeddings,
-/// the output matrix, experts, norms). Each names the adapter's file and the key or tensor.
+/// not have or that has more than 2 dimensions, another architecture. kUnsupported: it changes what
+/// recua does not adapt (embeddings, the output matrix, experts, norms), or the model has an
+/// adapter's tensors already. Each names the adapter's file and the key or tensor.
 Result<void> add_lora(gguf::GgufFile& model, const HyperParams& hp,
                       const std::filesystem::path& adapter, float scale);
 
-/// Whether an adapter was added.
+/// Whether there are an adapter's tensors among the model's.
 [[nodiscard]] bool has_lora(const gguf::GgufFile& model);
 
 }  // namespace recua::model

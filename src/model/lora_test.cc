@@ -330,6 +330,53 @@ TEST_F(LoraTest, RefusesTensorsThatDoNotFit) {
   expect_error(bad, ErrorCode::kCorrupt, "rank 9000, need at most 8192");
 }
 
+TEST_F(LoraTest, RefusesAModelThatHasAnAdapterAlready) {
+  const auto model = open_golden(kRandom);
+  const auto hp = read_hyperparams(*model);
+  ASSERT_TRUE(hp.ok());
+  write(adapter_for(*model), path_);
+  const std::vector<float> numbers(4);
+  for (const char* const half : {".lora_a", ".lora_b"}) {
+    gguf::GgufWriter writer;
+    writer.add_tensor(std::string("blk.0.attn_q.weight") + half, quant::DataType::kF32,
+                      std::vector<std::uint64_t>{2, 2});
+    ASSERT_TRUE(writer.begin(folder_ / "base.gguf").ok());
+    ASSERT_TRUE(writer.write(std::as_bytes(std::span(numbers))).ok());
+    ASSERT_TRUE(writer.finish().ok());
+    auto base = gguf::GgufFile::open(folder_ / "base.gguf");
+    ASSERT_TRUE(base.ok()) << base.error().message;
+    EXPECT_TRUE(has_lora(*base)) << half;
+    const auto added = add_lora(*base, *hp, path_, 1.0F);
+    ASSERT_FALSE(added.ok()) << half;
+    EXPECT_NE(added.error().message.find("has an adapter's tensors already"), std::string::npos)
+        << added.error().message;
+  }
+}
+
+TEST_F(LoraTest, RefusesAMatrixOfMoreThanTwoDimensions) {
+  const auto hp = read_hyperparams(*open_golden(kRandom));
+  ASSERT_TRUE(hp.ok());
+  const std::string name = "blk.0.attn_q.weight";
+  const std::vector<float> numbers(24);
+  gguf::GgufWriter writer;
+  writer.add_tensor(name, quant::DataType::kF32, std::vector<std::uint64_t>{4, 2, 3});
+  ASSERT_TRUE(writer.begin(folder_ / "base.gguf").ok());
+  ASSERT_TRUE(writer.write(std::as_bytes(std::span(numbers))).ok());
+  ASSERT_TRUE(writer.finish().ok());
+  auto base = gguf::GgufFile::open(folder_ / "base.gguf");
+  ASSERT_TRUE(base.ok()) << base.error().message;
+  TestAdapter adapter;
+  adapter.tensors = {{name + ".lora_a", {4, 1}, std::vector<float>(4)},
+                     {name + ".lora_b", {1, 2}, std::vector<float>(2)}};
+  write(adapter, path_);
+  const auto added = add_lora(*base, *hp, path_, 1.0F);
+  ASSERT_FALSE(added.ok());
+  EXPECT_EQ(added.error().code, ErrorCode::kCorrupt);
+  for (const std::string& word : {"'" + name + "' has shape ", std::string("[4, 2, 3]")}) {
+    EXPECT_NE(added.error().message.find(word), std::string::npos) << added.error().message;
+  }
+}
+
 TEST_F(LoraTest, RefusesToAdaptEmbeddingsAndExperts) {
   const auto pair_for = [&](const std::string& model, const std::string& name) {
     const auto file = open_golden(model);

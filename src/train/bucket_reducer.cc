@@ -38,9 +38,21 @@ Result<void> BucketReducer::finish() {
 }
 
 Result<void> BucketReducer::reduce(std::size_t bucket) {
+  // A rank that still computes reads nothing. What is sent to it before it gets here would fill its
+  // connection, which TCP takes for dead after some seconds; a barrier is a few bytes.
+  RECUA_RETURN_IF_ERROR(communicator_->barrier());
   const Shards::Bucket& at = shards_->buckets()[bucket];
   return communicator_->reduce_scatter(gradients_.subspan(at.begin, at.size()),
                                        shards_->counts(bucket));
+}
+
+/// For the thread, which nobody above it would catch for.
+Result<void> BucketReducer::reduce_caught(std::size_t bucket) {
+  try {
+    return reduce(bucket);
+  } catch (...) {
+    return Error{ErrorCode::kResourceExhausted, "adding up gradients ran out of memory"};
+  }
 }
 
 void BucketReducer::work(const std::stop_token& stop) {
@@ -49,7 +61,7 @@ void BucketReducer::work(const std::stop_token& stop) {
     if (!changed_.wait(lock, stop, [this] { return n_done_ < n_final_; })) return;
     const std::size_t bucket = n_done_;
     lock.unlock();
-    Result<void> reduced = reduce(bucket);
+    Result<void> reduced = reduce_caught(bucket);
     lock.lock();
     if (reduced.ok()) {
       ++n_done_;

@@ -6,7 +6,7 @@
 /// bits do not depend on how far the backward pass is. Between finish() and begin() that thread
 /// sleeps and the communicator is the caller's.
 /// Threads: one thread calls. An error of the communicator comes back from finish(), and its epoch
-/// is over.
+/// is over. The destructor waits for the call under way: whoever cannot wait cancels it.
 
 #include <condition_variable>
 #include <cstddef>
@@ -39,6 +39,7 @@ class BucketReducer {
 
  private:
   Result<void> reduce(std::size_t bucket);
+  Result<void> reduce_caught(std::size_t bucket);
   void work(const std::stop_token& stop);
 
   const Shards* shards_;

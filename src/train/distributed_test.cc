@@ -109,9 +109,8 @@ class DistributedTest : public TestRun {
   }
   Result<void> begin(Run& run, Trainer& trainer) {
     RECUA_RETURN_IF_ERROR(run.group->connect());
-    RECUA_ASSIGN_OR_RETURN(run.trainer,
-                           DistributedTrainer::create(trainer, *run.group, shape_,
-                                                      shape_gguf(shape_, {})));
+    RECUA_ASSIGN_OR_RETURN(run.trainer, DistributedTrainer::create(trainer, *run.group, shape_,
+                                                                   shape_gguf(shape_, {})));
     return ok();
   }
   Trainer begun(Team& team) {
@@ -162,6 +161,19 @@ TEST_F(DistributedTest, AWorkerWithoutMemoryIsNamed) {
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
   EXPECT_NE(refused.error().message.find(poor.endpoint().to_string()), std::string::npos)
+      << refused.error().message;
+}
+
+TEST_F(DistributedTest, MoreExamplesThanAWorkerTakesAreRefused) {
+  Team one = team(1);
+  options_.batch = 1;
+  options_.accumulate = kStepExamplesMax + 1;
+  Trainer led = begun(one);
+  Run run(start_workers(1));
+  const auto refused = begin(run, led);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(refused.error().message.find("65537 examples"), std::string::npos)
       << refused.error().message;
 }
 

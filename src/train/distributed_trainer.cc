@@ -34,6 +34,12 @@ Result<DistributedTrainer> DistributedTrainer::create(Trainer& trainer, WorkerGr
                              n_examples, n_workers)};
   }
   // The only one left would get them all.
+  if (n_examples > kStepExamplesMax) {
+    return Error{ErrorCode::kInvalidArgument,
+                 fmt::format("a step has {} examples (--batch times --accumulate), workers take at "
+                             "most {}",
+                             n_examples, kStepExamplesMax)};
+  }
   if (step_bytes_max(n_examples, options.n_ctx) > rpc::kFrameBytesMax) {
     return Error{ErrorCode::kInvalidArgument,
                  fmt::format("a step of {} examples with {} tokens is more than a message to a "

@@ -22,8 +22,8 @@ namespace recua::train {
 class DistributedTrainer {
  public:
   /// hyperparams: as shape_gguf() makes it. The group is connected; all outlive this.
-  /// kInvalidArgument: a step has fewer examples than there are workers, or more than a message
-  /// holds.
+  /// kInvalidArgument: a step has fewer examples than there are workers, more than
+  /// kStepExamplesMax, or more than a message holds.
   static Result<DistributedTrainer> create(Trainer& trainer, WorkerGroup& group,
                                            const ModelShape& shape,
                                            std::vector<std::byte> hyperparams);

@@ -35,7 +35,8 @@ std::uint64_t rank_bytes(const ModelShape& shape, const RankOptions& options,
   const ParameterLayout layout(shape);
   const Shards shards(layout, options.n_ranks, options.bucket_floats_min);
   return 8 * std::uint64_t{layout.n_params()} + 12 * std::uint64_t{shards.size(options.rank)} +
-         network_bytes(shape, limits_of(options), n_threads);
+         network_bytes(shape, limits_of(options), n_threads) +
+         batch_bytes(options.batch, options.n_ctx);
 }
 
 RankTrainer::RankTrainer(Team& team, const RankOptions& options, Network network)
@@ -63,6 +64,7 @@ Result<void> RankTrainer::allocate() {
   RECUA_ASSIGN_OR_RETURN(m_, FloatBuffer::allocate(n_own));
   RECUA_ASSIGN_OR_RETURN(v_, FloatBuffer::allocate(n_own));
   RECUA_ASSIGN_OR_RETURN(shard_gradient_, FloatBuffer::allocate(n_own));
+  pass_.reserve(options_.batch, options_.n_ctx);
   return ok();
 }
 
@@ -72,13 +74,17 @@ Result<void> RankTrainer::step(const RankStep& step, collective::ChannelCommunic
   if (communicator != nullptr && reducer_ == nullptr) {
     reducer_ = std::make_unique<BucketReducer>(shards_, *communicator, options_.overlaps);
   }
-  RankSums own{.loss = run_passes(step, reducer_.get())};
+  RankSums own;
+  RECUA_ASSIGN_OR_RETURN(own.loss, run_passes(step, reducer_.get()));
   if (reducer_ != nullptr) RECUA_RETURN_IF_ERROR(reducer_->finish());
   shards_.for_range(options_.rank, 0, shard_gradient_.size(),
                     [&](std::size_t at, std::size_t in_shard, std::size_t n) {
                       std::copy_n(gradients_.data() + at, n, shard_gradient_.data() + in_shard);
                     });
-  own.sum_squares = sum_of_squares(*team_, shard_gradient_.size(), shard_gradient_.data());
+  // The only rank adds in the order of the parameters, as a Trainer does, to have its bits.
+  const std::span<const float> squared =
+      communicator == nullptr ? gradients_.span() : shard_gradient_.span();
+  own.sum_squares = sum_of_squares(*team_, squared.size(), squared.data());
   reduced(own);
   RECUA_ASSIGN_OR_RETURN(const double norm, share_norm(own, communicator));
   update(step, norm);
@@ -93,12 +99,13 @@ Result<void> RankTrainer::step(const RankStep& step, collective::ChannelCommunic
   return ok();
 }
 
-double RankTrainer::run_passes(const RankStep& step, BucketReducer* reducer) {
+Result<double> RankTrainer::run_passes(const RankStep& step, BucketReducer* reducer) {
   std::ranges::fill(gradients_.span(), 0.0F);
   if (reducer != nullptr) reducer->begin(gradients_.span());
   double loss = 0.0;
   const std::size_t n = step.examples.size();
   for (std::size_t begin = 0; begin < n; begin += options_.batch) {
+    if (stop_) return Error{ErrorCode::kCancelled, "the step was ended"};
     pass_.clear();
     const std::size_t end = std::min(n, begin + options_.batch);
     for (std::size_t i = begin; i < end; ++i) pass_.add(step.examples[i]);

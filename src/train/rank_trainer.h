@@ -5,8 +5,9 @@
 /// Memory: parameters and gradients (8 bytes each), moments and a copy of the gradient of its shard
 /// (12 bytes for each parameter of it), and what the network takes: rank_bytes().
 /// Bits: all ranks have the same parameters; they depend on the number of ranks, not on threads.
-/// Threads: one thread calls; it computes with the Team's.
+/// Threads: one thread calls; it computes with the Team's. stop() any.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -64,9 +65,16 @@ class RankTrainer {
   /// One step. communicator: null for the only rank; the same one each time. reduced is called once
   /// shard_gradient() is the sum over ranks, before the parameters change; shard_gradient() stays
   /// until the next step.
-  /// Errors: of the communicator. That a gradient is not a number is for whoever gets it to see.
+  /// Errors: of the communicator; kCancelled: after stop(). That a gradient is not a number is for
+  /// whoever gets it to see.
   Result<void> step(const RankStep& step, collective::ChannelCommunicator* communicator,
                     const std::function<void(const RankSums&)>& reduced);
+
+  /// A step under way ends before its next pass, and every later one does.
+  void stop() { stop_ = true; }
+  /// After the last step, or one that threw; calls of the communicator are over or cancelled. From
+  /// here on it is not used any more.
+  void end() { reducer_.reset(); }
 
   [[nodiscard]] const ParameterLayout& layout() const { return network_.layout(); }
   [[nodiscard]] const Shards& shards() const { return shards_; }
@@ -79,7 +87,7 @@ class RankTrainer {
  private:
   RankTrainer(Team& team, const RankOptions& options, Network network);
   Result<void> allocate();
-  double run_passes(const RankStep& step, BucketReducer* reducer);
+  Result<double> run_passes(const RankStep& step, BucketReducer* reducer);
   Result<double> share_norm(const RankSums& own, collective::ChannelCommunicator* communicator);
   void update(const RankStep& step, double norm);
 
@@ -92,6 +100,7 @@ class RankTrainer {
   std::vector<float> floats_;        // [n_ranks, 4]: the ranks' sums as they travel,
   std::vector<std::size_t> counts_;  // 4 of each rank,
   std::vector<RankSums> sums_;       // and as they are.
+  std::atomic<bool> stop_ = false;
   std::unique_ptr<BucketReducer> reducer_;
 };
 

@@ -205,6 +205,20 @@ TEST_F(RankTrainerTest, FirstGradientAgreesWithOneProcess) {
   }
 }
 
+TEST_F(RankTrainerTest, TheOnlyRankHasTheBitsOfOneProcess) {
+  options_.adam.clip_norm = 0.01;  // So the gradient's length is in every parameter.
+  Team one = team(1);
+  Trainer alone = begun(one);
+  Group group(*this, alone, {.n_ranks = 1});
+  for (int i = 0; i < 3; ++i) {
+    const StepState state = group.step();
+    const auto report = alone.step();
+    ASSERT_TRUE(report.ok());
+    EXPECT_EQ(state.norm, report->grad_norm);
+    ASSERT_EQ(group.params(0), copy(alone.params())) << "step " << i + 1;
+  }
+}
+
 TEST_F(RankTrainerTest, LossCurveAgreesWithOneProcessFor200Steps) {
   options_.schedule = {.lr = 1e-3, .lr_final = 1e-4, .n_warmup = 10, .n_steps = 200};
   Team one = team(1);
@@ -236,6 +250,20 @@ TEST_F(RankTrainerTest, GradientsOfShardsGiveTheRanksParameters) {
         leader.finish_step({.n_counted = 1, .loss = state.loss, .grad_norm = state.norm}).ok());
     ASSERT_EQ(group.params(0), copy(leader.params())) << "step " << i + 1;
   }
+}
+
+TEST_F(RankTrainerTest, AStepEndsBeforeItsNextPass) {
+  Team one = team(1);
+  auto rank = *RankTrainer::create(one, shape_, {.batch = 1, .n_ctx = kCtx});
+  const Trainer leader = begun(one);
+  std::ranges::copy(leader.params(), rank->params().begin());
+  const std::vector<float> before = copy(rank->params());
+  rank->stop();
+  const auto ended = rank->step({.lr = 1e-3, .scale = 1.0F, .examples = {leader.next_example(0)}},
+                                nullptr, [](const RankSums&) { FAIL() << "it was computed"; });
+  ASSERT_FALSE(ended.ok());
+  EXPECT_EQ(ended.error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(copy(rank->params()), before);
 }
 
 TEST_F(RankTrainerTest, BitsDependOnTheNumberOfRanksOnly) {

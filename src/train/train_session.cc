@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <utility>
 
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
 
@@ -69,10 +69,18 @@ asio::awaitable<Result<void>> TrainSession::open() {
   memory_bytes_ = needed;
   Result<void> allocated = ok();
   std::function<void()> work = [&] { allocated = allocate(); };
-  co_await env_.offload->run(work);
+  try {
+    co_await env_.offload->run(work);
+  } catch (...) {
+    allocated = Error{ErrorCode::kResourceExhausted,
+                      fmt::format("training as rank {} of {} ran out of memory or threads before "
+                                  "it began",
+                                  options().rank, options().n_ranks)};
+  }
   if (allocated.ok() && closed_) {
     co_return Error{ErrorCode::kCancelled, "the session was closed while it was opened"};
   }
+  opened_ = allocated.ok();
   co_return allocated;
 }
 
@@ -84,7 +92,7 @@ Result<void> TrainSession::allocate() {
 }
 
 Result<void> TrainSession::add_state(const wire::TrainState& piece) {
-  if (!loaded() || closed_ || running_) {
+  if (!opened_ || closed_ || running_) {
     return Error{ErrorCode::kProtocol, "train_state comes after open_training, before the start"};
   }
   RECUA_ASSIGN_OR_RETURN(const std::size_t n, check_piece(piece.data(), "train_state.data"));
@@ -113,7 +121,7 @@ Result<void> TrainSession::add_state(const wire::TrainState& piece) {
 // ---- Channels -----------------------------------------------------------------------------------
 
 Result<rpc::RingShape> TrainSession::ring(const rpc::ChannelRequest& request) const {
-  if (!loaded() || running_ || closed_ || !cluster::group_channel_of(request.number) ||
+  if (!opened_ || running_ || closed_ || !cluster::group_channel_of(request.number) ||
       request.direction != rpc::Direction::kConnectorSends) {
     return Error{ErrorCode::kNotFound,
                  fmt::format("training session {:016x} waits for no channel {}", request.id.session,
@@ -135,7 +143,7 @@ Result<void> TrainSession::attach(std::unique_ptr<net::Connection> connection,
 
 Result<void> TrainSession::attach_out(cluster::ChannelEnd end) {
   const auto channel = cluster::group_channel_of(end.number);
-  if (!loaded() || running_ || closed_ || !channel) {
+  if (!opened_ || running_ || closed_ || !channel) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("this training session does not wait for channel {}", end.number)};
   }
@@ -164,7 +172,7 @@ rpc::LinkContext TrainSession::link_context(const cluster::ChannelEnd& end, bool
 // ---- Steps --------------------------------------------------------------------------------------
 
 Result<void> TrainSession::start() {
-  if (!loaded() || closed_ || running_) {
+  if (!opened_ || closed_ || running_) {
     return Error{ErrorCode::kProtocol, "start_session: the training session is not ready"};
   }
   const std::uint64_t expected =
@@ -195,6 +203,9 @@ Result<void> TrainSession::start() {
     } catch (...) {
       result = Error{ErrorCode::kResourceExhausted, "training ran out of memory"};
     }
+    // A step that threw may have left a bucket under way, which uses the links.
+    self->group_.cancel();
+    self->trainer_->end();
     self->group_.disconnect();
     asio::post(home, [self = std::move(self), result = std::move(result)] { self->ended(result); });
   });
@@ -211,7 +222,12 @@ Result<void> TrainSession::run() {
     const RankStep step = *std::exchange(next_, std::nullopt);
     lock.unlock();
     const auto reduced = [this, &step](const RankSums& sums) {
-      asio::co_spawn(env_.env.executor, send_gradient(step.step, sums), asio::detached);
+      asio::co_spawn(
+          env_.env.executor, send_gradient(step.step, sums),
+          [self = shared_from_this()](const std::exception_ptr& thrown) {
+            if (thrown == nullptr) return;
+            self->fail({ErrorCode::kResourceExhausted, "sending a gradient ran out of memory"});
+          });
     };
     RECUA_RETURN_IF_ERROR(trainer_->step(step, group_.channels(), reduced));
   }
@@ -243,6 +259,7 @@ void TrainSession::take_step(const wire::TrainStep& message) {
 // The next step comes when the coordinator has all of this one, so the numbers stay meanwhile.
 asio::awaitable<void> TrainSession::send_gradient(std::uint64_t step, RankSums sums) {
   const auto self = shared_from_this();
+  touched_ = true;
   const std::span<const float> all = trainer_->shard_gradient();
   std::size_t at = 0;
   do {
@@ -278,13 +295,16 @@ void TrainSession::fail(const Error& error) {
 
 void TrainSession::ended(const Result<void>& result) {
   running_ = false;
-  if (!result.ok() && !closed_) events_.failed(result.error());
+  const bool tell = !result.ok() && !closed_;
+  closed_ = true;  // What the trainer computed with is gone: nobody starts this one again.
+  if (tell) events_.failed(result.error());
   ended_.notify_all();
 }
 
 void TrainSession::close() {
   if (std::exchange(closed_, true)) return;
   group_.cancel();
+  if (opened_) trainer_->stop();
   const std::scoped_lock lock(mutex_);
   stop_ = true;
   changed_.notify_all();

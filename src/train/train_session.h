@@ -46,7 +46,7 @@ class TrainSession final : public cluster::TrainingSession,
                       const rpc::ChannelRequest& request, const rpc::PeerInfo& peer) override;
   Result<void> attach_out(cluster::ChannelEnd end) override;
   [[nodiscard]] std::uint64_t memory_bytes() const override { return memory_bytes_; }
-  [[nodiscard]] bool loaded() const override { return trainer_ != nullptr; }
+  [[nodiscard]] bool loaded() const override { return touched_; }
 
   boost::asio::awaitable<Result<void>> open() override;
   Result<void> add_state(const wire::TrainState& piece) override;
@@ -76,6 +76,8 @@ class TrainSession final : public cluster::TrainingSession,
   std::unique_ptr<RankTrainer> trainer_;
   cluster::RankGroup group_;
   std::unique_ptr<cluster::StageLoop> loop_;
+  bool opened_ = false;   // From here on trainer_ is there. The control loop's, as all these.
+  bool touched_ = false;  // A step has touched all of the memory.
   std::uint64_t state_bytes_ = 0;  // That have come.
   bool busy_ = false;              // With a step whose gradient has not been sent.
   bool running_ = false;

@@ -136,6 +136,10 @@ void to_wire(const RankStep& step, wire::TrainStep& out) {
 Result<RankStep> from_wire(const wire::TrainStep& message, const RankTask& task) {
   RankStep step{.step = message.step(), .lr = message.lr(), .scale = message.scale()};
   if (message.examples().empty()) return Error{ErrorCode::kProtocol, "a step without examples"};
+  if (static_cast<std::size_t>(message.examples_size()) > kStepExamplesMax) {
+    return Error{ErrorCode::kProtocol, fmt::format("train_step has {} examples, need at most {}",
+                                                   message.examples_size(), kStepExamplesMax)};
+  }
   for (const wire::TrainExample& from : message.examples()) {
     const auto n_tokens = static_cast<std::size_t>(from.tokens_size());
     if (n_tokens < 2 || n_tokens > task.options.n_ctx + 1 || from.counts().size() != n_tokens - 1) {

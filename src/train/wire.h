@@ -19,6 +19,9 @@ namespace recua::train {
 /// Numbers travel in pieces of at most so many.
 inline constexpr std::size_t kPieceFloats = std::size_t{1} << 20;
 
+/// Examples of a step at most.
+inline constexpr std::size_t kStepExamplesMax = 65536;
+
 /// What a rank is to train, and how.
 struct RankTask {
   ModelShape shape;

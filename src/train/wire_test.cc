@@ -139,6 +139,15 @@ TEST(TrainWire, StepsThatDoNotFitTheTaskAreRefused) {
     EXPECT_NE(refused.error().message.find(word), std::string::npos) << refused.error().message;
   }
   EXPECT_FALSE(from_wire(wire::TrainStep{}, task).ok());
+  wire::TrainStep many;
+  const Example example{.tokens = {1, 2}, .counts = {1}};
+  to_wire(RankStep{.examples = std::vector<Example>(kStepExamplesMax, example)}, many);
+  EXPECT_TRUE(from_wire(many, task).ok());
+  *many.add_examples() = many.examples(0);
+  const auto refused = from_wire(many, task);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.error().message.find("65537 examples"), std::string::npos)
+      << refused.error().message;
 }
 
 TEST(TrainWire, PiecesAreWholeNumbersAndNotTooMany) {

@@ -160,8 +160,7 @@ asio::awaitable<Result<void>> WorkerGroup::connect_to(Peer& peer) {
   handlers.on_request = [this, &peer](wire::ControlMessage request) -> asio::awaitable<Reply> {
     if (!request.has_train_gradient()) {
       co_return Error{ErrorCode::kUnsupported,
-                      "a coordinator of a training run only takes "
-                      "gradients"};
+                      "a coordinator of a training run only takes gradients"};
     }
     co_return take_gradient(peer, request.train_gradient());
   };
@@ -202,10 +201,13 @@ void WorkerGroup::take_notice(Peer& peer, const wire::ControlMessage& notice) {
 
 asio::awaitable<Result<void>> WorkerGroup::open_all(const TrainingRun& training) {
   using Task = asio::awaitable<Result<void>>;
-  ranks_ = left();
+  std::vector<Peer*> ranks = left();
+  if (ranks.empty() || training.shards->n_ranks() != ranks.size()) {
+    co_return Error{ErrorCode::kUnavailable, "a worker was lost when the session was to begin"};
+  }
+  ranks_ = std::move(ranks);
   run_ = training;
   run_->task.options.n_ranks = static_cast<std::uint32_t>(ranks_.size());
-  RECUA_CHECK(!ranks_.empty() && run_->shards->n_ranks() == ranks_.size());
   id_ = {.session = env_.random(), .epoch = 1};
   secret_ = rpc::make_secret(env_);
   failure_.reset();
@@ -347,7 +349,8 @@ Result<void> WorkerGroup::send_steps(const std::vector<RankStep>& steps) {
     notice.mutable_train_step()->set_session(id_.session);
     notice.mutable_train_step()->set_epoch(id_.epoch);
     if (auto sent = peer->control->notify(std::move(notice)); !sent.ok()) {
-      return std::move(sent).error().within(peer->name);
+      fail(std::move(sent).error().within(peer->name));
+      return *failure_;
     }
   }
   return ok();
