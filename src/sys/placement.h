@@ -1,8 +1,8 @@
 #pragma once
 /// On which CPUs the threads of a team run. Pure: applying it is ThreadPool's.
 ///
-/// Threads are pinned only where somebody asked for it: a pinned one waits for its core while another
-/// is free, so several programs on one host would hold each other up.
+/// Threads are pinned only where somebody asked for it: a pinned one waits for its core while
+/// another is free, so several programs on one host would hold each other up.
 
 #include <cstddef>
 #include <cstdint>
