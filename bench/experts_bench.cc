@@ -21,6 +21,7 @@
 #include "base/random.h"
 #include "compute/cpu/cpu_device.h"
 #include "kernels/random_weights.h"
+#include "median.h"
 
 namespace recua {
 namespace {
@@ -135,11 +136,6 @@ class Layers {
   std::unique_ptr<Buffer> x_, out_, gate_, up_, down_;
   std::vector<std::unique_ptr<Buffer>> ids_, weights_;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // The two ways step by step in turns: what disturbs the machine for longer than a step disturbs
 // both, so the ratio of neighbours holds where the times do not.

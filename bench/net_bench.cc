@@ -19,6 +19,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <fmt/format.h>
 
+#include "median.h"
 #include "net/tcp/tcp_network.h"
 #include "rpc/tcp_channel.h"
 
@@ -66,11 +67,6 @@ struct End {
   std::unique_ptr<rpc::ChannelSender> sender;
   std::unique_ptr<rpc::ChannelReceiver> receiver;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 /// Half of the median round trip: one way, in microseconds.
 double one_way(std::vector<Nanoseconds>& times) {

@@ -20,6 +20,7 @@
 #include <fmt/format.h>
 
 #include "compute/cpu/cpu_device.h"
+#include "median.h"
 #include "model/local_weight_source.h"
 #include "model/slice_runner.h"
 
@@ -207,11 +208,6 @@ class Model {
   std::atomic<std::size_t> n_done_{0};
   std::vector<std::jthread> threads_;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 int run(const char* path, std::uint32_t n_ranks, int n_rounds) {
   const auto file = std::make_shared<const gguf::GgufFile>(must(gguf::GgufFile::open(path)));

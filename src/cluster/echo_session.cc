@@ -68,11 +68,7 @@ asio::awaitable<Result<void>> Echo::drive(net::Env env) {
     out_->arm(ready, 2 * held_.size() >= in_->ring().n_slots);
   };
   net::ArmIn arm_in = [this](const net::WaitSet& set) {
-    if (incoming_.has_value()) {
-      in_->leave_set();
-    } else if (!in_->arm_in(set)) {
-      return false;
-    }
+    if (!rpc::arm_or_leave(*in_, set, !incoming_.has_value())) return false;
     return out_->arm_in(set, 2 * held_.size() >= in_->ring().n_slots);
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };

@@ -20,8 +20,7 @@ namespace recua::cluster {
 /// be an io_context{1}, which keeps back what the handler has posted. Spinning blocks the loop, so
 /// env.spin is kept well below a millisecond. arm_in: where there is one, waits that end within
 /// kDirectWait are spent in a set, which is cheaper to be woken from; the loop rests meanwhile.
-/// budget: for callers who come again and again; else
-/// one of env.spin lives as long as the call.
+/// budget: for callers who come again and again; else one of env.spin lives as long as the call.
 boost::asio::awaitable<Result<void>> poll_until(
     net::Env env, net::Event& wake, std::function<Result<bool>()> poll, std::function<void()> arm,
     std::function<bool()> done, net::SpinBudget* budget = nullptr, net::ArmIn arm_in = {});

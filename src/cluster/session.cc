@@ -294,23 +294,28 @@ Result<void> Session::attach_out(ChannelEnd end) {
   return ok();
 }
 
-rpc::LinkContext Session::link_context(const ChannelEnd& end, bool sends) {
+rpc::LinkContext session_link_context(const SessionEnv& env, StageLoop& loop, const ChannelEnd& end,
+                                      bool sends, const LinkReported& reported) {
   rpc::LinkContext context;
-  context.env = env_.env;
-  context.env.executor = loop_->executor();
-  context.policy = env_.link_policy;
-  context.self = env_.name;
+  context.env = env.env;
+  context.env.executor = loop.executor();
+  context.policy = env.link_policy;
+  context.self = env.name;
   context.other = end.name;
-  const rpc::LinkStats link{.from = sends ? env_.name : end.name,
-                            .to = sends ? end.name : env_.name,
+  const rpc::LinkStats link{.from = sends ? env.name : end.name,
+                            .to = sends ? end.name : env.name,
                             .transport = {},
                             .sends = sends,
                             .counters = {}};
-  context.report = [home = env_.env.executor, reported = events_.reported, link,
+  context.report = [home = env.env.executor, reported, link,
                     number = end.number](const std::string& text) {
     asio::post(home, [reported, link, number, text] { reported(link, number, text); });
   };
   return context;
+}
+
+rpc::LinkContext Session::link_context(const ChannelEnd& end, bool sends) {
+  return session_link_context(env_, *loop_, end, sends, events_.reported);
 }
 
 std::function<void(const std::string&)> Session::group_reporter() const {

@@ -52,15 +52,22 @@ struct SessionEnv {
   const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the sessions. Null: TCP only.
 };
 
+/// What a link runs on, and why; link.sends: we are its sender. Under group_report_number() what
+/// the ranks agreed on.
+using LinkReported =
+    std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>;
+
 /// What a session tells its worker. Called on the control loop.
 struct SessionEvents {
   LoadProgress progress;
   std::function<void(const Error&)> failed;  // The stage ended by itself.
-  /// What a link runs on, and why; sends: we are its sender. Under group_report_number() what the
-  /// ranks agreed on.
-  std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>
-      reported;
+  LinkReported reported;
 };
+
+/// For a link to `end` that is served by a session's own loop; reported is called on the control
+/// loop.
+rpc::LinkContext session_link_context(const SessionEnv& env, StageLoop& loop, const ChannelEnd& end,
+                                      bool sends, const LinkReported& reported);
 
 class Session final : public ChannelHost, public std::enable_shared_from_this<Session> {
  public:

@@ -247,11 +247,7 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   };
   net::ArmIn arm_in = [this](const net::WaitSet& set) {
     if (n_sleeps_++ % kSleepsPerNote == 0) note_transports();
-    if (incoming_.has_value()) {
-      parts_.in->leave_set();
-    } else if (!parts_.in->arm_in(set)) {
-      return false;
-    }
+    if (!rpc::arm_or_leave(*parts_.in, set, !incoming_.has_value())) return false;
     return parts_.out == nullptr || parts_.out->arm_in(set, incoming_.has_value());
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };

@@ -36,8 +36,7 @@ class TrainingSession : public ChannelHost {
 struct TrainingEvents {
   CallCoordinator call;
   std::function<void(const Error&)> failed;  // The session ended by itself.
-  std::function<void(const rpc::LinkStats& link, std::uint32_t number, const std::string& text)>
-      reported;  // As SessionEvents::reported.
+  LinkReported reported;
 };
 
 /// Checks the message and makes a session that has not allocated anything yet. kProtocol,

@@ -437,11 +437,7 @@ bool Exchange::arm_in(const net::WaitSet& set) {
   n_idle_ = kIdlePollsPerLook - 1;
   for (std::uint32_t i = 1; i < n_ranks(); ++i) {
     const Peer& peer = peer_after(i);
-    if (peer.held) {
-      peer.channels.receiver->leave_set();
-    } else if (!peer.channels.receiver->arm_in(set)) {
-      return false;
-    }
+    if (!rpc::arm_or_leave(*peer.channels.receiver, set, !peer.held)) return false;
     if (!peer.channels.sender->arm_in(set, /*for_completions=*/true)) return false;
   }
   return true;

@@ -164,4 +164,11 @@ class ChannelReceiver {
   [[nodiscard]] virtual const ChannelCounters& counters() const = 0;
 };
 
+/// Before a wait: a receiver that is polled after it is armed, another one may not end it.
+inline bool arm_or_leave(ChannelReceiver& receiver, const net::WaitSet& set, bool is_polled) {
+  if (is_polled) return receiver.arm_in(set);
+  receiver.leave_set();
+  return true;
+}
+
 }  // namespace recua::rpc

@@ -150,25 +150,6 @@ Result<void> TrainSession::attach_out(cluster::ChannelEnd end) {
   return group_.attach(*channel, std::move(end));
 }
 
-rpc::LinkContext TrainSession::link_context(const cluster::ChannelEnd& end, bool sends) {
-  rpc::LinkContext context;
-  context.env = env_.env;
-  context.env.executor = loop_->executor();
-  context.policy = env_.link_policy;
-  context.self = env_.name;
-  context.other = end.name;
-  const rpc::LinkStats link{.from = sends ? env_.name : end.name,
-                            .to = sends ? end.name : env_.name,
-                            .transport = {},
-                            .sends = sends,
-                            .counters = {}};
-  context.report = [home = env_.env.executor, reported = events_.reported, link,
-                    number = end.number](const std::string& text) {
-    asio::post(home, [reported, link, number, text] { reported(link, number, text); });
-  };
-  return context;
-}
-
 // ---- Steps --------------------------------------------------------------------------------------
 
 Result<void> TrainSession::start() {
@@ -190,7 +171,9 @@ Result<void> TrainSession::start() {
   loop_env.spin = net::Duration::zero();  // Whoever waits here takes time from what computes.
   RECUA_RETURN_IF_ERROR(group_.connect(
       request_.id, loop_env, env_.link_policy,
-      [this](const cluster::ChannelEnd& end, bool sends) { return link_context(end, sends); },
+      [this](const cluster::ChannelEnd& end, bool sends) {
+        return cluster::session_link_context(env_, *loop_, end, sends, events_.reported);
+      },
       loop_->new_waiter()));
   running_ = true;
   // The control loop may not run out of work before the end has been told there.

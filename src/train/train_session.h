@@ -59,7 +59,6 @@ class TrainSession final : public cluster::TrainingSession,
   [[nodiscard]] const RankOptions& options() const { return request_.task.options; }
   Result<void> allocate();
   Result<void> check_step(const wire::TrainStep& message) const;
-  [[nodiscard]] rpc::LinkContext link_context(const cluster::ChannelEnd& end, bool sends);
   /// The whole of the session's life on its own loop.
   Result<void> run();
   void ended(const Result<void>& result);
