@@ -47,6 +47,7 @@ struct PlanFlags {
   std::uint32_t n_ranks = 0;   // 0: choose.
   std::uint32_t n_prompt = 512;
   std::uint32_t n_generate = 128;
+  bool lengths_given = false;  // Either of the two.
   std::uint32_t n_streams = 1;
   bool use_all = false;
   bool remeasure = false;
@@ -117,6 +118,15 @@ cluster::SearchOptions search_options(const PlanFlags& flags, std::uint32_t n_ct
   if (flags.n_ranks > 0) options.n_ranks = flags.n_ranks;
   options.use_all = flags.use_all;
   return options;
+}
+
+/// A small model has no room for the usual lengths: then a prompt and an answer in their
+/// proportion.
+void shorten(PlanFlags& flags, const cluster::ModelShape& model) {
+  const std::uint32_t own = model.n_ctx_train;
+  if (flags.lengths_given || own < 2 || flags.n_prompt + flags.n_generate <= own) return;
+  flags.n_generate = std::max(own / 5, 1U);
+  flags.n_prompt = own - flags.n_generate;
 }
 
 /// -c as other commands take it: 0 means the model's own, nothing that or 4096 if that is less.
@@ -212,6 +222,7 @@ Result<std::string> plan(PlanFlags& flags) {
   RECUA_ASSIGN_OR_RETURN(const PlannedModel planned,
                          read_planned_model(flags.model.model, k_type, v_type));
   const cluster::ModelShape& model = planned.shape;
+  shorten(flags, model);
   RECUA_ASSIGN_OR_RETURN(const std::uint32_t n_ctx, choose_ctx(flags, model));
   RECUA_ASSIGN_OR_RETURN(
       const PlanMachines machines,
@@ -264,12 +275,14 @@ void register_plan(CLI::App& app, int& exit_code) {
   sub->add_option("--tp", flags->n_ranks, "Exactly so many machines share each layer")
       ->type_name("N");
   sub->add_flag("--use-all", flags->use_all, "Leave no machine out, even if that is faster");
-  sub->add_option("--prompt", flags->n_prompt, "Tokens of a prompt")
-      ->capture_default_str()
-      ->type_name("N");
-  sub->add_option("--generate", flags->n_generate, "Tokens of an answer")
-      ->capture_default_str()
-      ->type_name("N");
+  const auto* const prompt =
+      sub->add_option("--prompt", flags->n_prompt, "Tokens of a prompt, if the model takes so many")
+          ->capture_default_str()
+          ->type_name("N");
+  const auto* const generate =
+      sub->add_option("--generate", flags->n_generate, "Tokens of an answer")
+          ->capture_default_str()
+          ->type_name("N");
   sub->add_option("--streams", flags->n_streams, "Answers that are written at the same time")
       ->capture_default_str()
       ->type_name("N");
@@ -280,7 +293,7 @@ void register_plan(CLI::App& app, int& exit_code) {
   sub->add_option("--scale", flags->scale_text,
                   "Plan for the first N machines, for each of these numbers")
       ->type_name("N,...");
-  sub->add_flag("--remeasure", flags->remeasure, "Measure this machine again");
+  sub->add_flag("--remeasure", flags->remeasure, "Measure machines again");
   sub->add_flag("--json", flags->json, "Print one JSON object");
   sub->footer(
       "Nothing is loaded. -m may be a GGUF file, or a .json that describes a model. The best plan "
@@ -292,7 +305,10 @@ void register_plan(CLI::App& app, int& exit_code) {
       "  recua plan -m model.gguf --workers box1,box2 --tp 2 --save plan.json\n"
       "  recua plan -m model.gguf --simulate cluster.json --svg timeline.svg\n"
       "  recua plan -m 70b.json --simulate cluster.json --scale 8,64,512");
-  sub->callback([flags, &exit_code] { exit_code = run_plan(*flags); });
+  sub->callback([flags, prompt, generate, &exit_code] {
+    flags->lengths_given = prompt->count() > 0 || generate->count() > 0;
+    exit_code = run_plan(*flags);
+  });
 }
 
 }  // namespace recua::cli

@@ -1,6 +1,7 @@
 // recua worker: holds slices of models for coordinators.
 #include "cluster/worker.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -19,18 +20,23 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/link_flags.h"
+#include "cli/local_speeds.h"
+#include "cli/measured_link.h"
 #include "cli/run_loop.h"
 #include "cluster/chunks.h"
 #include "cluster/offload.h"
 #include "compute/cpu/cpu_device.h"
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
+#include "sys/topology.h"
 #include "train/train_session.h"
 
 namespace recua::cli {
 namespace {
 
 namespace asio = boost::asio;
+
+constexpr net::Duration kConnectTimeout = std::chrono::seconds(5);
 
 struct WorkerFlags {
   std::string listen = "127.0.0.1:7500";
@@ -56,6 +62,27 @@ Result<void> write_port_file(const std::string& path, const std::string& address
     return ok();
   }
   return write_file_atomically(path, as_bytes(line));
+}
+
+/// What planners ask for. links outlives it.
+cluster::Measuring measuring(std::size_t n_threads, std::filesystem::path cache_dir,
+                             const LinkSetup& links) {
+  const auto speed = [n_threads, file = cache_dir / speeds_file().filename()](
+                         cluster::SpeedRequest request) -> Result<cluster::MachineSpeed> {
+    if (request.n_threads == 0) request.n_threads = static_cast<std::uint32_t>(n_threads);
+    const std::size_t n_cpus = sys::detect_topology().n_cpus;
+    if (request.n_threads > std::max(n_cpus, n_threads)) {
+      return Error{ErrorCode::kInvalidArgument,
+                   fmt::format("measure_speed.n_threads is {}, this machine has {} processors",
+                               request.n_threads, n_cpus)};
+    }
+    return measure_speed(request, file);
+  };
+  const auto link = [&links](const net::Endpoint& peer,
+                             std::span<const cluster::LinkTransport> allowed) {
+    return measure_link(links, peer, allowed, kConnectTimeout);
+  };
+  return {.speed = speed, .link = link};
 }
 
 Result<void> run_worker(const WorkerFlags& flags) {
@@ -100,6 +127,7 @@ Result<void> run_worker(const WorkerFlags& flags) {
   options.shared_memory_host = links->shared_memory_host;
   options.rdma_ports = links->rdma_ports;
   options.make_training = train::training_factory(n_threads);
+  options.measuring = measuring(n_threads, options.cache_dir, *links);
   cluster::Worker worker(
       env, offload, [device_options] { return compute::make_cpu_device(device_options); }, options);
 

@@ -201,4 +201,15 @@ MachineSpeed fit_to_layers(MachineSpeed speed, const ModelShape& model, const La
   return speed;
 }
 
+MachineSpeed corrected_alike(MachineSpeed speed, const MachineSpeed& products,
+                             const MachineSpeed& layers) {
+  const double scale = products.bytes_per_second / layers.bytes_per_second;
+  speed.bytes_per_second /= scale;
+  for (TypeSpeed& type : speed.by_type) type.decode_macs_per_second /= scale;
+  if (products.operator_seconds > 0.0) {
+    speed.operator_seconds *= layers.operator_seconds / products.operator_seconds;
+  }
+  return speed;
+}
+
 }  // namespace recua::cluster

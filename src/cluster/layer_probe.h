@@ -49,4 +49,9 @@ Result<std::optional<LayerTimes>> time_layers(compute::Device& device,
 /// slower memory and slower products of one token, the rest by a cost of each operator.
 MachineSpeed fit_to_layers(MachineSpeed speed, const ModelShape& model, const LayerTimes& times);
 
+/// For a machine on which only products were measured: its figures change by the factors by which
+/// `layers` differ from `products` on another machine.
+MachineSpeed corrected_alike(MachineSpeed speed, const MachineSpeed& products,
+                             const MachineSpeed& layers);
+
 }  // namespace recua::cluster

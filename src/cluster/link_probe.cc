@@ -11,6 +11,7 @@
 
 #include "cluster/echo_link.h"
 #include "cluster/echo_session.h"
+#include "cluster/measure_wire.h"
 
 namespace recua::cluster {
 namespace {
@@ -18,18 +19,6 @@ namespace {
 namespace asio = boost::asio;
 
 constexpr std::uint64_t kWarmUpMax = 100;
-
-wire::Transport to_wire(LinkTransport transport) {
-  switch (transport) {
-    case LinkTransport::kSharedMemory:
-      return wire::TRANSPORT_SHARED_MEMORY;
-    case LinkTransport::kRdma:
-      return wire::TRANSPORT_RDMA;
-    case LinkTransport::kTcp:
-      break;
-  }
-  return wire::TRANSPORT_TCP;
-}
 
 class Probe {
  public:

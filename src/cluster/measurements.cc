@@ -42,7 +42,7 @@ void find_hosts(std::span<const OfferedWorker> workers, Measurements& measuremen
     if (members.size() < 2) continue;
     std::uint32_t n_threads = 0;
     for (const std::size_t w : members) n_threads += workers[w].n_threads;
-    const auto together = measurements.host_speed(workers[members.front()], n_threads);
+    const auto together = measurements.host_speed(host, n_threads);
     if (!together) continue;
     for (const std::size_t w : members) {
       shape.machines[w].host = static_cast<std::uint32_t>(shape.hosts.size());
@@ -67,10 +67,10 @@ MeasuredCluster measured_cluster(std::span<const OfferedWorker> workers,
   std::vector<LinkSpec> to_coordinator;
   for (std::size_t w = 0; w < workers.size(); ++w) {
     const OfferedWorker& worker = workers[w];
-    std::optional<MachineSpeed> speed = measurements.speed(worker);
+    std::optional<MachineSpeed> speed = measurements.speed(w);
     if (!speed) {
       no_speed.push_back(worker.name);
-      speed = measurements.assumed_speed(worker);
+      speed = measurements.assumed_speed(w);
     }
     machines.push_back({.name = worker.name,
                         .group = 0,

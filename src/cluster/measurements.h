@@ -20,8 +20,7 @@ struct OfferedWorker {
   std::uint32_t n_threads = 1;
 };
 
-/// Where figures come from, as far as somebody has measured them. What measures remote workers or
-/// the links between them implements this; nothing below it changes.
+/// Where figures come from, as far as somebody has measured them. Workers by their index.
 class Measurements {
  public:
   Measurements() = default;
@@ -30,14 +29,14 @@ class Measurements {
   virtual ~Measurements() = default;
 
   /// Of one worker, as if alone on its host.
-  virtual std::optional<MachineSpeed> speed(const OfferedWorker& worker) = 0;
-  /// Of n_threads threads on the host of these workers, together.
-  virtual std::optional<MachineSpeed> host_speed(const OfferedWorker& any,
+  virtual std::optional<MachineSpeed> speed(std::size_t worker) = 0;
+  /// Of n_threads threads on this host, together.
+  virtual std::optional<MachineSpeed> host_speed(const std::string& host,
                                                  std::uint32_t n_threads) = 0;
   virtual std::optional<LinkSpec> coordinator_link(std::size_t worker) = 0;
   virtual std::optional<LinkSpec> link(std::size_t a, std::size_t b) = 0;
   /// Stands in for a worker's speed that nobody has measured.
-  virtual MachineSpeed assumed_speed(const OfferedWorker& worker) = 0;
+  virtual MachineSpeed assumed_speed(std::size_t worker) = 0;
 };
 
 struct MeasuredCluster {

@@ -9,11 +9,11 @@ namespace {
 
 class Fake final : public Measurements {
  public:
-  std::optional<MachineSpeed> speed(const OfferedWorker& worker) override {
-    if (worker.name == "unknown") return std::nullopt;
+  std::optional<MachineSpeed> speed(std::size_t worker) override {
+    if (worker == 2) return std::nullopt;  // "unknown"
     return test_machine("", 10.0).speed;
   }
-  std::optional<MachineSpeed> host_speed(const OfferedWorker&, std::uint32_t n_threads) override {
+  std::optional<MachineSpeed> host_speed(const std::string&, std::uint32_t n_threads) override {
     n_threads_asked = n_threads;
     return test_machine("", 15.0).speed;
   }
@@ -25,7 +25,7 @@ class Fake final : public Measurements {
     if (a == 0 && b == 1) return test_link(2, 20);
     return std::nullopt;
   }
-  MachineSpeed assumed_speed(const OfferedWorker&) override { return test_machine("", 3.0).speed; }
+  MachineSpeed assumed_speed(std::size_t) override { return test_machine("", 3.0).speed; }
 
   std::uint32_t n_threads_asked = 0;
 };

@@ -14,6 +14,7 @@
 #include "cluster/chunk_requests.h"
 #include "cluster/echo_session.h"
 #include "cluster/link_wire.h"
+#include "cluster/measure_host.h"
 #include "cluster/plan.h"
 #include "cluster/wire.h"
 #include "net/event.h"
@@ -102,7 +103,9 @@ CallCoordinator call_coordinator(const std::weak_ptr<Client>& weak) {
 
 struct Worker::State : std::enable_shared_from_this<Worker::State> {
   State(net::Env env_in, Offload& offload, DeviceFactory make_device, WorkerOptions options_in)
-      : env(std::move(env_in)), options(std::move(options_in)) {
+      : env(std::move(env_in)),
+        options(std::move(options_in)),
+        measurements(offload, options.measuring, [this] { return at_work(); }) {
     session_env = {.name = options.name,
                    .env = env,
                    .offload = &offload,
@@ -132,6 +135,13 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     return limit > used ? limit - used : 0;
   }
 
+  /// Whether somebody wants this machine's time.
+  [[nodiscard]] bool at_work() {
+    forget_gone_sessions();
+    return !holding_memory.empty() ||
+           std::ranges::any_of(clients, [](const auto& each) { return !each->echoes.empty(); });
+  }
+
   void forget_gone_sessions() {
     std::erase_if(holding_memory, [](const auto& session) { return session.expired(); });
   }
@@ -149,6 +159,9 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
     if (options.make_training) {
       info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTraining));
+    }
+    if (measurements.is_there()) {
+      info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kMeasure));
     }
     for (const quant::DataType type : quant::kAllDataTypes) {
       info.data_types.push_back(static_cast<std::uint32_t>(type));
@@ -199,6 +212,7 @@ struct Worker::State : std::enable_shared_from_this<Worker::State> {
 
   net::Env env;
   WorkerOptions options;
+  MeasureHost measurements;
   std::mutex compute_mutex;
   SessionEnv session_env;
   std::set<std::shared_ptr<Client>> clients;
@@ -377,6 +391,14 @@ asio::awaitable<Result<wire::ControlMessage>> Worker::State::answer(std::shared_
           own_session(client->trainings, {.session = piece.session(), .epoch = piece.epoch()}));
       RECUA_CO_RETURN_IF_ERROR(training->add_state(piece));
       co_return done();
+    }
+    case wire::ControlMessage::kMeasureSpeed: {
+      Result<wire::ControlMessage> reply = co_await measurements.speed(request.measure_speed());
+      co_return reply;
+    }
+    case wire::ControlMessage::kMeasureLink: {
+      Result<wire::ControlMessage> reply = co_await measurements.link(request.measure_link());
+      co_return reply;
     }
     case wire::ControlMessage::kOpenEcho:
       co_return open_echo(*client, request.open_echo());

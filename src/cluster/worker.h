@@ -17,6 +17,7 @@
 
 #include <boost/asio/awaitable.hpp>
 
+#include "cluster/measuring.h"
 #include "cluster/session.h"
 #include "cluster/training_host.h"
 #include "net/connection.h"
@@ -39,6 +40,7 @@ struct WorkerOptions {
   std::string shared_memory_host;                // Told to peers; empty: none.
   std::vector<rpc::RdmaPortInfo> rdma_ports;     // Told to peers.
   TrainingFactory make_training = {};            // Empty: this worker does not train.
+  Measuring measuring = {};                      // Empty: it does not measure itself.
 };
 
 class Worker {

@@ -35,6 +35,7 @@ enum class Feature : std::uint32_t {
   kTensorSplit = 6,  // A slice may be one rank of several. docs/protocol.md, "Collectives".
   kLora = 7,         // Announced tensors may be those of an adapter (model/lora.h).
   kTraining = 8,     // OpenTraining is answered. docs/protocol.md, "Training".
+  kMeasure = 9,      // MeasureSpeed and MeasureLink are answered.
 };
 
 /// A port of an RDMA device as its owner describes it: for people, and to explain why a link runs
