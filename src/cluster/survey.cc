@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
 #include "cluster/measure_wire.h"
 #include "cluster/run_all.h"
 #include "rpc/handshake.h"
@@ -32,6 +33,11 @@ class Surveyor {
     std::unique_ptr<rpc::ControlConnection> control;  // None: it cannot be asked.
   };
 
+  /// All at the same time. What goes wrong in one is a note.
+  asio::awaitable<void> together(std::vector<Task> tasks) {
+    const Result<void> done = co_await run_all(env_.executor, std::move(tasks));
+    RECUA_CHECK(done.ok());
+  }
   Task connect(std::size_t w);
   Task speeds_of_host(std::vector<std::size_t> workers);
   asio::awaitable<Result<MachineSpeed>> speed(std::size_t w, std::uint32_t n_threads);
@@ -159,7 +165,7 @@ asio::awaitable<void> Surveyor::all_links() {
       round.push_back(link(pair.first, pair.second));
       return true;
     });
-    co_await run_all(env_.executor, std::move(round));
+    co_await together(std::move(round));
   }
 }
 
@@ -167,14 +173,14 @@ asio::awaitable<Survey> Surveyor::run() {
   survey_.speeds.resize(peers_.size());
   std::vector<Task> connects;
   for (std::size_t w = 0; w < peers_.size(); ++w) connects.push_back(connect(w));
-  co_await run_all(env_.executor, std::move(connects));
+  co_await together(std::move(connects));
   std::map<std::string, std::vector<std::size_t>> hosts;
   for (std::size_t w = 0; w < peers_.size(); ++w) {
     if (host_of(w) != options_.own_host) hosts[host_of(w)].push_back(w);
   }
   std::vector<Task> speeds;
   for (const auto& [host, workers] : hosts) speeds.push_back(speeds_of_host(workers));
-  co_await run_all(env_.executor, std::move(speeds));
+  co_await together(std::move(speeds));
   if (peers_.size() <= kSurveyedLinksWorkersMax) co_await all_links();
   for (Peer& peer : peers_) {
     if (peer.control != nullptr) peer.control->close();
