@@ -82,6 +82,13 @@ class Llama(nn.Module):
         return functional.linear(self.norm(x), self.embedding.weight)  # Tied.
 
 
+def blas_library():
+    """The file that multiplies matrices: "openblas-pthread/libblas.so.3", or the reference in "blas/"."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split()[-1] for line in maps if "blas" in line or "mkl" in line}
+    return ", ".join(sorted("/".join(path.split("/")[-2:]) for path in paths)) or "its own"
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("layers", "dim", "ffn", "heads", "kv-heads", "vocab", "context", "batch", "steps", "threads"):
@@ -104,7 +111,8 @@ def main():
         loss.item()
     seconds = time.perf_counter() - begin
     print(json.dumps({"tokens_per_second": shape.steps * shape.batch * shape.context / seconds,
-                      "n_params": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}))
+                      "n_params": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+                      "blas": blas_library()}))
 
 
 if __name__ == "__main__":
