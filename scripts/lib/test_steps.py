@@ -41,8 +41,20 @@ def includes_step(_):
     return check("includes", ["scripts/check-includes"])
 
 
+def optional_parts(tree):
+    """Tests skip what was not built in; here all of it is wanted, as scripts/setup installs it."""
+    name = f"{tree}-version"
+    run(name, [ROOT / "build" / tree / "bin" / "recua", "version", "--json"])
+    output = log_path(name).read_text(errors="replace")
+    if re.search(r'"rdma":"libibverbs [^"]*"', output) and re.search(r'"topology":"hwloc [^"]*"', output):
+        return Counts(1, 0)
+    say(f"FAILED: recua was built without libibverbs or hwloc: {output}")
+    return Counts(0, 1)
+
+
 def release_step(_):
     counts = build("release", ["-DCMAKE_BUILD_TYPE=Release"])
+    counts.add(optional_parts("release"))
     counts.add(run_ctest("release"))
     return counts
 

@@ -245,10 +245,10 @@ Result<double> validate(Run& run) {
 }
 
 Result<void> draw_loss(const Run& run, const train::LossLog& log) {
-  const std::string title =
-      fmt::format("{}: {} weights", run.flags.out, human_count(run.trainer->layout().n_params()));
-  return write_file_atomically(fs::path(run.flags.out) / "loss.svg",
-                               as_bytes(train::loss_svg(log.records(), title)),
+  const fs::path folder = fs::path(run.flags.out) / "";  // So that "run/" has a name, too.
+  const std::string title = fmt::format("{}: {} weights", folder.parent_path().filename().string(),
+                                        human_count(run.trainer->layout().n_params()));
+  return write_file_atomically(folder / "loss.svg", as_bytes(train::loss_svg(log.records(), title)),
                                Durability::kMayBeLost);
 }
 

@@ -5,6 +5,7 @@
 /// "llama.block_count". Source: the GGUF specification, "Standardized key-value pairs".
 
 #include <array>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -44,6 +45,9 @@ inline constexpr std::string_view kAddEos = "tokenizer.ggml.add_eos_token";
 inline constexpr std::string_view kAddSpacePrefix = "tokenizer.ggml.add_space_prefix";
 inline constexpr std::string_view kChatTemplate = "tokenizer.chat_template";
 }  // namespace keys
+
+/// The value of keys::kFileType when most weights are F32.
+inline constexpr std::uint32_t kFileTypeF32 = 0;
 
 /// Whether a key says how a file holds the model, and not what the model is: a copy in one piece or
 /// with other weight types has its own.

@@ -22,7 +22,6 @@ namespace {
 using gguf::TensorInfo;
 
 constexpr std::size_t kChunkFloats = std::size_t{8} << 20;
-constexpr std::uint32_t kFileTypeF32 = 0;
 
 /// A matrix with its pair; the pair is in F32 and has the factor in B.
 struct Adapted {
@@ -110,7 +109,7 @@ Result<MergeResult> write_merged(const gguf::GgufFile& model, const std::filesys
   if (const gguf::Value* version = model.value(gguf::keys::kQuantizationVersion)) {
     writer.add(gguf::keys::kQuantizationVersion, *version);
   }
-  writer.add(gguf::keys::kFileType, gguf::Value(kFileTypeF32));  // Of most weights.
+  writer.add(gguf::keys::kFileType, gguf::Value(gguf::kFileTypeF32));  // Of most weights.
   MergeResult result;
   for (const Adapted& tensor : tensors) {
     const TensorInfo& info = *tensor.matrix;

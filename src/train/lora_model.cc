@@ -16,8 +16,6 @@
 namespace recua::train {
 namespace {
 
-constexpr std::uint32_t kFileTypeF32 = 0;
-
 // "blk.3.attn_q.weight" of "attn_q".
 bool is_target(const TensorSpec& spec, const LoraOptions& options) {
   if (!spec.is_matrix || !spec.name.starts_with("blk.")) return false;
@@ -97,7 +95,7 @@ Result<void> write_adapter(const std::filesystem::path& path, const ModelShape& 
   if (!shape.hp.name.empty()) {
     writer.add(gguf::keys::kName, gguf::Value(std::string_view(shape.hp.name)));
   }
-  writer.add(gguf::keys::kFileType, gguf::Value(kFileTypeF32));
+  writer.add(gguf::keys::kFileType, gguf::Value(gguf::kFileTypeF32));
   writer.add(gguf::keys::kAdapterType, "lora");
   writer.add(gguf::keys::kLoraAlpha, gguf::Value(model.options().alpha));
   for (const TensorSpec& spec : model.layout().tensors()) {

@@ -18,7 +18,6 @@ using gguf::TensorInfo;
 using gguf::Value;
 
 constexpr std::string_view kRopeFreqs = "rope_freqs.weight";
-constexpr std::uint32_t kFileTypeF32 = 0;
 
 Result<std::vector<float>> read_divisors(const GgufFile& file, const model::HyperParams& hp) {
   if (file.find(kRopeFreqs) == nullptr) return std::vector<float>{};
@@ -39,7 +38,7 @@ void add_metadata(const ModelShape& shape, const ModelExport& how, gguf::GgufWri
     const bool is_ours = how.from_model ? !gguf::is_about_file(key) : key.starts_with("tokenizer.");
     if (is_ours) writer.add(key, value);
   }
-  writer.add(gguf::keys::kFileType, Value(kFileTypeF32));
+  writer.add(gguf::keys::kFileType, Value(gguf::kFileTypeF32));
 }
 
 }  // namespace
