@@ -36,19 +36,22 @@ struct GemmArgs {
 };
 
 /// 144 rows of a (147 KB) and 512 columns of b (524 KB) of a block lie in a 1 MB second-level
-/// cache; the 16 columns that a tile works on (16 KB) in the first.
+/// cache; the 16 columns that a tile works on (16 KB; AVX-512: 32) in the first.
 inline constexpr std::size_t kGemmBlockM = 144;
 inline constexpr std::size_t kGemmBlockN = 512;
 inline constexpr std::size_t kGemmBlockK = 256;
-/// What a tile covers: a caller that cuts c at multiples of these has no partial tiles inside.
-inline constexpr std::size_t kGemmTileM = 6;
-inline constexpr std::size_t kGemmTileN = 16;
+/// A caller that cuts c at multiples of these has no partial tiles inside, whatever the set's tile.
+inline constexpr std::size_t kGemmCutM = 12;
+inline constexpr std::size_t kGemmCutN = 32;
 inline constexpr std::size_t kGemmScratchFloats = kGemmBlockK * (kGemmBlockM + kGemmBlockN);
 
 namespace scalar {
 void gemm(const GemmArgs& args);
 }
 namespace avx2 {
+void gemm(const GemmArgs& args);
+}
+namespace avx512 {
 void gemm(const GemmArgs& args);
 }
 namespace neon {

@@ -140,6 +140,7 @@ constexpr KernelTable make_avx2() {
 constexpr KernelTable make_avx512() {
   KernelTable t = make_avx2();
   t.instruction_set = sys::InstructionSet::kAvx512;
+  t.gemm = avx512::gemm;
   put(t, ActivationKind::kBlocks32, avx512::quantize_blocks32);
   put(t, ActivationKind::kBlocks256, avx512::quantize_blocks256);
   put_packed(t, DataType::kQ8_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ8_0>);

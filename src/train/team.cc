@@ -25,8 +25,8 @@ void Team::gemm(const kernels::GemmArgs& args) {
   const bool by_rows = args.m >= args.n;
   pool_->run([&](std::size_t thread, std::size_t n_threads) {
     const sys::Partition part =
-        by_rows ? sys::partition(args.m, thread, n_threads, kernels::kGemmTileM)
-                : sys::partition(args.n, thread, n_threads, kernels::kGemmTileN);
+        by_rows ? sys::partition(args.m, thread, n_threads, kernels::kGemmCutM)
+                : sys::partition(args.n, thread, n_threads, kernels::kGemmCutN);
     if (part.empty()) return;
     kernels::GemmArgs own = args;
     own.scratch = gemm_scratch(thread);

@@ -1,4 +1,4 @@
-// Blocks of a and b are copied into panels first: kGemmTileM rows (kGemmTileN columns) side by
+// Blocks of a and b are copied into panels first: kM rows (kN columns) side by
 // side for each p, so that a tile reads both straight through. A tile of 6 x 16 holds 24 sums; with
 // four vectors of b and one or two of a that is 30 of the 32 registers. Panels at the edge are
 // filled up with zeros and go through the same tile, so where an output lies in c does not show in
@@ -10,8 +10,8 @@
 namespace recua::kernels::neon {
 namespace {
 
-constexpr std::size_t kM = kGemmTileM;
-constexpr std::size_t kN = kGemmTileN;
+constexpr std::size_t kM = 6;
+constexpr std::size_t kN = 16;
 constexpr std::size_t kVectors = kN / 4;
 
 // Rows (columns for b, which is seen transposed) [begin, begin + n) and p in [p0, p0 + k) of a
