@@ -24,9 +24,9 @@ Result<Team> Team::create(std::size_t n_threads, sys::InstructionSet set) {
 void Team::gemm(const kernels::GemmArgs& args) {
   const bool by_rows = args.m >= args.n;
   pool_->run([&](std::size_t thread, std::size_t n_threads) {
-    const sys::Partition part =
-        by_rows ? sys::partition(args.m, thread, n_threads, kernels::kGemmCutM)
-                : sys::partition(args.n, thread, n_threads, kernels::kGemmCutN);
+    const sys::Partition part = by_rows
+                                    ? sys::partition(args.m, thread, n_threads, kernels::kGemmCutM)
+                                    : sys::partition(args.n, thread, n_threads, kernels::kGemmCutN);
     if (part.empty()) return;
     kernels::GemmArgs own = args;
     own.scratch = gemm_scratch(thread);
