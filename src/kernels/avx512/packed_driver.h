@@ -19,10 +19,14 @@
 ///   kChunk                   pieces that are unpacked at a time: 8 to 16 KiB
 ///   Unpacked<kVectors>       kChunk pieces of that many times 16 rows, ready for tiles
 ///   unpack(w, n, unpacked, v)        n pieces of two groups become vector v of unpacked
-///   tile(unpacked, x, n, sums)       adds n pieces times the blocks x[kTokens][n] on to sums
+///   tile(unpacked, x, n, ahead, sums)   adds n pieces times the blocks x[kTokens][n] on to sums,
+///   and
+///                                    takes steps ahead meanwhile
 ///   kFew                     tokens that dot() takes at most: as many as have room for their sums
 ///   kWideFrom                tokens from which dot() takes two groups at a time
-///   dot<kTokens>(w, x, n, sums)      sums [kTokens] of all n pieces of one group or two
+///   dot<kTokens>(w, x, n, jump, sums)   sums [kTokens] of all n pieces of one group or two; what
+///   comes
+///                                    after these lies `jump` bytes behind their end
 /// An output's f32 sum takes the same operations block after block in tile() and in dot().
 
 #include <type_traits>
@@ -53,15 +57,35 @@ RECUA_AVX512_INLINE TwoGroups two_groups(const MatmulArgs& args, std::size_t r) 
   return {first, args.n_rows - r > kPackedRows ? first + args.w_stride : first};
 }
 
+/// What will be unpacked next, asked for a few lines at a time while tiles compute: there is room
+/// for some 24 misses, and whoever asks for more at once waits for memory and computes nothing.
+template <std::size_t kVectors>
+struct Ahead {
+  const std::uint8_t* next;  // The first of 2 * kVectors groups,
+  std::size_t stride;        // so far apart,
+  std::size_t n_bytes;       // so much of each.
+  std::size_t at = 0;
+
+  template <std::size_t kLines>
+  [[gnu::always_inline]] void step() {
+    if (at >= n_bytes) return;
+    RECUA_UNROLL
+    for (std::size_t g = 0; g < 2 * kVectors; ++g) {
+      avx2::prefetch<64 * kLines>(next + g * stride + at);
+    }
+    at += 64 * kLines;
+  }
+};
+
 template <class F, std::size_t kVectors, std::size_t kTokens>
 RECUA_AVX512_INLINE void tile(const typename F::template Unpacked<kVectors>& w,
                               const std::byte* const* x, std::size_t begin, std::size_t n,
-                              SumRow* sums) {
+                              Ahead<kVectors>& ahead, SumRow* sums) {
   const typename F::Block* blocks[kTokens];
   for (std::size_t t = 0; t < kTokens; ++t) {
     blocks[t] = reinterpret_cast<const typename F::Block*>(x[t]) + begin;
   }
-  F::template tile<kVectors, kTokens>(w, blocks, n, sums);
+  F::template tile<kVectors, kTokens>(w, blocks, n, ahead, sums);
 }
 
 /// Rows [r, r + 16 * kVectors) by the tokens [t0, t0 + n_tokens).
@@ -81,23 +105,30 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
     for (std::size_t v = 0; v < kVectors; ++v) {
       F::unpack(two_groups(args, r + v * kVectorRows).from(b * F::kPieceBytes), n, unpacked, v);
     }
+    // Groups lie one after the other: behind these rows' last pieces are those of other rows that
+    // were just read, and the next ones' begin where the last group ends.
+    const std::size_t next =
+        b + F::kChunk < n_blocks ? (b + F::kChunk) * F::kPieceBytes : 2 * kVectors * args.w_stride;
+    Ahead<kVectors> ahead{.next = two_groups(args, r).a + next,
+                          .stride = args.w_stride,
+                          .n_bytes = F::kChunk * F::kPieceBytes};
     std::size_t t = 0;
-    for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, sums + t);
+    for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, ahead, sums + t);
     switch (n_tokens - t) {
       case 5:
-        tile<F, kVectors, 5>(unpacked, x + t, b, n, sums + t);
+        tile<F, kVectors, 5>(unpacked, x + t, b, n, ahead, sums + t);
         break;
       case 4:
-        tile<F, kVectors, 4>(unpacked, x + t, b, n, sums + t);
+        tile<F, kVectors, 4>(unpacked, x + t, b, n, ahead, sums + t);
         break;
       case 3:
-        tile<F, kVectors, 3>(unpacked, x + t, b, n, sums + t);
+        tile<F, kVectors, 3>(unpacked, x + t, b, n, ahead, sums + t);
         break;
       case 2:
-        tile<F, kVectors, 2>(unpacked, x + t, b, n, sums + t);
+        tile<F, kVectors, 2>(unpacked, x + t, b, n, ahead, sums + t);
         break;
       case 1:
-        tile<F, kVectors, 1>(unpacked, x + t, b, n, sums + t);
+        tile<F, kVectors, 1>(unpacked, x + t, b, n, ahead, sums + t);
         break;
       default:
         break;
@@ -121,6 +152,11 @@ RECUA_AVX512_INLINE void store_rows(float* out, __m256 sums, std::size_t n) {
   _mm256_mask_storeu_ps(out, static_cast<__mmask8>(first_lanes(n)), sums);
 }
 
+/// How far ahead of a piece that begins at byte `at` of `n_bytes` few tokens ask for memory.
+RECUA_AVX512_INLINE std::size_t bytes_ahead(std::size_t at, std::size_t n_bytes, std::size_t jump) {
+  return at + kAhead < n_bytes ? kAhead : kAhead + jump;
+}
+
 /// All rows by kTokens tokens, each group's bytes read once.
 template <class F, std::size_t kTokens>
 static void few_tokens(const MatmulArgs& args) {
@@ -133,9 +169,9 @@ static void few_tokens(const MatmulArgs& args) {
     const TwoGroups two = two_groups(args, r);
     typename Groups::Floats sums[kTokens];
     if constexpr (Groups::kRows == kPackedRows) {
-      F::template dot<kTokens>(OneGroup(two.a), blocks, args.n_in / F::kBlock, sums);
+      F::template dot<kTokens>(OneGroup(two.a), blocks, args.n_in / F::kBlock, 0, sums);
     } else {
-      F::template dot<kTokens>(two, blocks, args.n_in / F::kBlock, sums);
+      F::template dot<kTokens>(two, blocks, args.n_in / F::kBlock, args.w_stride, sums);
     }
     for (std::size_t t = 0; t < kTokens; ++t) {
       store_rows(args.out[t] + args.out_offset + r, sums[t], args.n_rows - r);

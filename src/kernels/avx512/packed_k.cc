@@ -51,7 +51,6 @@ struct PackedQ4_K {
                                   std::size_t v) {
     for (std::size_t b = 0; b < n; ++b) {
       const TwoGroups piece = w.from(b * kPieceBytes);
-      piece.prefetch<kPieceBytes>(kChunk * kPieceBytes);
       _mm512_store_ps(to.d[b][v], piece.halves(0));
       _mm512_store_ps(to.dmin[b][v], piece.halves(16));
       alignas(64) std::uint8_t numbers[128];
@@ -84,7 +83,7 @@ struct PackedQ4_K {
 
   template <std::size_t kVectors, std::size_t kTokens>
   [[gnu::noinline]] static void tile(const Unpacked<kVectors>& w, const Block* const* x,
-                                     std::size_t n, SumRow* sums) {
+                                     std::size_t n, Ahead<kVectors>& ahead, SumRow* sums) {
     const Block* at[kTokens];
     RECUA_UNROLL
     for (std::size_t t = 0; t < kTokens; ++t) at[t] = x[t];
@@ -96,6 +95,7 @@ struct PackedQ4_K {
         for (std::size_t t = 0; t < kTokens; ++t) all[v][t] = _mm512_setzero_si512();
       }
       for (std::size_t i = 0; i < 8; ++i) {
+        ahead.template step<1>();
         __m512i s[kVectors][kTokens];
         RECUA_UNROLL
         for (std::size_t j = 0; j < 8; ++j) {
@@ -137,7 +137,7 @@ struct PackedQ4_K {
   }
 
   template <std::size_t kTokens, class Groups>
-  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n,
+  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n, std::size_t jump,
                                typename Groups::Floats* sums) {
     using Ints = typename Groups::Ints;
     RECUA_UNROLL
@@ -149,12 +149,13 @@ struct PackedQ4_K {
       for (std::size_t t = 0; t < kTokens; ++t) all[t] = Groups::ints(0);
       alignas(64) std::uint8_t scales[8 * Groups::kRows];
       alignas(64) std::uint8_t mins[8 * Groups::kRows];
-      piece.template prefetch<128>(kAhead);
+      const std::size_t ahead = bytes_ahead(b * kPieceBytes, n * kPieceBytes, jump);
+      piece.template prefetch<128>(ahead);
       piece.six_bits(32, scales);
       piece.six_bits(80, mins);
       for (std::size_t c = 0; c < 4; ++c) {
         const Groups quarter = piece.from(128 + 256 * c);
-        quarter.template prefetch<256>(kAhead);
+        quarter.template prefetch<256>(ahead);
         Ints low[kTokens];
         Ints high[kTokens];
         RECUA_UNROLL
@@ -239,7 +240,6 @@ struct PackedQ6_K {
                                   std::size_t v) {
     for (std::size_t b = 0; b < n; ++b) {
       const TwoGroups piece = w.from(b * kPieceBytes);
-      piece.prefetch<kPieceBytes>(kChunk * kPieceBytes);
       _mm512_store_ps(to.d[b][v], piece.halves(0));
       for (std::size_t i = 0; i < 16; ++i) {
         store512(to.scale[b][i][v], piece.signed_bytes(16 + 8 * i));
@@ -255,7 +255,7 @@ struct PackedQ6_K {
 
   template <std::size_t kVectors, std::size_t kTokens>
   [[gnu::noinline]] static void tile(const Unpacked<kVectors>& w, const Block* const* x,
-                                     std::size_t n, SumRow* sums) {
+                                     std::size_t n, Ahead<kVectors>& ahead, SumRow* sums) {
     const Block* at[kTokens];
     RECUA_UNROLL
     for (std::size_t t = 0; t < kTokens; ++t) at[t] = x[t];
@@ -267,6 +267,7 @@ struct PackedQ6_K {
         for (std::size_t t = 0; t < kTokens; ++t) all[v][t] = _mm512_setzero_si512();
       }
       for (std::size_t i = 0; i < 16; ++i) {
+        ahead.template step<1>();
         __m512i s[kVectors][kTokens];
         RECUA_UNROLL
         for (std::size_t t = 0; t < kTokens; ++t) {
@@ -307,7 +308,7 @@ struct PackedQ6_K {
   }
 
   template <std::size_t kTokens, class Groups>
-  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n,
+  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n, std::size_t jump,
                                typename Groups::Floats* sums) {
     using Ints = typename Groups::Ints;
     RECUA_UNROLL
@@ -317,10 +318,11 @@ struct PackedQ6_K {
       Ints all[kTokens];
       RECUA_UNROLL
       for (std::size_t t = 0; t < kTokens; ++t) all[t] = Groups::ints(0);
+      const std::size_t ahead = bytes_ahead(b * kPieceBytes, n * kPieceBytes, jump);
       for (std::size_t quarter = 0; quarter < 4; ++quarter) {
         const std::size_t half = quarter / 2;
         const std::size_t i = quarter % 2;  // Groups i, 2 + i, 4 + i and 6 + i of the half.
-        piece.template prefetch<kPieceBytes / 4>(quarter * (kPieceBytes / 4) + kAhead);
+        piece.template prefetch<kPieceBytes / 4>(quarter * (kPieceBytes / 4) + ahead);
         Ints s[4][kTokens];
         RECUA_UNROLL
         for (std::size_t t = 0; t < kTokens; ++t) {

@@ -71,7 +71,6 @@ struct Packed32 {
                                   std::size_t v) {
     for (std::size_t b = 0; b < n; ++b) {
       const TwoGroups piece = w.from(b * kPieceBytes);
-      piece.prefetch<kPieceBytes>(kChunk * kPieceBytes);
       const auto weights = Bytes::weights(piece);
       RECUA_UNROLL
       for (std::size_t j = 0; j < 8; ++j) store512(to.q[b][j][v], weights.q[j]);
@@ -81,7 +80,7 @@ struct Packed32 {
 
   template <std::size_t kVectors, std::size_t kTokens>
   [[gnu::noinline]] static void tile(const Unpacked<kVectors>& w, const Block* const* x,
-                                     std::size_t n, SumRow* sums) {
+                                     std::size_t n, Ahead<kVectors>& ahead, SumRow* sums) {
     const Block* at[kTokens];
     __m512 sum[kVectors][kTokens];
     RECUA_UNROLL
@@ -91,6 +90,7 @@ struct Packed32 {
       for (std::size_t v = 0; v < kVectors; ++v) sum[v][t] = _mm512_load_ps(sums[t] + 16 * v);
     }
     for (std::size_t b = 0; b < n; ++b) {
+      ahead.template step<2>();
       __m512i s[kVectors][kTokens];
       RECUA_UNROLL
       for (std::size_t t = 0; t < kTokens; ++t) {
@@ -124,7 +124,7 @@ struct Packed32 {
   }
 
   template <std::size_t kTokens, class Groups>
-  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n,
+  RECUA_AVX512_INLINE void dot(Groups w, const Block* const* x, std::size_t n, std::size_t jump,
                                typename Groups::Floats* sums) {
     const Block* at[kTokens];
     typename Groups::Floats sum[kTokens];
@@ -135,7 +135,7 @@ struct Packed32 {
     }
     for (std::size_t b = 0; b < n; ++b) {
       const Groups piece = w.from(b * kPieceBytes);
-      piece.template prefetch<kPieceBytes>(kAhead);
+      piece.template prefetch<kPieceBytes>(bytes_ahead(b * kPieceBytes, n * kPieceBytes, jump));
       typename Groups::Ints s[kTokens];
       RECUA_UNROLL
       for (std::size_t t = 0; t < kTokens; ++t) s[t] = Groups::ints(at[t][b].offset);
