@@ -66,7 +66,6 @@ struct PackedBytes {
                                 std::size_t g) {
     for (std::size_t b = 0; b < n; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
-      prefetch<kPieceBytes>(piece + kChunk * kPieceBytes);
       _mm256_store_ps(to.d[b][g], Numbers::scale(piece));
       if constexpr (kHasMin) _mm256_store_ps(to.m[b][g], Numbers::min(piece));
       for (std::size_t j = 0; j < 4; ++j) {

@@ -78,7 +78,6 @@ struct PackedGroups {
                                 std::size_t g) {
     for (std::size_t b = 0; b < n; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
-      prefetch<kPieceBytes>(piece + kChunk * kPieceBytes);
       Scales scales;
       Numbers::scales(piece, scales);
       _mm256_store_ps(to.d[b][g], Numbers::scale(piece));

@@ -38,7 +38,6 @@ struct PackedQ4_K {
                                 std::size_t g) {
     for (std::size_t b = 0; b < n; ++b) {
       const std::uint8_t* const piece = w + b * kPieceBytes;
-      prefetch<kPieceBytes>(piece + kChunk * kPieceBytes);
       _mm256_store_ps(to.d[b][g], load8_f16(piece));
       _mm256_store_ps(to.dmin[b][g], load8_f16(piece + 16));
       alignas(32) std::uint8_t numbers[64];

@@ -54,7 +54,6 @@ struct PackedWords {
     };
     for (std::size_t p = 0; p < n; ++p) {
       const std::uint8_t* const piece = w + p * kPieceBytes;
-      prefetch<kPieceBytes>(piece + kChunk * kPieceBytes);
       for (std::size_t i = 0; i < kBlocks; ++i) {
         const std::size_t b = p * kBlocks + i;
         _mm256_store_ps(to.d[b][g], Numbers::scale(piece, i));
