@@ -51,8 +51,8 @@ RECUA_AVX2_INLINE void store_rows(float* out, __m256 sums, std::size_t n) {
   }
 }
 
-/// What will be unpacked next, asked for a few lines at a time between tiles: there is room for some
-/// 24 misses, and whoever asks for more at once waits for memory and computes nothing.
+/// What will be unpacked next, asked for a few lines at a time between tiles: there is room for
+/// some 24 misses, and whoever asks for more at once waits for memory and computes nothing.
 template <std::size_t kGroups>
 struct Ahead {
   const std::uint8_t* next;  // The first of kGroups groups,
@@ -88,8 +88,8 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
     }
     // Groups lie one after the other: behind these rows' last pieces are those of other rows that
     // were just read, and the next ones' begin where the last group ends.
-    const std::size_t next = b + F::kChunk < n_blocks ? (b + F::kChunk) * F::kPieceBytes
-                                                      : kGroups * args.w_stride;
+    const std::size_t next =
+        b + F::kChunk < n_blocks ? (b + F::kChunk) * F::kPieceBytes : kGroups * args.w_stride;
     Ahead<kGroups> ahead{
         .next = w + next, .stride = args.w_stride, .n_bytes = F::kChunk * F::kPieceBytes};
     std::size_t t = 0;
