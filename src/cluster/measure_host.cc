@@ -9,19 +9,6 @@ namespace {
 
 namespace asio = boost::asio;
 
-/// A measurement on the Offload; what it throws becomes an error.
-template <class T>
-asio::awaitable<Result<T>> measured(Offload& offload, std::function<Result<T>()> measure) {
-  Result<T> out = Error{ErrorCode::kResourceExhausted, "measuring ran out of memory or threads"};
-  const std::function<void()> work = [&] { out = measure(); };
-  try {
-    co_await offload.run(work);
-  } catch (const std::exception&) {
-    co_return out;
-  }
-  co_return out;
-}
-
 }  // namespace
 
 Result<void> MeasureHost::check_free() const {
@@ -33,32 +20,38 @@ Result<void> MeasureHost::check_free() const {
   return ok();
 }
 
+template <class T>
+asio::awaitable<Result<T>> MeasureHost::measure(std::function<Result<T>()> what) {
+  RECUA_CO_RETURN_IF_ERROR(check_free());
+  Result<T> out = Error{ErrorCode::kResourceExhausted, "measuring ran out of memory or threads"};
+  const std::function<void()> work = [&] { out = what(); };
+  busy_ = true;
+  try {
+    co_await offload_->run(work);
+  } catch (const std::exception&) {  // out says it.
+  }
+  busy_ = false;
+  co_return out;
+}
+
 asio::awaitable<Result<wire::ControlMessage>> MeasureHost::speed(
     const wire::MeasureSpeed& message) {
   RECUA_CO_ASSIGN_OR_RETURN(const SpeedRequest request, from_wire(message));
-  RECUA_CO_RETURN_IF_ERROR(check_free());
-  busy_ = true;
-  const std::function<Result<MachineSpeed>()> measure = [&] { return measuring_.speed(request); };
-  const Result<MachineSpeed> speed = co_await measured(*offload_, measure);
-  busy_ = false;
-  if (!speed.ok()) co_return Error(speed.error());
+  const std::function<Result<MachineSpeed>()> what = [&] { return measuring_.speed(request); };
+  RECUA_CO_ASSIGN_OR_RETURN(const MachineSpeed speed, co_await measure(what));
   wire::ControlMessage reply;
-  to_wire(*speed, *reply.mutable_speed_measured());
+  to_wire(speed, *reply.mutable_speed_measured());
   co_return reply;
 }
 
 asio::awaitable<Result<wire::ControlMessage>> MeasureHost::link(const wire::MeasureLink& message) {
   RECUA_CO_ASSIGN_OR_RETURN(const LinkRequest request, from_wire(message));
-  RECUA_CO_RETURN_IF_ERROR(check_free());
-  busy_ = true;
-  const std::function<Result<LinkSpec>()> measure = [&] {
+  const std::function<Result<LinkSpec>()> what = [&] {
     return measuring_.link(request.peer, request.transports);
   };
-  const Result<LinkSpec> link = co_await measured(*offload_, measure);
-  busy_ = false;
-  if (!link.ok()) co_return Error(link.error());
+  RECUA_CO_ASSIGN_OR_RETURN(const LinkSpec link, co_await measure(what));
   wire::ControlMessage reply;
-  to_wire(*link, *reply.mutable_link_measured());
+  to_wire(link, *reply.mutable_link_measured());
   co_return reply;
 }
 

@@ -31,6 +31,9 @@ class MeasureHost {
 
  private:
   [[nodiscard]] Result<void> check_free() const;
+  /// A measurement on the Offload, if this is its time; what it throws becomes an error.
+  template <class T>
+  boost::asio::awaitable<Result<T>> measure(std::function<Result<T>()> what);
 
   Offload* offload_;
   Measuring measuring_;

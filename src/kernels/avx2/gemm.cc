@@ -32,42 +32,38 @@ RECUA_AVX2_INLINE Sums multiply(const float* a, const float* b, std::size_t k) {
   return sums;
 }
 
-// The tile at c, of which rows x columns exist.
-RECUA_AVX2_INLINE void tile(const float* a, const float* b, std::size_t k, bool add, float* c,
-                            std::size_t stride, std::size_t rows, std::size_t columns) {
-  const Sums sums = multiply(a, b, k);
-  if (rows == kM && columns == kN) {
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < kM; ++i) {
-      float* const out = c + i * stride;
-      const __m256 low = add ? _mm256_add_ps(_mm256_loadu_ps(out), sums.at[i][0]) : sums.at[i][0];
-      const __m256 high =
-          add ? _mm256_add_ps(_mm256_loadu_ps(out + 8), sums.at[i][1]) : sums.at[i][1];
-      _mm256_storeu_ps(out, low);
-      _mm256_storeu_ps(out + 8, high);
-    }
-    return;
-  }
-  alignas(32) float copy[kM * kN];
-#pragma GCC unroll 8
-  for (std::size_t i = 0; i < kM; ++i) {
-    _mm256_store_ps(copy + i * kN, sums.at[i][0]);
-    _mm256_store_ps(copy + i * kN + 8, sums.at[i][1]);
-  }
-  for (std::size_t i = 0; i < rows; ++i) {
-    for (std::size_t j = 0; j < columns; ++j) {
-      float& out = c[i * stride + j];
-      out = add ? out + copy[i * kN + j] : copy[i * kN + j];
-    }
-  }
-}
-
 struct Tile {
   static constexpr std::size_t kM = avx2::kM;
   static constexpr std::size_t kN = avx2::kN;
+
+  // At c, of which rows x columns exist.
   RECUA_AVX2_INLINE void run(const float* a, const float* b, std::size_t k, bool add, float* c,
                              std::size_t stride, std::size_t rows, std::size_t columns) {
-    tile(a, b, k, add, c, stride, rows, columns);
+    const Sums sums = multiply(a, b, k);
+    if (rows == kM && columns == kN) {
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < kM; ++i) {
+        float* const out = c + i * stride;
+        const __m256 low = add ? _mm256_add_ps(_mm256_loadu_ps(out), sums.at[i][0]) : sums.at[i][0];
+        const __m256 high =
+            add ? _mm256_add_ps(_mm256_loadu_ps(out + 8), sums.at[i][1]) : sums.at[i][1];
+        _mm256_storeu_ps(out, low);
+        _mm256_storeu_ps(out + 8, high);
+      }
+      return;
+    }
+    alignas(32) float copy[kM * kN];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < kM; ++i) {
+      _mm256_store_ps(copy + i * kN, sums.at[i][0]);
+      _mm256_store_ps(copy + i * kN + 8, sums.at[i][1]);
+    }
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t j = 0; j < columns; ++j) {
+        float& out = c[i * stride + j];
+        out = add ? out + copy[i * kN + j] : copy[i * kN + j];
+      }
+    }
   }
 };
 

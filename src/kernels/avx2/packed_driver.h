@@ -19,6 +19,7 @@
 /// An output's f32 sum takes the same operations block after block in tile() and in dot().
 
 #include "kernels/activation.h"
+#include "kernels/avx2/ahead.h"
 #include "kernels/avx2/common.h"
 #include "kernels/matmul.h"
 #include "kernels/packed.h"
@@ -51,24 +52,6 @@ RECUA_AVX2_INLINE void store_rows(float* out, __m256 sums, std::size_t n) {
   }
 }
 
-/// What will be unpacked next, asked for a few lines at a time between tiles: there is room for
-/// some 24 misses, and whoever asks for more at once waits for memory and computes nothing.
-template <std::size_t kGroups>
-struct Ahead {
-  const std::uint8_t* next;  // The first of kGroups groups,
-  std::size_t stride;        // so far apart,
-  std::size_t n_bytes;       // so much of each.
-  std::size_t at = 0;
-
-  [[gnu::always_inline]] void step() {
-    constexpr std::size_t kBytes = 512;
-    if (at >= n_bytes) return;
-    RECUA_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) prefetch<kBytes>(next + g * stride + at);
-    at += kBytes;
-  }
-};
-
 /// Rows [r, r + 8 * kGroups) by the tokens [t0, t0 + n_tokens).
 template <class F, std::size_t kGroups>
 static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std::size_t n_tokens) {
@@ -86,23 +69,19 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
     for (std::size_t g = 0; g < kGroups; ++g) {
       F::unpack(w + g * args.w_stride + b * F::kPieceBytes, n, unpacked, g);
     }
-    // Groups lie one after the other: behind these rows' last pieces are those of other rows that
-    // were just read, and the next ones' begin where the last group ends.
-    const std::size_t next =
-        b + F::kChunk < n_blocks ? (b + F::kChunk) * F::kPieceBytes : kGroups * args.w_stride;
-    Ahead<kGroups> ahead{
-        .next = w + next, .stride = args.w_stride, .n_bytes = F::kChunk * F::kPieceBytes};
+    Ahead<kGroups> ahead = behind<F, kGroups>(w, args.w_stride, b, n_blocks);
     std::size_t t = 0;
     for (; n_tokens - t >= 3 && n_tokens - t != 4; t += 3) {
-      ahead.step();
+      ahead.template step<8>();
       F::template tile<kGroups, 3>(unpacked, x + t, args.n_in, b, n, sums[t]);
     }
     for (; n_tokens - t >= 2; t += 2) {
-      ahead.step();
+      ahead.template step<8>();
       F::template tile<kGroups, 2>(unpacked, x + t, args.n_in, b, n, sums[t]);
     }
     if (t < n_tokens) F::template tile<kGroups, 1>(unpacked, x + t, args.n_in, b, n, sums[t]);
-    while (ahead.at < ahead.n_bytes) ahead.step();  // Few tiles have not asked for all of it.
+    while (ahead.at < ahead.n_bytes)
+      ahead.template step<8>();  // Few tiles have not asked for all of it.
   }
   for (std::size_t t = 0; t < n_tokens; ++t) {
     float* const out = args.out[t0 + t] + args.out_offset + r;

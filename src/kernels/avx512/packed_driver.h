@@ -32,6 +32,7 @@
 #include <type_traits>
 
 #include "kernels/activation.h"
+#include "kernels/avx2/ahead.h"
 #include "kernels/avx512/lanes.h"
 #include "kernels/matmul.h"
 #include "kernels/packed.h"
@@ -57,25 +58,9 @@ RECUA_AVX512_INLINE TwoGroups two_groups(const MatmulArgs& args, std::size_t r) 
   return {first, args.n_rows - r > kPackedRows ? first + args.w_stride : first};
 }
 
-/// What will be unpacked next, asked for a few lines at a time while tiles compute: there is room
-/// for some 24 misses, and whoever asks for more at once waits for memory and computes nothing.
+/// Of the groups that a tile's vectors hold.
 template <std::size_t kVectors>
-struct Ahead {
-  const std::uint8_t* next;  // The first of 2 * kVectors groups,
-  std::size_t stride;        // so far apart,
-  std::size_t n_bytes;       // so much of each.
-  std::size_t at = 0;
-
-  template <std::size_t kLines>
-  [[gnu::always_inline]] void step() {
-    if (at >= n_bytes) return;
-    RECUA_UNROLL
-    for (std::size_t g = 0; g < 2 * kVectors; ++g) {
-      avx2::prefetch<64 * kLines>(next + g * stride + at);
-    }
-    at += 64 * kLines;
-  }
-};
+using Ahead = avx2::Ahead<2 * kVectors>;
 
 template <class F, std::size_t kVectors, std::size_t kTokens>
 RECUA_AVX512_INLINE void tile(const typename F::template Unpacked<kVectors>& w,
@@ -105,13 +90,8 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
     for (std::size_t v = 0; v < kVectors; ++v) {
       F::unpack(two_groups(args, r + v * kVectorRows).from(b * F::kPieceBytes), n, unpacked, v);
     }
-    // Groups lie one after the other: behind these rows' last pieces are those of other rows that
-    // were just read, and the next ones' begin where the last group ends.
-    const std::size_t next =
-        b + F::kChunk < n_blocks ? (b + F::kChunk) * F::kPieceBytes : 2 * kVectors * args.w_stride;
-    Ahead<kVectors> ahead{.next = two_groups(args, r).a + next,
-                          .stride = args.w_stride,
-                          .n_bytes = F::kChunk * F::kPieceBytes};
+    Ahead<kVectors> ahead =
+        avx2::behind<F, 2 * kVectors>(two_groups(args, r).a, args.w_stride, b, n_blocks);
     std::size_t t = 0;
     for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, ahead, sums + t);
     switch (n_tokens - t) {
