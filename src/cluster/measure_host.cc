@@ -23,12 +23,14 @@ Result<void> MeasureHost::check_free() const {
 template <class T>
 asio::awaitable<Result<T>> MeasureHost::measure(std::function<Result<T>()> what) {
   RECUA_CO_RETURN_IF_ERROR(check_free());
-  Result<T> out = Error{ErrorCode::kResourceExhausted, "measuring ran out of memory or threads"};
+  const Error thrown{ErrorCode::kResourceExhausted, "measuring ran out of memory or threads"};
+  Result<T> out = thrown;
   const std::function<void()> work = [&] { out = what(); };
   busy_ = true;
   try {
     co_await offload_->run(work);
-  } catch (const std::exception&) {  // out says it.
+  } catch (const std::exception&) {
+    out = thrown;
   }
   busy_ = false;
   co_return out;
