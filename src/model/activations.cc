@@ -43,29 +43,44 @@ compute::Rows SplitInput::whole_blocks(const RowBuffer& buffer, std::size_t n_ro
 namespace {
 
 constexpr std::size_t kLineFloats = 16;  // Buffers begin at lines of 64 bytes.
-constexpr std::size_t kApart = SIZE_MAX;
+
+// Rows that a whole feed-forward takes at a time: its gate and up are most of the working memory,
+// and products of 256 rows are as fast as those of 512.
+constexpr std::size_t kFeedForwardRows = 256;
+
+// Rows of one kind lie one after another in Activations::shared, those of both kinds at the same
+// place.
+enum class Memory { kOwn, kAttention, kFeedForward };
 
 struct NeededRows {
   RowBuffer Activations::* buffer;
   const char* what;
   std::size_t n_rows;
   std::size_t n_cols;
-  std::size_t in_up = kApart;  // Where in up's memory, in floats; kApart: in memory of their own.
+  Memory memory = Memory::kOwn;
+
+  [[nodiscard]] std::size_t floats() const { return n_rows * n_cols; }
 };
 
-// Lays attention's rows into up's memory, in their order, those that fit. `attended` may have
-// columns that must stay zero: attended_apart then.
-void share_memory(std::vector<NeededRows>& needed, std::size_t up_floats, bool attended_apart) {
-  std::size_t used = 0;
-  for (NeededRows& rows : needed) {
-    const bool of_attention = rows.buffer == &Activations::q || rows.buffer == &Activations::k ||
-                              rows.buffer == &Activations::v ||
-                              (rows.buffer == &Activations::attended && !attended_apart);
-    const std::size_t floats = align_up(rows.n_rows * rows.n_cols, kLineFloats);
-    if (!of_attention || floats > up_floats - used) continue;
-    rows.in_up = used;
-    used += floats;
+// Where shared rows begin, in floats.
+class SharedMemory {
+ public:
+  std::size_t place(const NeededRows& rows) {
+    std::size_t& used = rows.memory == Memory::kAttention ? attention_ : feed_forward_;
+    return std::exchange(used, used + align_up(rows.floats(), kLineFloats));
   }
+  [[nodiscard]] std::size_t floats() const { return std::max(attention_, feed_forward_); }
+
+ private:
+  std::size_t attention_ = 0;
+  std::size_t feed_forward_ = 0;
+};
+
+// Several ranks sum all rows of a product while they compute it, so they do not go in pieces; each
+// has only a part of the columns.
+std::size_t feed_forward_rows_of(const HyperParams& hp, const Share& share, std::size_t n_rows) {
+  const bool whole = share.ffn == whole_share(hp).ffn;
+  return whole && hp.n_experts == 0 ? std::min(n_rows, kFeedForwardRows) : n_rows;
 }
 
 std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, std::size_t n_rows,
@@ -75,25 +90,28 @@ std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, s
   const std::size_t hidden = hp.hidden_size;
   const std::size_t q_size = std::size_t{share.heads.size()} * hp.head_dim;
   const std::size_t kv_size = std::size_t{share.kv_heads.size()} * hp.head_dim;
+  const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
+  const std::size_t n_ffn_rows = feed_forward_rows_of(hp, share, n_rows) * n_used;
+  // Columns that must stay zero are in memory that nobody else writes.
+  const Memory attended = attended_size == q_size ? Memory::kAttention : Memory::kOwn;
+  const Memory gate = gate_size == share.ffn.size() ? Memory::kFeedForward : Memory::kOwn;
   std::vector<NeededRows> out = {
       {&A::x, "x", n_rows, hidden},
       {&A::x_selected, "x", n_rows, hidden},
       {&A::normed, "norm", n_rows, hidden},
       {&A::projected, "projection", n_rows, hidden},
-      {&A::q, "q", n_rows, q_size},
-      {&A::k, "k", n_rows, kv_size},
-      {&A::v, "v", n_rows, kv_size},
-      {&A::attended, "attention", n_rows, attended_size},
+      {&A::q, "q", n_rows, q_size, Memory::kAttention},
+      {&A::k, "k", n_rows, kv_size, Memory::kAttention},
+      {&A::v, "v", n_rows, kv_size, Memory::kAttention},
+      {&A::attended, "attention", n_rows, attended_size, attended},
       {&A::rope, "RoPE", n_rows, hp.rope_dim},
       {&A::rope_selected, "RoPE", n_rows, hp.rope_dim},
+      {&A::gate, "gate", n_ffn_rows, gate_size, gate},
+      {&A::up, "up", n_ffn_rows, share.ffn.size(), Memory::kFeedForward},
   };
-  const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
-  out.push_back({&A::gate, "gate", n_rows * n_used, gate_size});
-  out.push_back({&A::up, "up", n_rows * n_used, share.ffn.size()});
-  share_memory(out, n_rows * n_used * share.ffn.size(), attended_size != q_size);
   if (hp.n_experts > 0) {
     static_assert(sizeof(std::int32_t) == sizeof(float));
-    out.push_back({&A::expert_out, "experts", n_rows * n_used, hidden});
+    out.push_back({&A::expert_out, "experts", n_ffn_rows, hidden});
     out.push_back({&A::router, "router", n_rows, hp.n_experts});
     out.push_back({&A::expert_ids, "router", n_rows, n_used});
     out.push_back({&A::expert_weights, "router", n_rows, n_used});
@@ -123,28 +141,39 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   Activations a;
   a.attended_cols = attended_cols_of(hp, share);
   a.gate_cols = gate_cols_of(hp, share);
-  std::vector<NeededRows> shared;
-  for (const NeededRows& rows : needed_rows(hp, share, n_rows, n_logit_rows,
-                                            a.attended_cols.held.size(), a.gate_cols.held.size())) {
-    if (rows.in_up != kApart) {
-      shared.push_back(rows);
-      continue;
-    }
-    RECUA_RETURN_IF_ERROR((a.*rows.buffer).allocate(device, rows.what, rows.n_rows, rows.n_cols));
+  a.feed_forward_rows = feed_forward_rows_of(hp, share, n_rows);
+  const std::vector<NeededRows> needed = needed_rows(
+      hp, share, n_rows, n_logit_rows, a.attended_cols.held.size(), a.gate_cols.held.size());
+  SharedMemory size;
+  for (const NeededRows& rows : needed) {
+    if (rows.memory != Memory::kOwn) size.place(rows);
   }
-  for (const NeededRows& rows : shared) (a.*rows.buffer).share(a.up, rows.in_up, rows.n_cols);
+  RECUA_RETURN_IF_ERROR(a.shared.allocate(device, "attention and feed-forward", 1, size.floats()));
+  SharedMemory shared;
+  for (const NeededRows& rows : needed) {
+    if (rows.memory == Memory::kOwn) {
+      RECUA_RETURN_IF_ERROR((a.*rows.buffer).allocate(device, rows.what, rows.n_rows, rows.n_cols));
+    } else {
+      (a.*rows.buffer).share(a.shared, shared.place(rows), rows.n_cols);
+    }
+  }
   return a;
 }
 
 std::size_t Activations::bytes(const HyperParams& hp, const Share& share, std::size_t n_rows,
                                std::size_t n_logit_rows) {
+  SharedMemory shared;
   std::size_t floats = 0;
   for (const NeededRows& rows :
        needed_rows(hp, share, n_rows, n_logit_rows, attended_cols_of(hp, share).held.size(),
                    gate_cols_of(hp, share).held.size())) {
-    if (rows.in_up == kApart) floats += rows.n_rows * rows.n_cols;
+    if (rows.memory == Memory::kOwn) {
+      floats += rows.floats();
+    } else {
+      shared.place(rows);
+    }
   }
-  return floats * sizeof(float);
+  return (floats + shared.floats()) * sizeof(float);
 }
 
 Result<void> Activations::allocate_lora(compute::Device& device, std::size_t n_rows,

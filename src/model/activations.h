@@ -60,9 +60,9 @@ struct SplitInput {
 };
 
 /// Widths: see model/weights.h; those of heads, ffn_size and vocab_size are the rank's own. With
-/// experts gate, up and expert_out hold n_experts_used rows for each row of the micro-batch.
-/// Attention's q, k, v and attended lie where the feed-forward's up does, when they fit: neither
-/// needs the other's.
+/// experts gate, up and expert_out hold n_experts_used rows for each row of the micro-batch;
+/// without them gate and up hold feed_forward_rows. Attention's q, k, v and attended lie where the
+/// feed-forward's gate and up do: neither needs the other's.
 struct Activations {
   RowBuffer x;                    // The residual stream.
   RowBuffer x_selected;           // Its rows that are asked for, in the last layer of the model.
@@ -71,6 +71,7 @@ struct Activations {
   RowBuffer q, k, v;              // After rotation.
   RowBuffer attended;             // What attention gives, before its output matrix (SplitInput).
   RowBuffer gate, up;             // Feed-forward; gate is a SplitInput.
+  RowBuffer shared;               // What attention's and the feed-forward's rows lie in.
   RowBuffer rope, rope_selected;  // Cosines and sines.
   RowBuffer router, expert_out;   // With experts.
   RowBuffer expert_ids, expert_weights;
@@ -80,6 +81,7 @@ struct Activations {
   RowBuffer lora_low, lora_added;  // With an adapter: A x, and B (A x).
 
   SplitInput attended_cols, gate_cols;
+  std::size_t feed_forward_rows = 0;  // As many go through the feed-forward at a time.
 
   static Result<Activations> create(compute::Device& device, const HyperParams& hp,
                                     const Share& share, std::size_t n_rows,

@@ -138,16 +138,20 @@ Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
   const Rows normed = a_.normed.rows(n);
   device_.rms_norm(x, *layer.ffn_norm, hp_.rms_eps, normed);
   if (layer.router) return experts(layer, normed);
-  const Rows gate = a_.gate_cols.own_cols(a_.gate, n);
-  const Rows up = a_.up.rows(n);
-  device_.matmul(*layer.gate, normed, gate);
-  adapt(layer.gate_lora, normed, gate);
-  device_.matmul(*layer.up, normed, up);
-  adapt(layer.up_lora, normed, up);
-  device_.silu_mul(gate, up, gate);
   const Rows projected = a_.projected.rows(n);
-  RECUA_RETURN_IF_ERROR(
-      matmul_over_ranks(*layer.down, layer.down_lora, a_.gate, a_.gate_cols, projected));
+  for (std::size_t begin = 0; begin < n; begin += a_.feed_forward_rows) {
+    const std::size_t n_piece = std::min(a_.feed_forward_rows, n - begin);
+    const Rows in = normed.slice_rows(begin, n_piece);
+    const Rows gate = a_.gate_cols.own_cols(a_.gate, n_piece);
+    const Rows up = a_.up.rows(n_piece);
+    device_.matmul(*layer.gate, in, gate);
+    adapt(layer.gate_lora, in, gate);
+    device_.matmul(*layer.up, in, up);
+    adapt(layer.up_lora, in, up);
+    device_.silu_mul(gate, up, gate);
+    RECUA_RETURN_IF_ERROR(matmul_over_ranks(*layer.down, layer.down_lora, a_.gate, a_.gate_cols,
+                                            projected.slice_rows(begin, n_piece)));
+  }
   return projected;
 }
 

@@ -25,4 +25,10 @@ Result<compute::TensorBytes> LocalWeightSource::tensor(std::string_view tensor_n
                               .in_mapped_file = file_->is_mapped(info->shard)};
 }
 
+void LocalWeightSource::loaded() const {
+  for (std::size_t i = 0; i < file_->n_shards(); ++i) {
+    if (file_->is_mapped(i)) drop_mapped_pages(file_->shard_bytes(i));
+  }
+}
+
 }  // namespace recua::model

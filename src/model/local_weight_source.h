@@ -15,6 +15,8 @@ class LocalWeightSource final : public WeightSource {
 
   [[nodiscard]] bool has(std::string_view tensor_name) const override;
   Result<compute::TensorBytes> tensor(std::string_view tensor_name) const override;
+  /// Drops the pages of the mapped file; the bytes that are still used come back by themselves.
+  void loaded() const override;
 
  private:
   std::shared_ptr<const gguf::GgufFile> file_;

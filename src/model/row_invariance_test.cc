@@ -195,6 +195,33 @@ INSTANTIATE_TEST_SUITE_P(
                       "random/rnd-qwen2-f16.gguf", "random/rnd-qwen3-f16.gguf",
                       "random/rnd-mixtral-f16.gguf", "random/rnd-mixtral-q4_0.gguf"));
 
+// So many rows that the feed-forward takes them in pieces, the last of them short: all logits of
+// one long micro-batch against those of short ones.
+TEST(RowsInPieces, LongMicroBatchesGiveTheBitsOfShortOnes) {
+  constexpr std::uint32_t kPromptTokens = 300;
+  const auto device = test_device(2);
+  const auto logits_of = [&](std::uint32_t n_ubatch) {
+    const SliceOptions options = {.n_ctx = 320, .page_tokens = kPageTokens, .n_ubatch = n_ubatch};
+    auto executor = LocalExecutor::create(*device, open_golden("models/stories260K.gguf"), options);
+    EXPECT_TRUE(executor.ok());
+    Rng rng(3);
+    std::vector<TokenId> tokens(kPromptTokens);
+    for (TokenId& id : tokens) id = static_cast<TokenId>(rng.below((*executor)->info().vocab_size));
+    TestSequence sequence{.seq = 0, .first_page = 0, .page_tokens = kPageTokens};
+    StepBatch batch;
+    batch.parts.push_back(sequence.next(tokens));
+    for (std::uint32_t row = 0; row < kPromptTokens; ++row) {
+      batch.outputs.push_back({.row = row, .kind = OutputRequest::Kind::kLogits});
+    }
+    auto result = run_awaitable((*executor)->step(std::move(batch)));
+    EXPECT_TRUE(result.ok());
+    Logits out;
+    for (const auto& output : result->outputs) out.push_back(output.logits);
+    return out;
+  };
+  EXPECT_EQ(logits_of(kPromptTokens), logits_of(70));
+}
+
 // Sequence operations: a fork goes on as if it had been fed from the start, and a truncated
 // sequence as if the rest had never been.
 TEST(SequenceOps, ForksAndTruncatedSequencesContinueAsIfFedAnew) {

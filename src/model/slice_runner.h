@@ -40,6 +40,8 @@ class WeightSource {
   /// A rank's part, as cut_tensor() gives it; by default that, of tensor(). A source that keeps
   /// only parts gives its own, and need not have the whole tensor.
   virtual Result<compute::TensorBytes> part(const TensorPart& part) const;
+  /// All tensors that are needed were loaded: what was read on the way may leave the memory.
+  virtual void loaded() const {}
 };
 
 struct SliceOptions {

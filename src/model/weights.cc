@@ -253,6 +253,7 @@ Result<SliceWeights> load_weights(compute::Device& device, const HyperParams& hp
   }
   RECUA_RETURN_IF_ERROR(load_rope(device, hp, source, out));
   RECUA_RETURN_IF_ERROR(slots.load(device, progress));
+  source.loaded();
   return out;
 }
 
