@@ -21,6 +21,7 @@
 
 #include "median.h"
 #include "net/tcp/tcp_network.h"
+#include "rpc/handshake.h"
 #include "rpc/tcp_channel.h"
 
 namespace recua {
@@ -31,6 +32,8 @@ using SteadyClock = std::chrono::steady_clock;
 using ConnectionPtr = std::unique_ptr<net::Connection>;
 
 constexpr rpc::ChannelId kId{.session = 1, .epoch = 1};
+constexpr std::uint64_t kSlotBytesMin = 4096;                    // No model's slots are smaller.
+constexpr std::uint64_t kRingBytes = std::uint64_t{512} << 10U;  // Stays in a cache.
 
 net::asio::awaitable<void> take(net::asio::awaitable<Result<ConnectionPtr>> coroutine,
                                 ConnectionPtr& out) {
@@ -42,8 +45,11 @@ net::asio::awaitable<void> take(net::asio::awaitable<Result<ConnectionPtr>> coro
 /// One end: sends on one connection, receives on another.
 struct End {
   End(ConnectionPtr out, ConnectionPtr in, std::uint64_t slot_bytes)
-      : ring{.n_slots = 8, .slot_bytes = slot_bytes}, memory(ring.n_slots * slot_bytes) {
-    sender = rpc::make_tcp_sender(*out->move_to(io.get_executor()), ring);
+      : ring{.n_slots = static_cast<std::uint32_t>(
+                 std::clamp<std::uint64_t>(kRingBytes / slot_bytes, 8, 64)),
+             .slot_bytes = std::max(slot_bytes, kSlotBytesMin)},
+        memory(ring.n_slots * ring.slot_bytes) {
+    sender = rpc::make_tcp_sender(*out->move_to(io.get_executor()), ring, rpc::PeerInfo{}.features);
     receiver = *rpc::make_tcp_receiver(*in->move_to(io.get_executor()), kId, ring, memory);
   }
   void send(std::span<const std::byte> rows) {

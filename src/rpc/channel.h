@@ -45,8 +45,9 @@ struct TensorHeader {
   std::uint32_t n_rows = 0;
   std::uint32_t row_bytes = 0;
   std::uint32_t descriptor_bytes = 0;
-  bool last = false;      // The last micro-batch of its step.
-  bool starving = false;  // As of Outgoing. Set by the sender's channel.
+  bool last = false;                // The last micro-batch of its step.
+  bool starving = false;            // As of Outgoing. Set by the sender's channel.
+  std::uint16_t padding_bytes = 0;  // Behind the descriptor, of no meaning. Set as above.
 
   friend bool operator==(const TensorHeader&, const TensorHeader&) = default;
 };

@@ -12,6 +12,7 @@
 #include "net/real_clock.h"
 #include "net/tcp/tcp_network.h"
 #include "rpc/delayed_receiver.h"
+#include "rpc/handshake.h"
 #include "rpc/tcp_channel.h"
 #include "rpc/tensor_header.h"
 #include "rpc/test_world.h"
@@ -56,7 +57,7 @@ struct ChannelWorld : TestWorld {
   explicit ChannelWorld(RingShape shape, const net::SimOptions& options = {},
                         ChannelId receiver_id = kId)
       : TestWorld(options), ring(shape), memory(shape.n_slots * shape.slot_bytes) {
-    sender = make_tcp_sender(std::move(client), ring);
+    sender = make_tcp_sender(std::move(client), ring, PeerInfo{}.features);
     receiver = *make_tcp_receiver(std::move(server), receiver_id, ring, memory);
   }
   RingShape ring;
@@ -225,6 +226,24 @@ TEST(TcpChannel, CopiesNothingAndNeedsOneCallPerEqualMessage) {
   EXPECT_EQ(world.receiver->counters().bytes, 100u * (64 + 2048 + 40));
 }
 
+TEST(TcpChannel, PadsShortMessagesAsFarAsSlotsAndThePeerAllow) {
+  const auto bytes_on_the_wire = [](const TestMessage& message, std::uint64_t slot_bytes,
+                                    std::vector<std::uint32_t> features) {
+    TestWorld world;
+    auto sender = make_tcp_sender(std::move(world.client), {.n_slots = 2, .slot_bytes = slot_bytes},
+                                  features);
+    EXPECT_TRUE(*sender->try_send(message.outgoing()));
+    world.settle();
+    std::vector<std::byte> bytes(4096);
+    return *world.server->try_read(bytes);
+  };
+  const std::vector<std::uint32_t> pads{static_cast<std::uint32_t>(Feature::kPadding)};
+  EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 10, 5), 4096, pads), 576u);
+  EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 10, 5), 256, pads), 256u);
+  EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 10, 5), 4096, {}), 79u);
+  EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 600, 5), 4096, pads), 669u);
+}
+
 TEST(TcpChannel, RefusesToSendWhatNoSlotHolds) {
   ChannelWorld world({.n_slots = 2, .slot_bytes = 256});
   const TestMessage fits(0, 1, 100, 92);
@@ -303,6 +322,10 @@ TEST(TcpChannel, EndsWhenASenderBreaksTheRules) {
             std::string::npos);
   EXPECT_NE(failure(nothing, 1).find("sequence 1, expected 0"), std::string::npos);
   EXPECT_NE(failure([](TestMessage& m) { m.header.n_rows = 3; }).find("a slot has 256"),
+            std::string::npos);
+  EXPECT_NE(failure([](TestMessage& m) { m.header.padding_bytes = 83; }).find("padding of 83"),
+            std::string::npos);
+  EXPECT_NE(failure([](TestMessage& m) { m.header.padding_bytes = 0xffff; }).find("a slot has"),
             std::string::npos);
   EXPECT_NE(failure([](TestMessage& m) {
               m.header.n_rows = m.header.row_bytes = m.header.descriptor_bytes = 0xffffffff;

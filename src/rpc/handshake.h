@@ -36,6 +36,7 @@ enum class Feature : std::uint32_t {
   kLora = 7,         // Announced tensors may be those of an adapter (model/lora.h).
   kTraining = 8,     // OpenTraining is answered. docs/protocol.md, "Training".
   kMeasure = 9,      // MeasureSpeed and MeasureLink are answered.
+  kPadding = 10,     // Tensor messages on a connection may have padding behind them.
 };
 
 /// A port of an RDMA device as its owner describes it: for people, and to explain why a link runs
@@ -53,8 +54,9 @@ struct RdmaPortInfo {
 struct PeerInfo {
   std::string name;              // Of the process, for people: "worker box1:7500".
   std::string software_version;  // "0.1.0"
-  std::uint32_t protocol_version = kProtocolVersion;   // Agreed, in what a handshake returns.
-  std::vector<std::uint32_t> features = {1, 2, 3, 4};  // Common ones, in what a handshake returns.
+  std::uint32_t protocol_version = kProtocolVersion;  // Agreed, in what a handshake returns.
+  std::vector<std::uint32_t> features = {1, 2, 3, 4,
+                                         10};  // Common ones, in what a handshake returns.
   std::uint64_t memory_free_bytes = 0;
   std::uint64_t memory_total_bytes = 0;
   std::uint32_t n_threads = 0;

@@ -63,7 +63,14 @@ void LinkOutbox::write_to_stream(std::uint64_t sequence) {
   Entry& message = entry(sequence);
   message.carrier = Carrier::kStream;
   message.reopened = false;
-  writer_.push_message(sequence, message.head, message.rows, message.descriptor);
+  static constexpr std::array<std::byte, kPaddedBytes> kPadding{};
+  const std::uint64_t bytes = message.head.size() + message.rows.size() + message.descriptor.size();
+  const std::uint64_t padding = padded_bytes_ > bytes ? padded_bytes_ - bytes : 0;
+  set_padding(message.head, static_cast<std::uint16_t>(padding));
+  writer_.push_message(sequence, {.head = message.head,
+                                  .rows = message.rows,
+                                  .descriptor = message.descriptor,
+                                  .padding = std::span(kPadding).first(padding)});
 }
 
 /// Sends again what lanes took along when they died.

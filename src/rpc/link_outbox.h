@@ -5,6 +5,7 @@
 /// A message is handed to the fast path, or written to the stream where there is none or it cannot
 /// carry the message. Threads: one at a time.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -22,7 +23,9 @@ namespace recua::rpc {
 
 class LinkOutbox {
  public:
-  explicit LinkOutbox(std::uint32_t n_slots) : entries_(n_slots) {}
+  /// pads: the receiver knows padding.
+  LinkOutbox(RingShape ring, bool pads)
+      : entries_(ring.n_slots), padded_bytes_(pads ? std::min(ring.slot_bytes, kPaddedBytes) : 0) {}
 
   [[nodiscard]] std::uint64_t n_sent() const { return n_sent_; }
   [[nodiscard]] std::uint64_t n_completed() const { return n_completed_; }
@@ -61,6 +64,10 @@ class LinkOutbox {
   void reopen(const wire::LinkFenced& fenced, FastSender& path, ChannelCounters& counters);
 
  private:
+  /// Linux confirms each shorter segment within the read that empties its connection, if nothing
+  /// goes the other way: a packet of its own, which costs more than to send these bytes.
+  static constexpr std::uint64_t kPaddedBytes = 576;
+
   enum class Carrier : std::uint8_t { kNone, kFast, kStream };
 
   /// A message that is not complete.
@@ -85,6 +92,7 @@ class LinkOutbox {
 
   // Message i in entries_[i % n_slots]. n_completed_ <= n_dispatched_ <= n_sent_.
   std::vector<Entry> entries_;
+  std::uint64_t padded_bytes_;  // Shorter messages on the connection are made as long.
   std::uint64_t n_sent_ = 0;
   std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.
   std::uint64_t n_completed_ = 0;

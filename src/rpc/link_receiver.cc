@@ -188,10 +188,11 @@ class LinkReceiver final : public ChannelReceiver {
       wrong = fmt::format("epoch {}, the channel's is {}", header.epoch, id_.epoch);
     } else if (header.sequence != expected) {
       wrong = fmt::format("sequence {}, expected {}", header.sequence, expected);
-    } else if (message_bytes(header) > ring_.slot_bytes) {
-      wrong = fmt::format("{} bytes ({} rows of {}, descriptor of {}), a slot has {}",
-                          message_bytes(header), header.n_rows, header.row_bytes,
-                          header.descriptor_bytes, ring_.slot_bytes);
+    } else if (padded_bytes(header) > ring_.slot_bytes) {
+      wrong =
+          fmt::format("{} bytes ({} rows of {}, descriptor of {}, padding of {}), a slot has {}",
+                      padded_bytes(header), header.n_rows, header.row_bytes,
+                      header.descriptor_bytes, header.padding_bytes, ring_.slot_bytes);
     }
     if (wrong.empty()) return ok();
     return broken(fmt::format("sent a tensor message of {}", wrong));
@@ -245,7 +246,7 @@ class LinkReceiver final : public ChannelReceiver {
           break;
         case StreamReader::Item::kMessage:
           before_last_body_ =
-              std::exchange(last_body_, message_bytes(reader_.header()) - kTensorHeaderBytes);
+              std::exchange(last_body_, padded_bytes(reader_.header()) - kTensorHeaderBytes);
           slot(reader_.header().sequence).descriptor_copied = false;
           // The path does not see that this one took the last credit.
           starving_ = starving_ || path_ != nullptr || reader_.header().starving;
@@ -278,7 +279,7 @@ class LinkReceiver final : public ChannelReceiver {
     its.n_arrived = 0;
     const std::span<std::byte> body =
         slot_bytes(slot_index(header.sequence))
-            .subspan(kTensorHeaderBytes, message_bytes(header) - kTensorHeaderBytes);
+            .subspan(kTensorHeaderBytes, padded_bytes(header) - kTensorHeaderBytes);
     reader_.begin_body(body, counters_);
     return ok();
   }
@@ -355,6 +356,12 @@ class LinkReceiver final : public ChannelReceiver {
     Result<TensorHeader> header = decode_tensor_header(head);
     if (!header.ok()) return fail(std::move(header).error().within(peer()));
     RECUA_RETURN_IF_ERROR(check_header(*header, message));
+    if (header->padding_bytes != 0) {
+      return broken(
+          fmt::format("announced padding of {} bytes for message {}, which did not come "
+                      "by the connection",
+                      header->padding_bytes, message));
+    }
     const std::uint64_t size = message_bytes(*header);
     if (arrival.bytes && arrival.n_pieces == 1 && *arrival.bytes != size && size <= uncut_bytes_) {
       return broken(fmt::format("wrote {} bytes for message {}, whose header says {}",

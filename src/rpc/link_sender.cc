@@ -32,14 +32,14 @@ constexpr net::Duration kFenceTimeout = std::chrono::seconds(10);
 class LinkSender final : public ChannelSender {
  public:
   LinkSender(LinkContext context, std::unique_ptr<net::Connection> connection, RingShape ring,
-             std::vector<std::span<std::byte>> sources, std::string no_links)
+             std::vector<std::span<std::byte>> sources, std::string no_links, bool pads)
       : context_(std::move(context)),
         connection_(std::move(connection)),
         ring_(ring),
         sources_(std::move(sources)),
         state_(no_links.empty() ? State::kStart : State::kStream),
         why_stream_(std::move(no_links)),
-        outbox_(ring.n_slots) {
+        outbox_(ring, pads) {
     if (context_.policy != nullptr) {
       retry_delay_ = context_.policy->retry_min;
       if (state_ == State::kStream) report(fmt::format("tcp, because {}", why_stream_));
@@ -498,15 +498,19 @@ std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
                                                 std::vector<std::span<std::byte>> sources,
                                                 std::span<const std::uint32_t> peer_features) {
   RECUA_CHECK(ring.n_slots > 0);
-  const auto links = static_cast<std::uint32_t>(Feature::kLinks);
+  const auto knows = [&](Feature feature) {
+    const auto number = static_cast<std::uint32_t>(feature);
+    return std::find(peer_features.begin(), peer_features.end(), number) != peer_features.end();
+  };
   std::string no_links;
   if (context.policy == nullptr) {
     no_links = "nothing else was asked for";
-  } else if (std::find(peer_features.begin(), peer_features.end(), links) == peer_features.end()) {
+  } else if (!knows(Feature::kLinks)) {
     no_links = "the peer is an older recua that knows nothing else";
   }
   return std::make_unique<LinkSender>(std::move(context), std::move(connection), ring,
-                                      std::move(sources), std::move(no_links));
+                                      std::move(sources), std::move(no_links),
+                                      knows(Feature::kPadding));
 }
 
 }  // namespace recua::rpc

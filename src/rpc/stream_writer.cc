@@ -8,6 +8,7 @@ namespace recua::rpc {
 namespace {
 
 constexpr std::size_t kItemsPerCall = 8;  // Gathered into one write.
+constexpr std::size_t kPartsPerItem = 5;
 
 }  // namespace
 
@@ -15,21 +16,17 @@ void StreamWriter::push_record(std::vector<std::byte> bytes) {
   items_.emplace_back().record = std::move(bytes);
 }
 
-void StreamWriter::push_message(std::uint64_t sequence, std::span<const std::byte> head,
-                                std::span<const std::byte> rows,
-                                std::span<const std::byte> descriptor) {
+void StreamWriter::push_message(std::uint64_t sequence, const Message& message) {
   Item& item = items_.emplace_back();
   item.is_message = true;
   item.sequence = sequence;
-  item.parts[0] = head;
-  item.parts[1] = rows;
-  item.parts[2] = descriptor;
+  item.message = message;
 }
 
 Result<bool> StreamWriter::flush(net::Connection& connection, ChannelCounters& counters) {
   bool moved = false;
   while (!items_.empty()) {
-    std::array<std::span<const std::byte>, 4 * kItemsPerCall> parts;
+    std::array<std::span<const std::byte>, kPartsPerItem * kItemsPerCall> parts;
     std::size_t n_parts = 0;
     std::size_t n_bytes = 0;
     std::size_t skip = n_written_;  // Only the first item can be half written.
@@ -37,7 +34,8 @@ Result<bool> StreamWriter::flush(net::Connection& connection, ChannelCounters& c
     for (std::size_t i = 0; i < n_items; ++i) {
       const Item& item = items_[i];
       for (const std::span<const std::byte> part :
-           {std::span<const std::byte>(item.record), item.parts[0], item.parts[1], item.parts[2]}) {
+           {std::span<const std::byte>(item.record), item.message.head, item.message.rows,
+            item.message.descriptor, item.message.padding}) {
         const std::size_t skipped = std::min(skip, part.size());
         skip -= skipped;
         if (part.size() == skipped) continue;

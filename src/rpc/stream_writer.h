@@ -17,9 +17,14 @@ namespace recua::rpc {
 class StreamWriter {
  public:
   void push_record(std::vector<std::byte> bytes);
+  struct Message {
+    std::span<const std::byte> head;
+    std::span<const std::byte> rows;
+    std::span<const std::byte> descriptor;
+    std::span<const std::byte> padding;
+  };
   /// The bytes stay untouched until finished() has named the sequence.
-  void push_message(std::uint64_t sequence, std::span<const std::byte> head,
-                    std::span<const std::byte> rows, std::span<const std::byte> descriptor);
+  void push_message(std::uint64_t sequence, const Message& message);
 
   [[nodiscard]] bool empty() const { return items_.empty(); }
   /// Writes as far as the connection takes it, several items per call. True when bytes left.
@@ -32,10 +37,11 @@ class StreamWriter {
     std::vector<std::byte> record;  // Owned bytes of a record; empty for a message.
     bool is_message = false;
     std::uint64_t sequence = 0;
-    std::span<const std::byte> parts[3];
+    Message message;  // Empty for a record.
 
     [[nodiscard]] std::size_t size() const {
-      return record.size() + parts[0].size() + parts[1].size() + parts[2].size();
+      return record.size() + message.head.size() + message.rows.size() + message.descriptor.size() +
+             message.padding.size();
     }
   };
 

@@ -17,9 +17,10 @@
 namespace recua::rpc {
 
 /// ring: what the receiver said in the handshake. Session and epoch are those of each message.
-inline std::unique_ptr<ChannelSender> make_tcp_sender(std::unique_ptr<net::Connection> connection,
-                                                      RingShape ring) {
-  return make_link_sender({}, std::move(connection), ring, {}, {});
+inline std::unique_ptr<ChannelSender> make_tcp_sender(
+    std::unique_ptr<net::Connection> connection, RingShape ring,
+    std::span<const std::uint32_t> peer_features = {}) {
+  return make_link_sender({}, std::move(connection), ring, {}, peer_features);
 }
 
 /// As make_link_receiver().

@@ -14,6 +14,7 @@ constexpr std::array<char, 4> kMagic{'R', 'C', 'T', 'M'};
 constexpr std::array<char, 4> kCreditMagic{'R', 'C', 'C', 'R'};
 constexpr std::uint32_t kFlagLast = 1;
 constexpr std::uint32_t kFlagStarving = 2;
+constexpr std::size_t kPaddingOffset = 56;
 
 /// Writes fields one after the other into a fixed array.
 template <std::size_t kBytes>
@@ -61,7 +62,12 @@ std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
   writer.write(header.row_bytes);
   writer.write(header.descriptor_bytes);
   writer.write((header.last ? kFlagLast : 0U) | (header.starving ? kFlagStarving : 0U));
-  return writer.bytes();  // The reserved 8 bytes stay 0.
+  writer.write(header.padding_bytes);
+  return writer.bytes();  // The reserved 6 bytes stay 0.
+}
+
+void set_padding(std::array<std::byte, kTensorHeaderBytes>& encoded, std::uint16_t padding_bytes) {
+  std::memcpy(encoded.data() + kPaddingOffset, &padding_bytes, sizeof(padding_bytes));
 }
 
 Result<void> check_magic(std::span<const std::byte> bytes) {
@@ -85,12 +91,13 @@ Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHead
   out.row_bytes = *reader.read<std::uint32_t>();
   out.descriptor_bytes = *reader.read<std::uint32_t>();
   const std::uint32_t flags = *reader.read<std::uint32_t>();
-  const std::uint64_t reserved = *reader.read<std::uint64_t>();
+  out.padding_bytes = *reader.read<std::uint16_t>();
+  const std::uint64_t reserved = *reader.read<std::uint16_t>() | *reader.read<std::uint32_t>();
   if (kind < 1 || kind > 5)
     return bad_header("kind", 4, fmt::format("is {}, must be 1 to 5", kind));
   if ((flags & ~(kFlagLast | kFlagStarving)) != 0)
     return bad_header("flags", 52, fmt::format("is {:#x}, must be 0 to 3", flags));
-  if (reserved != 0) return bad_header("reserved", 56, "must be 0");
+  if (reserved != 0) return bad_header("reserved", 58, "must be 0");
   out.kind = static_cast<MessageKind>(kind);
   out.last = (flags & kFlagLast) != 0;
   out.starving = (flags & kFlagStarving) != 0;

@@ -15,6 +15,8 @@ namespace recua::rpc {
 inline constexpr std::size_t kCreditBytes = 16;
 
 std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header);
+/// Makes an encoded header announce padding.
+void set_padding(std::array<std::byte, kTensorHeaderBytes>& encoded, std::uint16_t padding_bytes);
 /// Checks the header alone: magic, kind, flags, reserved bytes. kProtocol: names the field, its
 /// offset, the value and what would be right.
 Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes);
@@ -23,10 +25,15 @@ Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHead
 /// may never send the rest.
 Result<void> check_magic(std::span<const std::byte> bytes);
 
-/// Header, rows and descriptor. Cannot overflow: (2^32 - 1)^2 + 2^32 + 63 < 2^64.
+/// Header, rows and descriptor. Cannot overflow: (2^32 - 1)^2 + 2^32 + 63 < 2^64, by 2^32.
 [[nodiscard]] constexpr std::uint64_t message_bytes(const TensorHeader& header) {
   return kTensorHeaderBytes + std::uint64_t{header.n_rows} * header.row_bytes +
          header.descriptor_bytes;
+}
+
+/// The same with what is sent behind it on a connection only to make it longer.
+[[nodiscard]] constexpr std::uint64_t padded_bytes(const TensorHeader& header) {
+  return message_bytes(header) + header.padding_bytes;
 }
 
 /// n_released: slots given back since the channel began.

@@ -22,6 +22,7 @@ TensorHeader random_header(Rng& rng) {
   out.n_rows = static_cast<std::uint32_t>(rng.next());
   out.row_bytes = static_cast<std::uint32_t>(rng.next());
   out.descriptor_bytes = static_cast<std::uint32_t>(rng.next());
+  out.padding_bytes = static_cast<std::uint16_t>(rng.next());
   out.last = rng.below(2) == 1;
   return out;
 }
@@ -69,12 +70,23 @@ TEST(TensorHeader, NamesTheFieldThatIsWrong) {
   EXPECT_NE(message(4, 6).find("kind at byte 4 is 6"), std::string::npos);
   EXPECT_NE(message(5, 1).find("kind at byte 4"), std::string::npos);
   EXPECT_NE(message(52, 4).find("flags at byte 52"), std::string::npos);
-  EXPECT_NE(message(63, 1).find("reserved at byte 56"), std::string::npos);
+  EXPECT_NE(message(63, 1).find("reserved at byte 58"), std::string::npos);
+}
+
+TEST(TensorHeader, TellsItsPadding) {
+  auto bytes = encode(TensorHeader{});
+  set_padding(bytes, 0x1234);
+  const Result<TensorHeader> header = decode_tensor_header(bytes);
+  ASSERT_TRUE(header.ok());
+  EXPECT_EQ(header->padding_bytes, 0x1234u);
+  EXPECT_EQ(encode(*header), bytes);
 }
 
 TEST(TensorHeader, NeverOverflowsItsSize) {
   TensorHeader header;
   header.n_rows = header.row_bytes = header.descriptor_bytes = 0xffffffff;
+  header.padding_bytes = 0xffff;
+  EXPECT_GT(padded_bytes(header), 0xfffffffe00000001ULL);
   EXPECT_GT(message_bytes(header), 0xfffffffe00000001ULL);
 }
 
