@@ -161,6 +161,12 @@ struct AttentionBatch {
   std::span<const std::span<const std::uint32_t>> page_tables;
 };
 
+/// One of several products with the same rows.
+struct Product {
+  const Weight* w = nullptr;
+  Rows out = {};  // [x.n_rows, w->n_out()]
+};
+
 /// Which experts each token uses, in ascending order of their ids.
 struct Route {
   std::size_t n_used = 0;
@@ -212,6 +218,12 @@ class Device {
   /// out[t, o] = sum over i of w[o, i] * x[t, i].    x: [n, n_in], out: [n, n_out]; not aliased.
   /// Quantized weights may take x rounded to 8 bits per block of a row.
   virtual void matmul(const Weight& w, Rows x, Rows out) = 0;
+  /// matmul() of each with the same x. Here one after the other; a device that does better gives
+  /// the same bits.
+  virtual void matmul_each(std::span<const Product> products, Rows x);
+  /// gate.out = silu(gate . x) * (up . x), both of one shape; up.out then holds anything. Here as
+  /// three operators, with the same bits.
+  virtual void matmul_gated(const Product& gate, const Product& up, Rows x);
   /// x[t, i] += bias[i].
   virtual void add_bias(Rows x, const Buffer& bias) = 0;
   /// out[t, i] = x[t, i] * weight[i] / sqrt(mean of x[t]^2 + eps).    out may be x.

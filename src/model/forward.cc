@@ -1,6 +1,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/check.h"
@@ -68,9 +69,11 @@ Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index
   const Rows v = a_.v.rows(n);
   const Rows rope = a_.rope.rows(n);
   device_.rms_norm(x, *layer.attn_norm, hp_.rms_eps, normed);
-  device_.matmul(*layer.k, normed, k);
+  // Queries of the rows that are asked for come later.
+  const std::array<compute::Product, 3> products = {
+      {{layer.k.get(), k}, {layer.v.get(), v}, {layer.q.get(), a_.q.rows(n)}}};
+  device_.matmul_each(std::span(products).first(select ? 2 : 3), normed);
   adapt(layer.k_lora, normed, k);
-  device_.matmul(*layer.v, normed, v);
   adapt(layer.v_lora, normed, v);
   if (layer.k_bias) device_.add_bias(k, *layer.k_bias);
   if (layer.v_bias) device_.add_bias(v, *layer.v_bias);
@@ -96,6 +99,7 @@ Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index
   device_.gather_rows(x, rows.output_rows, x_selected);
   device_.gather_rows(normed, rows.output_rows, normed_selected);
   device_.gather_rows(rope, rows.output_rows, rope_selected);
+  device_.matmul(*layer.q, normed_selected, a_.q.rows(n_selected));
   selected_.clear();
   for (const std::uint32_t row : rows.output_rows) selected_.push_back(rows.attention[row]);
   RECUA_ASSIGN_OR_RETURN(const Rows delta,
@@ -104,7 +108,8 @@ Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index
   return x_selected;
 }
 
-// Queries, attention and its output matrix for the given rows; the result is in a_.projected.
+// Attention and its output matrix for the given rows, whose products with q's matrix are in a_.q;
+// the result is in a_.projected.
 // normed may lie there too: it has been read by then.
 Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
                                  const ForwardRows& rows,
@@ -112,7 +117,6 @@ Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
                                  Rows rope) {
   const std::size_t n = normed.n_rows;
   const Rows q = a_.q.rows(n);
-  device_.matmul(*layer.q, normed, q);
   adapt(layer.q_lora, normed, q);
   if (layer.q_bias) device_.add_bias(q, *layer.q_bias);
   if (layer.q_norm) {
@@ -144,11 +148,16 @@ Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
     const Rows in = normed.slice_rows(begin, n_piece);
     const Rows gate = a_.gate_cols.own_cols(a_.gate, n_piece);
     const Rows up = a_.up.rows(n_piece);
-    device_.matmul(*layer.gate, in, gate);
-    adapt(layer.gate_lora, in, gate);
-    device_.matmul(*layer.up, in, up);
-    adapt(layer.up_lora, in, up);
-    device_.silu_mul(gate, up, gate);
+    if (layer.gate_lora.a == nullptr && layer.up_lora.a == nullptr) {
+      device_.matmul_gated({layer.gate.get(), gate}, {layer.up.get(), up}, in);
+    } else {
+      const std::array<compute::Product, 2> products = {
+          {{layer.gate.get(), gate}, {layer.up.get(), up}}};
+      device_.matmul_each(products, in);
+      adapt(layer.gate_lora, in, gate);
+      adapt(layer.up_lora, in, up);
+      device_.silu_mul(gate, up, gate);
+    }
     RECUA_RETURN_IF_ERROR(matmul_over_ranks(*layer.down, layer.down_lora, a_.gate, a_.gate_cols,
                                             projected.slice_rows(begin, n_piece)));
   }

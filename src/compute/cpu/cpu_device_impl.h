@@ -112,6 +112,15 @@ class Scratch {
   sys::AlignedBuffer memory_;
 };
 
+/// What a gated product reads and writes: a row of x, gate_out and up_out per token.
+struct GatedRows {
+  const CpuWeight* gate = nullptr;
+  const CpuWeight* up = nullptr;
+  std::size_t expert = 0;
+  std::span<const std::byte* const> x;
+  std::span<float* const> gate_out, up_out;
+};
+
 /// Rows of the pairs of a route, by place (ExpertPlan).
 struct ExpertRows {
   std::vector<const std::byte*> x;
@@ -135,6 +144,8 @@ class CpuDevice final : public Device {
   void embed(const Weight& table, std::int32_t first_id, std::span<const std::int32_t> ids,
              Rows out) override;
   void matmul(const Weight& w, Rows x, Rows out) override;
+  void matmul_each(std::span<const Product> products, Rows x) override;
+  void matmul_gated(const Product& gate, const Product& up, Rows x) override;
   void add_bias(Rows x, const Buffer& bias) override;
   void rms_norm(Rows x, const Buffer& weight, float eps, Rows out) override;
   void rope_table(std::span<const std::uint32_t> positions, const Buffer& inv_freq, float magnitude,
@@ -177,6 +188,14 @@ class CpuDevice final : public Device {
   Result<std::unique_ptr<Weight>> pack_weight(TensorBytes tensor);
   /// Fills x_rows_ with what kernels take for each row of x.
   void prepare_activations(kernels::ActivationKind kind, Rows x);
+  /// Checks products with x, and fills out_rows_ with the rows of their results, one product's
+  /// after the other's.
+  void place_outputs(std::span<const Product> products, Rows x);
+  /// Products whose kernels take x in the same form: one job for the team, so that a thread that is
+  /// done with its rows of one goes on with the next.
+  void multiply_alike(std::span<const Product> products, Rows x);
+  /// These rows of both matrices times all tokens, and silu(gate) * up of them.
+  void multiply_gated(const GatedRows& all, sys::Partition rows);
   /// Sorts the pairs of a route by expert, and fills expert_rows_.x from x_rows_.
   void plan_experts(const CpuWeight& w, const Route& route, std::size_t n_pairs);
   /// Rows [begin, end) of an expert's gate and up matrices times its tokens, and their product.

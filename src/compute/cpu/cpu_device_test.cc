@@ -106,6 +106,54 @@ TEST_P(CpuDeviceTest, MatmulOfEveryTypeIsWithinRoundingOfTheReference) {
   }
 }
 
+// One token, as many as pieces of gate and up take, and more; types that round x alike and not.
+TEST_P(CpuDeviceTest, ProductsOfTheSameRowsAreThoseOfEachAlone) {
+  const auto load = [&](DataType type, std::size_t n_out) {
+    const auto weights = std::make_shared<const kernels::RandomWeights>(
+        kernels::random_weights(type, n_out, 512, rng_));
+    return device_
+        ->load_weight({.name = "w",
+                       .type = type,
+                       .n_in = 512,
+                       .n_out = n_out,
+                       .bytes = weights->bytes,
+                       .owner = weights})
+        .value();
+  };
+  const auto q = load(DataType::kQ4_K, 200);
+  const auto k = load(DataType::kQ6_K, 72);
+  const auto v = load(DataType::kF16, 72);
+  const auto gate = load(DataType::kQ4_0, 328);
+  const auto up = load(DataType::kQ4_0, 328);
+  const auto float_up = load(DataType::kF32, 328);
+  for (const std::size_t n : {0, 1, 7, 100}) {
+    SCOPED_TRACE(n);
+    const TestRows x = rows(n, 512);
+    const std::vector<const Weight*> weights = {q.get(), k.get(), v.get()};
+    std::vector<TestRows> alone, together;
+    std::vector<Product> products;
+    for (const Weight* w : weights) {
+      device_->matmul(*w, x.view, alone.emplace_back(rows(n, w->n_out())).view);
+      products.push_back({w, together.emplace_back(rows(n, w->n_out())).view});
+    }
+    device_->matmul_each(products, x.view);
+    device_->sync();
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      EXPECT_EQ(together[i].values(), alone[i].values()) << i;
+    }
+    for (const Weight* other : {up.get(), float_up.get()}) {
+      const TestRows want = rows(n, 328);
+      const TestRows want_up = rows(n, 328);
+      device_->Device::matmul_gated({gate.get(), want.view}, {other, want_up.view}, x.view);
+      const TestRows out = rows(n, 328);
+      const TestRows out_up = rows(n, 328);
+      device_->matmul_gated({gate.get(), out.view}, {other, out_up.view}, x.view);
+      device_->sync();
+      EXPECT_EQ(out.values(), want.values());
+    }
+  }
+}
+
 TEST_P(CpuDeviceTest, EmbedGivesTheStoredRows) {
   for (const DataType type : quant::kAllDataTypes) {
     const kernels::RandomWeights weights = kernels::random_weights(type, 9, 512, rng_);

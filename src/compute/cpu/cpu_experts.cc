@@ -9,10 +9,6 @@
 namespace recua::compute {
 namespace {
 
-// Of gate's and up's results together that wait in the cache for their product: half of the
-// smallest second-level cache in use.
-constexpr std::size_t kActivatedBytes = std::size_t{128} << 10U;
-
 // Whole experts to threads are worth it when that leaves nobody idle for longer than the hand-overs
 // take that it saves (2 us, in which a thread reads 32 KiB), or for no more than what is gained by
 // keeping an expert's rows in one core's cache (1 to 2 % with two threads).
@@ -129,22 +125,19 @@ void CpuDevice::moe_combine(Rows x, const Route& route, Rows out) {
            [&](std::size_t t) { combine(x, route, t, {0, out.n_cols}, out); });
 }
 
-// The product follows while what it takes is in the cache.
 void CpuDevice::expert_gate_up(const ExpertFeedForward& ff, std::size_t expert,
                                sys::Partition rows) {
   const sys::Partition places = expert_plan_.places(expert);
-  const std::size_t fit = kActivatedBytes / (2 * sizeof(float) * places.size());
-  const std::size_t chunk = std::max(2 * kRowGranule, fit / kRowGranule * kRowGranule);
-  for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
-    const sys::Partition some = {begin, std::min(rows.end, begin + chunk)};
-    multiply_expert(table_, as_cpu(*ff.gate), expert, some, places, expert_rows_.x,
-                    expert_rows_.gate);
-    multiply_expert(table_, as_cpu(*ff.up), expert, some, places, expert_rows_.x, expert_rows_.up);
-    for (std::size_t place = places.begin; place < places.end; ++place) {
-      float* const gate = expert_rows_.gate[place] + begin;
-      table_.silu_mul(gate, expert_rows_.up[place] + begin, some.size(), gate);
-    }
-  }
+  const auto of_places = [&](const auto& all) {
+    return std::span(all).subspan(places.begin, places.size());
+  };
+  multiply_gated({.gate = &as_cpu(*ff.gate),
+                  .up = &as_cpu(*ff.up),
+                  .expert = expert,
+                  .x = of_places(expert_rows_.x),
+                  .gate_out = of_places(expert_rows_.gate),
+                  .up_out = of_places(expert_rows_.up)},
+                 rows);
 }
 
 void CpuDevice::place_down_inputs(const ExpertFeedForward& ff) {

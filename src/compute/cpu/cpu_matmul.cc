@@ -1,6 +1,7 @@
 // Products with stored weights. The team divides the weight rows, so that each weight is read once
 // and each output written by one thread.
 #include <algorithm>
+#include <array>
 
 #include "compute/cpu/cpu_device_impl.h"
 
@@ -10,6 +11,10 @@ namespace {
 // Weight rows of one kernel call for many tokens: they stay in the second-level cache while the
 // tokens pass (256 KiB is the smallest such cache in use).
 constexpr std::size_t kWeightChunkBytes = std::size_t{64} << 10U;
+
+// Of gate's and up's results together that wait in the cache for their product: half of the
+// smallest second-level cache in use.
+constexpr std::size_t kActivatedBytes = std::size_t{128} << 10U;
 
 }  // namespace
 
@@ -44,28 +49,102 @@ void CpuDevice::prepare_activations(kernels::ActivationKind kind, Rows x) {
   });
 }
 
-void CpuDevice::matmul(const Weight& weight, Rows x, Rows out) {
-  const CpuWeight& w = as_cpu(weight);
+void CpuDevice::matmul(const Weight& w, Rows x, Rows out) {
+  const Product product = {.w = &w, .out = out};
+  multiply_alike({&product, 1}, x);
+}
+
+void CpuDevice::matmul_each(std::span<const Product> products, Rows x) {
+  const auto kind = [&](std::size_t i) { return as_cpu(*products[i].w).activation_kind(table_); };
+  for (std::size_t begin = 0; begin < products.size();) {
+    std::size_t end = begin + 1;
+    while (end < products.size() && kind(end) == kind(begin)) ++end;
+    multiply_alike(products.subspan(begin, end - begin), x);
+    begin = end;
+  }
+}
+
+void CpuDevice::place_outputs(std::span<const Product> products, Rows x) {
   check_rows(x);
-  check_rows(out);
-  RECUA_CHECK(x.n_rows == out.n_rows && x.n_cols == w.n_in() && out.n_cols == w.n_out());
+  out_rows_.clear();
+  for (const Product& product : products) {
+    check_rows(product.out);
+    RECUA_CHECK(x.n_rows == product.out.n_rows && x.n_cols == product.w->n_in() &&
+                product.out.n_cols == product.w->n_out());
+    for (std::size_t r = 0; r < x.n_rows; ++r) out_rows_.push_back(product.out.row(r));
+  }
+}
+
+void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
+  place_outputs(products, x);
+  if (x.n_rows == 0 || products.empty()) return;
+  prepare_activations(as_cpu(*products[0].w).activation_kind(table_), x);
+  std::size_t bytes = 0;
+  for (const Product& product : products) {
+    bytes += product.w->n_out() * as_cpu(*product.w).row_bytes() * x.n_rows;
+  }
+  run(bytes, [&](std::size_t thread, std::size_t n_threads) {
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      const CpuWeight& w = as_cpu(*products[i].w);
+      const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
+      multiply_rows(w.kernel(table_), w, 0, rows,
+                    {.w = nullptr,
+                     .w_stride = w.stride(),
+                     .n_rows = 0,
+                     .n_in = w.n_in(),
+                     .x = x_rows_.data(),
+                     .out = out_rows_.data() + i * x.n_rows,
+                     .out_offset = 0,
+                     .n_tokens = x.n_rows});
+    }
+  });
+}
+
+// The product follows while what it takes is in the cache.
+void CpuDevice::multiply_gated(const GatedRows& all, sys::Partition rows) {
+  const std::size_t n_tokens = all.x.size();
+  const std::size_t fit = kActivatedBytes / (2 * sizeof(float) * n_tokens);
+  const std::size_t chunk = std::max(2 * kRowGranule, fit / kRowGranule * kRowGranule);
+  const auto multiply = [&](const CpuWeight& w, sys::Partition some, std::span<float* const> out) {
+    multiply_rows(w.kernel(table_), w, all.expert, some,
+                  {.w = nullptr,
+                   .w_stride = w.stride(),
+                   .n_rows = 0,
+                   .n_in = w.n_in(),
+                   .x = all.x.data(),
+                   .out = out.data(),
+                   .out_offset = 0,
+                   .n_tokens = n_tokens});
+  };
+  for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
+    const sys::Partition some = {begin, std::min(rows.end, begin + chunk)};
+    multiply(*all.gate, some, all.gate_out);
+    multiply(*all.up, some, all.up_out);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      float* const gate = all.gate_out[t] + begin;
+      table_.silu_mul(gate, all.up_out[t] + begin, some.size(), gate);
+    }
+  }
+}
+
+void CpuDevice::matmul_gated(const Product& gate, const Product& up, Rows x) {
+  const CpuWeight& w = as_cpu(*gate.w);
+  if (w.activation_kind(table_) != as_cpu(*up.w).activation_kind(table_)) {
+    return Device::matmul_gated(gate, up, x);  // No mix has two such types.
+  }
+  RECUA_CHECK(w.n_out() == up.w->n_out());
+  const std::array<Product, 2> both = {gate, up};
+  place_outputs(both, x);
   if (x.n_rows == 0) return;
   prepare_activations(w.activation_kind(table_), x);
-  out_rows_.resize(out.n_rows);
-  for (std::size_t r = 0; r < out.n_rows; ++r) out_rows_[r] = out.row(r);
-
-  const kernels::MatmulFn kernel = w.kernel(table_);
-  const kernels::MatmulArgs args{.w = nullptr,
-                                 .w_stride = w.stride(),
-                                 .n_rows = 0,
-                                 .n_in = w.n_in(),
-                                 .x = x_rows_.data(),
-                                 .out = out_rows_.data(),
-                                 .out_offset = 0,
-                                 .n_tokens = x.n_rows};
-  run(w.n_out() * w.row_bytes() * x.n_rows, [&](std::size_t thread, std::size_t n_threads) {
-    const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
-    multiply_rows(kernel, w, 0, rows, args);
+  const std::span<float* const> outputs(out_rows_);
+  const GatedRows all = {.gate = &w,
+                         .up = &as_cpu(*up.w),
+                         .x = x_rows_,
+                         .gate_out = outputs.first(x.n_rows),
+                         .up_out = outputs.last(x.n_rows)};
+  run(2 * w.n_out() * w.row_bytes() * x.n_rows, [&](std::size_t thread, std::size_t n_threads) {
+    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, kRowGranule));
   });
 }
 
