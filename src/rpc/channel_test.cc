@@ -242,6 +242,9 @@ TEST(TcpChannel, PadsShortMessagesAsFarAsSlotsAndThePeerAllow) {
   EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 10, 5), 256, pads), 256u);
   EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 10, 5), 4096, {}), 79u);
   EXPECT_EQ(bytes_on_the_wire(TestMessage(0, 1, 600, 5), 4096, pads), 669u);
+  TestMessage passed_on(0, 1, 600, 5);
+  passed_on.header.padding_bytes = 40;  // As the header of a received message may have.
+  EXPECT_EQ(bytes_on_the_wire(passed_on, 4096, pads), 669u);
 }
 
 TEST(TcpChannel, RefusesToSendWhatNoSlotHolds) {

@@ -14,6 +14,7 @@ void LinkOutbox::push(const Outgoing& message) {
   TensorHeader numbered = message.header;
   numbered.sequence = n_sent_;
   numbered.starving = message.starving;
+  numbered.padding_bytes = 0;  // The caller may pass on a header that it received.
   Entry& entry = this->entry(n_sent_);
   entry.head = encode(numbered);
   entry.rows = message.rows;

@@ -51,9 +51,8 @@ struct LinkWorld : TestWorld {
     from.report = [this](const std::string& line) { sender_lines.push_back(line); };
     LinkContext to{.env = b, .policy = &policy_b, .self = "b", .other = "a"};
     to.report = [this](const std::string& line) { receiver_lines.push_back(line); };
-    const std::vector<std::uint32_t> features = options.peer_knows_links
-                                                    ? std::vector<std::uint32_t>{1, 2, 3}
-                                                    : std::vector<std::uint32_t>{1, 2};
+    const std::vector<std::uint32_t> features =
+        options.peer_knows_links ? PeerInfo{}.features : std::vector<std::uint32_t>{1, 2};
     sender = make_link_sender(from, std::move(client), options.ring, {std::span(source)}, features);
     by_hand = server.get();
     receiver = *make_link_receiver(to, std::move(server), kId, options.ring, {.bytes = memory});
