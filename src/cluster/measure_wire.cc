@@ -6,13 +6,14 @@
 
 #include <fmt/format.h>
 
+#include "cluster/wire.h"
+
 namespace recua::cluster {
 namespace {
 
 /// Nothing that computes is beyond these: a figure that is came from a broken peer.
 constexpr double kPerSecondMax = 1e18;
 constexpr double kSecondsMax = 3600.0;
-constexpr std::size_t kHostBytesMax = 255;
 constexpr int kTransportsMax = 16;
 
 Error out_of_range(const char* field, double value) {
@@ -146,17 +147,14 @@ void to_wire(const LinkRequest& request, wire::MeasureLink& out) {
 }
 
 Result<LinkRequest> from_wire(const wire::MeasureLink& message) {
-  if (message.port() == 0 || message.port() > 65535 || message.host().empty() ||
-      message.host().size() > kHostBytesMax) {
-    return Error{ErrorCode::kProtocol, "measure_link: host or port is out of range"};
-  }
+  LinkRequest out;
+  RECUA_ASSIGN_OR_RETURN(out.peer,
+                         endpoint_from_wire("measure_link", message.host(), message.port()));
   if (message.transports_size() > kTransportsMax) {
     return Error{ErrorCode::kProtocol, fmt::format("measure_link.transports has {} entries, need "
                                                    "at most {}",
                                                    message.transports_size(), kTransportsMax)};
   }
-  LinkRequest out;
-  out.peer = {.host = message.host(), .port = static_cast<std::uint16_t>(message.port())};
   for (const LinkTransport known : kAllLinkTransports) {  // Each once, in the order of preference.
     for (const int transport : message.transports()) {
       if (transport_from_wire(transport) != known) continue;

@@ -17,6 +17,8 @@ constexpr std::uint32_t kContextMax = 1U << 24;
 constexpr std::uint32_t kPagesMax = 1U << 26;
 constexpr std::uint32_t kPageTokensMax = 4096;
 constexpr std::uint32_t kMicroBatchMax = 1U << 16;
+constexpr std::uint32_t kPortMax = 65535;
+constexpr std::size_t kHostBytesMax = 255;
 
 Error bad_field(std::string_view field, std::uint64_t value, std::uint64_t low,
                 std::uint64_t high) {
@@ -162,6 +164,14 @@ Result<rpc::Secret> secret_from_wire(const std::string& bytes) {
   RECUA_RETURN_IF_ERROR(check_range("secret bytes", bytes.size(), secret.size(), secret.size()));
   std::memcpy(secret.data(), bytes.data(), secret.size());
   return secret;
+}
+
+Result<net::Endpoint> endpoint_from_wire(std::string_view message, const std::string& host,
+                                         std::uint32_t port) {
+  if (port == 0 || port > kPortMax || host.empty() || host.size() > kHostBytesMax) {
+    return Error{ErrorCode::kProtocol, fmt::format("{}: host or port is out of range", message)};
+  }
+  return net::Endpoint{.host = host, .port = static_cast<std::uint16_t>(port)};
 }
 
 }  // namespace recua::cluster

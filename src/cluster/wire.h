@@ -3,10 +3,15 @@
 ///
 /// From the wire: every enum, count and length is checked; kProtocol names the field.
 
+#include <cstdint>
+#include <string>
+#include <string_view>
+
 #include "base/result.h"
 #include "cluster/slice_weights.h"
 #include "model/slice.h"
 #include "model/slice_runner.h"
+#include "net/connection.h"
 #include "rpc/handshake.h"
 #include "rpc/recua.pb.h"
 
@@ -23,5 +28,9 @@ Result<model::SliceOptions> from_wire(const wire::SliceOptions& options);
 
 std::string secret_to_wire(const rpc::Secret& secret);
 Result<rpc::Secret> secret_from_wire(const std::string& bytes);
+
+/// Where a peer wants us to connect to. message: which of its messages says so, for the error.
+Result<net::Endpoint> endpoint_from_wire(std::string_view message, const std::string& host,
+                                         std::uint32_t port);
 
 }  // namespace recua::cluster

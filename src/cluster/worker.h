@@ -8,10 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <list>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -43,6 +40,8 @@ struct WorkerOptions {
   Measuring measuring = {};                      // Empty: it does not measure itself.
 };
 
+struct WorkerState;
+
 class Worker {
  public:
   Worker(net::Env env, Offload& offload, DeviceFactory make_device, WorkerOptions options);
@@ -58,8 +57,7 @@ class Worker {
   [[nodiscard]] std::size_t n_sessions() const;
 
  private:
-  struct State;
-  std::shared_ptr<State> state_;  // Shared with the coroutines of its connections.
+  std::shared_ptr<WorkerState> state_;  // Shared with the coroutines of its connections.
 };
 
 }  // namespace recua::cluster
