@@ -1,35 +1,13 @@
-// A generation counter starts a job and a count of running workers ends it; both are spun on, then
-// slept on (a futex under std::atomic::wait, which costs the other side nothing while nobody
-// sleeps).
+// A generation counter starts a job and a count of running workers ends it; both are waited on.
 #include "sys/thread_pool.h"
 
-#include <chrono>
 #include <utility>
 
 #include "base/log.h"
-#include "sys/pause.h"
 #include "sys/placement.h"
 
 namespace recua::sys {
 namespace {
-
-constexpr auto kSpinTime = std::chrono::microseconds(50);
-// Between looks at the clock; 64 pauses take 1 to 3 us on the CPUs of the last ten years.
-constexpr int kPausesPerLook = 64;
-
-// Waits while value == old. The yield lets a thread that shares this CPU have it: without it, more
-// threads than CPUs would each burn a time slice waiting for one that cannot run.
-void wait_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
-  do {
-    for (int i = 0; i < kPausesPerLook; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
-      pause_cpu();
-    }
-    std::this_thread::yield();
-  } while (std::chrono::steady_clock::now() < deadline);
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
-}
 
 void bind(const std::vector<std::vector<std::uint32_t>>& cpus, std::size_t thread) {
   if (thread >= cpus.size() || cpus[thread].empty()) return;
@@ -55,12 +33,13 @@ void ThreadPool::start(std::size_t thread, std::size_t n_threads) {
     workers_.emplace_back([this, thread, n_threads] {
       bind(cpus_, thread);
       std::uint32_t seen = 0;
+      Manners manners;
       while (true) {
-        wait_while(generation_, seen);
+        generation_.wait_while(seen, manners);
         ++seen;  // Generations advance one at a time: the caller waits for all workers in between.
         if (stop_) return;
         job_(context_, thread, n_threads);
-        if (n_running_.fetch_sub(1, std::memory_order_acq_rel) == 1) n_running_.notify_one();
+        n_running_.take_one();
       }
     });
   } catch (...) {  // The system has no thread for us: those that run must not wait for ever.
@@ -73,8 +52,7 @@ ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
   stop_ = true;
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  generation_.add(1);
 }
 
 void ThreadPool::bind_caller() {
@@ -85,13 +63,11 @@ void ThreadPool::bind_caller() {
 void ThreadPool::dispatch(Job job, void* context) {
   job_ = job;
   context_ = context;
-  n_running_.store(static_cast<std::uint32_t>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  n_running_.reset(static_cast<std::uint32_t>(workers_.size()));
+  generation_.add(1);
   job(context, 0, n_threads());
-  for (std::uint32_t left = n_running_.load(std::memory_order_acquire); left != 0;
-       left = n_running_.load(std::memory_order_acquire)) {
-    wait_while(n_running_, left);
+  for (std::uint32_t left = n_running_.load(); left != 0; left = n_running_.load()) {
+    n_running_.wait_while(left, manners_);
   }
 }
 

@@ -5,9 +5,9 @@
 /// when all are done; what they wrote is visible then. The function divides the work itself, by
 /// Partition or by `i % n_threads`: static, so that no counter is fought over.
 ///
-/// Waiting threads spin for about 50 us (an operator of a small model takes less), giving way to
-/// others now and then, and then sleep: an idle pool uses no CPU, and a machine with fewer CPUs
-/// than threads still gets on.
+/// Waiting threads spin for about 50 us (an operator of a small model takes less) and then sleep,
+/// as sys/wait_word.h says: an idle pool uses no CPU, a machine with fewer CPUs than threads still
+/// gets on, and so do we where other programs keep the CPUs busy.
 ///
 /// Threads may be placed on CPUs (sys/placement.h). The caller is then bound by its first run(), as
 /// thread 0, and stays so; threads that it starts later begin on the same CPUs.
@@ -15,7 +15,6 @@
 /// Threads: run() from one thread at a time, not from inside fn. fn must not throw (it would end
 /// the process). The destructor joins.
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <thread>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "sys/wait_word.h"
 
 namespace recua::sys {
 
@@ -88,9 +88,10 @@ class ThreadPool {
   std::vector<std::vector<std::uint32_t>> cpus_;  // Empty: nobody is placed.
   std::thread::id bound_ = {};                    // The caller that was bound last.
   // On lines of their own: workers spin on the first while the caller spins on the second.
-  alignas(64) std::atomic<std::uint32_t> generation_{0};
-  alignas(64) std::atomic<std::uint32_t> n_running_{0};
-  alignas(64) std::vector<std::jthread> workers_;
+  alignas(64) WaitWord generation_;
+  alignas(64) WaitWord n_running_;
+  alignas(64) Manners manners_;  // The caller's.
+  std::vector<std::jthread> workers_;
 };
 
 }  // namespace recua::sys
