@@ -126,7 +126,7 @@ TEST_P(CpuDeviceTest, ProductsOfTheSameRowsAreThoseOfEachAlone) {
   const auto gate = load(DataType::kQ4_0, 328);
   const auto up = load(DataType::kQ4_0, 328);
   const auto float_up = load(DataType::kF32, 328);
-  for (const std::size_t n : {0, 1, 7, 100}) {
+  for (const std::size_t n : {0U, 1U, 7U, 100U}) {
     SCOPED_TRACE(n);
     const TestRows x = rows(n, 512);
     const std::vector<const Weight*> weights = {q.get(), k.get(), v.get()};
