@@ -231,9 +231,11 @@ class CpuDevice final : public Device {
 /// Threads meet at multiples of a cache line of outputs, which are whole groups of packed weights.
 inline constexpr std::size_t kRowGranule = 16;
 static_assert(kRowGranule % kernels::kPackedRows == 0);
-/// Some of the rows of one expert's matrix: args without its w, n_rows and out_offset.
-void multiply_rows(kernels::MatmulFn kernel, const CpuWeight& w, std::size_t expert,
-                   sys::Partition rows, kernels::MatmulArgs args);
+/// Some of the rows of one expert's matrix times tokens: a row of x, as its kernel takes it, and
+/// one of out for each.
+void multiply_rows(const kernels::KernelTable& table, const CpuWeight& w, std::size_t expert,
+                   sys::Partition rows, std::span<const std::byte* const> x,
+                   std::span<float* const> out);
 
 /// The rows lie in a host-visible buffer, from end to end.
 void check_rows(const Rows& rows);

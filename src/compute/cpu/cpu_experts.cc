@@ -29,15 +29,8 @@ void place_rows(const ExpertPlan& plan, Rows rows, RowList& out) {
 void multiply_expert(const kernels::KernelTable& table, const CpuWeight& w, std::size_t expert,
                      sys::Partition rows, sys::Partition places,
                      const std::vector<const std::byte*>& x, const RowList& out) {
-  multiply_rows(w.kernel(table), w, expert, rows,
-                {.w = nullptr,
-                 .w_stride = w.stride(),
-                 .n_rows = 0,
-                 .n_in = w.n_in(),
-                 .x = x.data() + places.begin,
-                 .out = out.data() + places.begin,
-                 .out_offset = 0,
-                 .n_tokens = places.size()});
+  multiply_rows(table, w, expert, rows, std::span(x).subspan(places.begin, places.size()),
+                std::span(out).subspan(places.begin, places.size()));
 }
 
 }  // namespace

@@ -18,8 +18,18 @@ constexpr std::size_t kActivatedBytes = std::size_t{128} << 10U;
 
 }  // namespace
 
-void multiply_rows(kernels::MatmulFn kernel, const CpuWeight& w, std::size_t expert,
-                   sys::Partition rows, kernels::MatmulArgs args) {
+void multiply_rows(const kernels::KernelTable& table, const CpuWeight& w, std::size_t expert,
+                   sys::Partition rows, std::span<const std::byte* const> x,
+                   std::span<float* const> out) {
+  const kernels::MatmulFn kernel = w.kernel(table);
+  kernels::MatmulArgs args{.w = nullptr,
+                           .w_stride = w.stride(),
+                           .n_rows = 0,
+                           .n_in = w.n_in(),
+                           .x = x.data(),
+                           .out = out.data(),
+                           .out_offset = 0,
+                           .n_tokens = x.size()};
   std::size_t chunk = rows.size();
   if (args.n_tokens > 1 && !w.is_packed()) {  // Packed kernels do it themselves.
     chunk = std::max(kRowGranule, kWeightChunkBytes / w.row_bytes() / kRowGranule * kRowGranule);
@@ -87,15 +97,8 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
     for (std::size_t i = 0; i < products.size(); ++i) {
       const CpuWeight& w = as_cpu(*products[i].w);
       const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
-      multiply_rows(w.kernel(table_), w, 0, rows,
-                    {.w = nullptr,
-                     .w_stride = w.stride(),
-                     .n_rows = 0,
-                     .n_in = w.n_in(),
-                     .x = x_rows_.data(),
-                     .out = out_rows_.data() + i * x.n_rows,
-                     .out_offset = 0,
-                     .n_tokens = x.n_rows});
+      multiply_rows(table_, w, 0, rows, x_rows_,
+                    std::span(out_rows_).subspan(i * x.n_rows, x.n_rows));
     }
   });
 }
@@ -105,21 +108,10 @@ void CpuDevice::multiply_gated(const GatedRows& all, sys::Partition rows) {
   const std::size_t n_tokens = all.x.size();
   const std::size_t fit = kActivatedBytes / (2 * sizeof(float) * n_tokens);
   const std::size_t chunk = std::max(2 * kRowGranule, fit / kRowGranule * kRowGranule);
-  const auto multiply = [&](const CpuWeight& w, sys::Partition some, std::span<float* const> out) {
-    multiply_rows(w.kernel(table_), w, all.expert, some,
-                  {.w = nullptr,
-                   .w_stride = w.stride(),
-                   .n_rows = 0,
-                   .n_in = w.n_in(),
-                   .x = all.x.data(),
-                   .out = out.data(),
-                   .out_offset = 0,
-                   .n_tokens = n_tokens});
-  };
   for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const sys::Partition some = {begin, std::min(rows.end, begin + chunk)};
-    multiply(*all.gate, some, all.gate_out);
-    multiply(*all.up, some, all.up_out);
+    multiply_rows(table_, *all.gate, all.expert, some, all.x, all.gate_out);
+    multiply_rows(table_, *all.up, all.expert, some, all.x, all.up_out);
     for (std::size_t t = 0; t < n_tokens; ++t) {
       float* const gate = all.gate_out[t] + begin;
       table_.silu_mul(gate, all.up_out[t] + begin, some.size(), gate);
