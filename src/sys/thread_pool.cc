@@ -52,7 +52,7 @@ ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
   stop_ = true;
-  generation_.add(1);
+  generation_.add_one();
 }
 
 void ThreadPool::bind_caller() {
@@ -64,7 +64,7 @@ void ThreadPool::dispatch(Job job, void* context) {
   job_ = job;
   context_ = context;
   n_running_.reset(static_cast<std::uint32_t>(workers_.size()));
-  generation_.add(1);
+  generation_.add_one();
   job(context, 0, n_threads());
   for (std::uint32_t left = n_running_.load(); left != 0; left = n_running_.load()) {
     n_running_.wait_while(left, manners_);

@@ -31,10 +31,9 @@ std::uint32_t* address(std::atomic<std::uint32_t>& value) {
 
 }  // namespace
 
-std::uint32_t WaitWord::add(std::uint32_t n) {
-  const std::uint32_t now = value_.fetch_add(n, std::memory_order_seq_cst) + n;
+void WaitWord::add_one() {
+  value_.fetch_add(1, std::memory_order_seq_cst);
   wake();
-  return now;
 }
 
 void WaitWord::take_one() {

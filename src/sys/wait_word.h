@@ -26,9 +26,8 @@ class WaitWord {
   [[nodiscard]] std::uint32_t load() const { return value_.load(std::memory_order_acquire); }
   /// Wakes nobody: before anybody waits.
   void reset(std::uint32_t value) { value_.store(value, std::memory_order_relaxed); }
-  /// Adds and wakes all; returns the new value. What this thread wrote before is visible to who
-  /// sees the change.
-  std::uint32_t add(std::uint32_t n);
+  /// Adds one and wakes all. What this thread wrote before is visible to who sees the change.
+  void add_one();
   /// Takes one away, and wakes all when none is left.
   void take_one();
   /// Returns once the value is no longer `old`.
