@@ -76,6 +76,14 @@ class SharedMemory {
   std::size_t feed_forward_ = 0;
 };
 
+std::size_t shared_floats(const std::vector<NeededRows>& needed) {
+  SharedMemory shared;
+  for (const NeededRows& rows : needed) {
+    if (rows.memory != Memory::kOwn) shared.place(rows);
+  }
+  return shared.floats();
+}
+
 // Several ranks sum all rows of a product while they compute it, so they do not go in pieces; each
 // has only a part of the columns.
 std::size_t feed_forward_rows_of(const HyperParams& hp, const Share& share, std::size_t n_rows) {
@@ -144,11 +152,8 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   a.feed_forward_rows = feed_forward_rows_of(hp, share, n_rows);
   const std::vector<NeededRows> needed = needed_rows(
       hp, share, n_rows, n_logit_rows, a.attended_cols.held.size(), a.gate_cols.held.size());
-  SharedMemory size;
-  for (const NeededRows& rows : needed) {
-    if (rows.memory != Memory::kOwn) size.place(rows);
-  }
-  RECUA_RETURN_IF_ERROR(a.shared.allocate(device, "attention and feed-forward", 1, size.floats()));
+  RECUA_RETURN_IF_ERROR(
+      a.shared.allocate(device, "attention and feed-forward", 1, shared_floats(needed)));
   SharedMemory shared;
   for (const NeededRows& rows : needed) {
     if (rows.memory == Memory::kOwn) {
@@ -162,18 +167,14 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
 
 std::size_t Activations::bytes(const HyperParams& hp, const Share& share, std::size_t n_rows,
                                std::size_t n_logit_rows) {
-  SharedMemory shared;
-  std::size_t floats = 0;
-  for (const NeededRows& rows :
-       needed_rows(hp, share, n_rows, n_logit_rows, attended_cols_of(hp, share).held.size(),
-                   gate_cols_of(hp, share).held.size())) {
-    if (rows.memory == Memory::kOwn) {
-      floats += rows.floats();
-    } else {
-      shared.place(rows);
-    }
+  const std::vector<NeededRows> needed =
+      needed_rows(hp, share, n_rows, n_logit_rows, attended_cols_of(hp, share).held.size(),
+                  gate_cols_of(hp, share).held.size());
+  std::size_t floats = shared_floats(needed);
+  for (const NeededRows& rows : needed) {
+    if (rows.memory == Memory::kOwn) floats += rows.floats();
   }
-  return (floats + shared.floats()) * sizeof(float);
+  return floats * sizeof(float);
 }
 
 Result<void> Activations::allocate_lora(compute::Device& device, std::size_t n_rows,
