@@ -112,8 +112,8 @@ class End {
     communicator_ = *collective::ChannelCommunicator::create(
         {.id = kId,
          .rank = rank,
-         .channels = std::move(channels),
          .ring = std::move(send_ring),
+         .channels = std::move(channels),
          .clock = &clock_,
          .waiter = &waiter_,
          .options = {.spin = std::chrono::milliseconds(50),

@@ -128,6 +128,7 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
       .description = fmt::format("{} worker{}, {}", peers_.size(), peers_.size() == 1 ? "" : "s",
                                  describe(plan_, offers_))};
   parts.n_logit_rows = n_logit_rows_;
+  parts.keep = ring;
   for (std::uint32_t i = 0; i < n_ranks(); ++i) {
     OpenedChannel& first = firsts[i];
     parts.firsts.push_back(rpc::make_link_sender(link_context(i, true), std::move(first.connection),
@@ -137,7 +138,6 @@ asio::awaitable<Result<void>> ClusterImpl::open_channels() {
   RECUA_CO_ASSIGN_OR_RETURN(parts.last, rpc::make_link_receiver(link_context(out.number, false),
                                                                 std::move(results.connection), id_,
                                                                 out.ring, ring->memory()));
-  parts.keep = ring;
   executor_ = std::make_unique<RemoteExecutor>(std::move(parts));
   result = co_await executor_->wait_until_settled(settle_timeout(options_.link_policy));
   if (failure_.has_value()) co_return *failure_;

@@ -29,9 +29,10 @@ class RemoteExecutor final : public model::Executor {
     rpc::ChannelId id;
     model::ExecutorInfo info;
     std::uint32_t n_logit_rows = 1;
+    // Outlives the channels, whose cards may write into it to the end: the ring.
+    std::shared_ptr<void> keep;
     std::vector<std::unique_ptr<rpc::ChannelSender>> firsts;  // To each rank of the first stage.
     std::unique_ptr<rpc::ChannelReceiver> last;
-    std::shared_ptr<void> keep;  // Lives as long: ring memory, control connections.
   };
 
   explicit RemoteExecutor(Parts parts);

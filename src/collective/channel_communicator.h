@@ -55,8 +55,8 @@ struct CommunicatorOptions {
 struct CommunicatorParts {
   rpc::ChannelId id;
   std::uint32_t rank = 0;
+  SendRing ring = {};                       // Its memory() are the senders' sources; outlives them.
   std::vector<PeerChannels> channels = {};  // By rank; none for the own one.
-  SendRing ring = {};                       // Its memory() are the senders' sources.
   const net::Clock* clock = nullptr;
   Waiter* waiter = nullptr;  // Of the channels' loop.
   CommunicatorOptions options = {};

@@ -60,8 +60,8 @@ struct SimGroup {
       ranks.push_back(*ChannelCommunicator::create(
           {.id = TestGroup::kId,
            .rank = r,
-           .channels = std::move(channels[r]),
            .ring = std::move(rings[r]),
+           .channels = std::move(channels[r]),
            .clock = &loop,
            .waiter = &waiter,
            .options = {.timeout = std::chrono::seconds(7), .spin = net::Duration::zero()}}));

@@ -95,8 +95,8 @@ class TestGroup {
     for (std::uint32_t r = 0; r < n; ++r) {
       ranks[r]->communicator = *ChannelCommunicator::create({.id = kId,
                                                              .rank = r,
-                                                             .channels = std::move(channels[r]),
                                                              .ring = std::move(send_rings[r]),
+                                                             .channels = std::move(channels[r]),
                                                              .clock = &clock,
                                                              .waiter = &ranks[r]->waiter,
                                                              .options = options.communicator});
