@@ -126,7 +126,6 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
 Result<std::string> RankGroup::calibrate(std::size_t values_max) {
   if (n_ranks_ == 1) return std::string();
   RECUA_RETURN_IF_ERROR(barrier());
-  note_transports();
   const net::TimePoint begin = clock_->now();
   const collective::CalibrationBounds bounds{.time_max = kCalibrationTime,
                                              .values_max = values_max};
@@ -141,25 +140,18 @@ Result<std::string> RankGroup::calibrate(std::size_t values_max) {
       net::to_string(std::chrono::round<std::chrono::milliseconds>(clock_->now() - begin)));
 }
 
-void RankGroup::note_transports() {
-  if (channels_ == nullptr) return;
-  std::size_t i = 0;
-  for (std::uint32_t r = 0; r < n_ranks_; ++r) {
-    if (r == rank_) continue;
-    const collective::PeerChannels& channels = channels_->channels(r);
-    links_[i++].stats.transport = channels.sender->transport();
-    links_[i++].stats.transport = channels.receiver->transport();
-  }
-}
-
 void RankGroup::disconnect() {
   if (channels_ != nullptr) {
     std::size_t i = 0;
     for (std::uint32_t r = 0; r < n_ranks_; ++r) {
       if (r == rank_) continue;
       const collective::PeerChannels& channels = channels_->channels(r);
-      links_[i++].stats.counters = channels.sender->counters();
-      links_[i++].stats.counters = channels.receiver->counters();
+      rpc::LinkStats& sent = links_[i++].stats;
+      sent.transport = channels.sender->transport();
+      sent.counters = channels.sender->counters();
+      rpc::LinkStats& received = links_[i++].stats;
+      received.transport = channels.receiver->transport();
+      received.counters = channels.receiver->counters();
     }
   }
   const std::scoped_lock lock(mutex_);

@@ -71,8 +71,6 @@ class RankGroup final : public model::Communicator {
   /// the longest vector to come, the same on all ranks. Gives a line for people; empty where there
   /// is nothing to say. Takes tens of ms. Errors: as of any call.
   Result<std::string> calibrate(std::size_t values_max);
-  /// Notes what carries the links now: one that broke does not know that any more.
-  void note_transports();
   /// Drops all that lives on the loop; there, unless nothing ever ran.
   void disconnect();
   /// What the links did, once they were dropped: of each the other end's name, none of this one's.

@@ -13,8 +13,6 @@ namespace recua::cluster {
 namespace {
 
 /// Messages that may be computed ahead of what the channel has taken.
-/// How many sleeps of a stage go by between two looks at what carries its links, a text each.
-constexpr unsigned kSleepsPerNote = 64;
 constexpr std::size_t kOutBuffers = 3;
 constexpr std::uint64_t kLogitBytesPerMessage = std::uint64_t{16} << 20;
 
@@ -214,12 +212,6 @@ Result<void> Stage::send(OutBuffer& buffer, rpc::TensorHeader header) {
   return ok();
 }
 
-void Stage::note_transports() {
-  stats_[0].transport = parts_.in->transport();
-  if (parts_.out != nullptr) stats_[1].transport = parts_.out->transport();
-  if (parts_.group != nullptr) parts_.group->note_transports();
-}
-
 /// What has to be done before somebody waits for a token.
 Result<void> Stage::begin() {
   if (parts_.group == nullptr) return ok();
@@ -238,15 +230,12 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   stats_[0].sends = false;
   const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
   std::function<void()> arm_fn = [this, ready] {
-    // A link that broke does not know any more what carried its messages.
-    if (n_sleeps_++ % kSleepsPerNote == 0) note_transports();
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
     if (!incoming_.has_value()) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
     if (parts_.out != nullptr) parts_.out->arm(ready, incoming_.has_value());
   };
   net::ArmIn arm_in = [this](const net::WaitSet& set) {
-    if (n_sleeps_++ % kSleepsPerNote == 0) note_transports();
     if (!rpc::arm_or_leave(*parts_.in, set, !incoming_.has_value())) return false;
     return parts_.out == nullptr || parts_.out->arm_in(set, incoming_.has_value());
   };
@@ -256,9 +245,12 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   if (ended.ok()) {
     ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn, nullptr, arm_in);
   }
-  if (ended.ok() || stats_[0].transport.empty()) note_transports();
+  stats_[0].transport = parts_.in->transport();
   stats_[0].counters = parts_.in->counters();
-  if (parts_.out != nullptr) stats_[1].counters = parts_.out->counters();
+  if (parts_.out != nullptr) {
+    stats_[1].transport = parts_.out->transport();
+    stats_[1].counters = parts_.out->counters();
+  }
   // Here, on their own loop, where a handler of theirs may still be due.
   parts_.in.reset();
   parts_.out.reset();

@@ -113,7 +113,6 @@ class Stage {
   bool store_logits(OutBuffer& buffer, rpc::TensorHeader& header) const;
   /// Whether the output has a credit and a buffer.
   [[nodiscard]] bool can_send() const;
-  void note_transports();
   Result<void> send(OutBuffer& buffer, rpc::TensorHeader header);
 
   Parts parts_;
@@ -121,7 +120,6 @@ class Stage {
   std::optional<rpc::Incoming> incoming_;
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;
-  unsigned n_sleeps_ = 0;
   std::shared_ptr<net::Event> wake_;
 };
 

@@ -158,8 +158,12 @@ class ClusterThreads : public testing::TestWithParam<Links> {
       EXPECT_TRUE(sender.transport.starts_with(kind)) << sender.transport;
       EXPECT_TRUE(receiver.transport.starts_with(kind)) << receiver.transport;
       EXPECT_GT(sender.counters.messages, 0U);
-      EXPECT_EQ(sender.counters.messages, receiver.counters.messages);
-      EXPECT_EQ(sender.counters.bytes, receiver.counters.bytes);
+      // The last: what rank 0 found, which no other rank needs to end.
+      EXPECT_GE(sender.counters.messages, receiver.counters.messages);
+      EXPECT_LE(sender.counters.messages, receiver.counters.messages + 1);
+      if (sender.counters.messages == receiver.counters.messages) {
+        EXPECT_EQ(sender.counters.bytes, receiver.counters.bytes);
+      }
       EXPECT_GT(sender.counters.bytes, 20U * 64 * sizeof(float));  // A row for each token at least.
       EXPECT_EQ(sender.counters.payload_copies, 0U);
       if (GetParam() != Links::kTcp) {

@@ -68,15 +68,12 @@ class WeightsPusher::Pump {
     std::function<Result<bool>()> poll_fn = [self] { return self->poll(); };
     const net::ReadyCallback ready = [wake = self->wake_] { wake->notify_all(); };
     std::function<void()> arm_fn = [self, ready] {
-      self->stats_.transport = self->out_->transport();  // Which one that broke cannot tell.
       self->out_->arm(ready, /*for_completions=*/true);
     };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;
     Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
-    if (ended.ok() || self->stats_.transport.empty()) {
-      self->stats_.transport = self->out_->transport();
-    }
+    self->stats_.transport = self->out_->transport();
     self->stats_.counters = self->out_->counters();
     self->out_.reset();
     self->failure_ = ended.ok() ? Error{ErrorCode::kUnavailable, "the channel for weights ended"}

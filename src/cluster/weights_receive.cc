@@ -29,16 +29,11 @@ class WeightsReceiver::Pump {
     self->wake_ = std::make_shared<net::Event>(env.executor);
     std::function<Result<bool>()> poll_fn = [self] { return self->poll(); };
     const net::ReadyCallback ready = [wake = self->wake_] { wake->notify_all(); };
-    std::function<void()> arm_fn = [self, ready] {
-      self->stats_.transport = self->in_->transport();  // Which one that broke cannot tell.
-      self->in_->arm(ready);
-    };
+    std::function<void()> arm_fn = [self, ready] { self->in_->arm(ready); };
     std::function<bool()> done_fn = [self] { return self->stop_requested_.load(); };
     const std::shared_ptr<net::Event> wake = self->wake_;
     Result<void> ended = co_await poll_until(env, *wake, poll_fn, arm_fn, done_fn);
-    if (ended.ok() || self->stats_.transport.empty()) {
-      self->stats_.transport = self->in_->transport();
-    }
+    self->stats_.transport = self->in_->transport();
     self->stats_.sends = false;
     self->stats_.counters = self->in_->counters();
     self->in_.reset();

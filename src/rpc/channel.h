@@ -110,7 +110,8 @@ class ChannelSender {
 
   [[nodiscard]] virtual const std::string& peer() const = 0;
   [[nodiscard]] virtual const RingShape& ring() const = 0;
-  /// What carries messages now, for people: "rdma mlx5_0/1 ...", "tcp, because ...".
+  /// What carries messages now, or did until the channel broke, for people: "rdma mlx5_0/1 ...",
+  /// "tcp, because ...".
   [[nodiscard]] virtual std::string transport() const = 0;
   /// Whether that has been decided; until then there are no credits, and poll() gets on with it.
   [[nodiscard]] virtual bool settled() const = 0;

@@ -84,6 +84,8 @@ class FastSender {
   virtual bool arm_in(const net::WaitSet& /*set*/, bool /*for_progress*/) { return false; }
   /// Adds what this path did to the link's counters.
   virtual void add_to(ChannelCounters& counters) const = 0;
+  /// The last call. True: to end may take long, and may be done on any thread (background_end.h).
+  virtual bool give_up_waits() { return false; }
 };
 
 /// A message, or a piece of one, that lies in its slot.
@@ -122,6 +124,7 @@ class FastReceiver {
   virtual bool arm_in(const net::WaitSet& /*set*/) { return false; }
   virtual void leave_set() {}
   virtual void add_to(ChannelCounters& counters) const = 0;
+  virtual bool give_up_waits() { return false; }
 };
 
 }  // namespace recua::rpc

@@ -204,7 +204,7 @@ net::asio::awaitable<void> refuse(const net::Env& env, net::Connection& connecti
 
 }  // namespace
 
-bool PeerInfo::has(Feature feature) const {
+bool has_feature(std::span<const std::uint32_t> features, Feature feature) {
   const auto number = static_cast<std::uint32_t>(feature);
   return std::find(features.begin(), features.end(), number) != features.end();
 }

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,9 @@ struct RdmaPortInfo {
   friend bool operator==(const RdmaPortInfo&, const RdmaPortInfo&) = default;
 };
 
+/// Whether `feature` is one of what a peer has told.
+bool has_feature(std::span<const std::uint32_t> features, Feature feature);
+
 /// What one end says about itself.
 struct PeerInfo {
   std::string name;              // Of the process, for people: "worker box1:7500".
@@ -64,7 +68,7 @@ struct PeerInfo {
   std::string shared_memory_host;         // Equal on both ends: the same host. Empty: none.
   std::vector<RdmaPortInfo> rdma_ports;
 
-  [[nodiscard]] bool has(Feature feature) const;
+  [[nodiscard]] bool has(Feature feature) const { return has_feature(features, feature); }
 };
 
 enum class Direction : std::uint8_t { kConnectorSends = 1, kAcceptorSends = 2 };

@@ -73,9 +73,16 @@ void LaneSet::leave_set() {
   }
 }
 
+void LaneSet::give_up_waits() {
+  for (const auto& lane : lanes_) {
+    if (lane != nullptr) lane->give_up_waits();
+  }
+}
+
 void LaneSet::drop(std::size_t i) {
   add(lanes_[i]->counters(), dropped_);
-  lanes_[i].reset();
+  lanes_[i]->give_up_waits();
+  ends_.take(std::move(lanes_[i]));
 }
 
 void LaneSet::add_to(ChannelCounters& counters) const {

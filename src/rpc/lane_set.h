@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "net/verbs/lane.h"
+#include "rpc/background_end.h"
 #include "rpc/fast_path.h"
 
 namespace recua::rpc {
@@ -35,13 +36,15 @@ class LaneSet {
            bool for_completions);
   bool arm_in(const net::WaitSet& set, bool for_completions);
   void leave_set();
-  /// Of a lane that is fenced: its counters stay.
+  void give_up_waits();
+  /// Of a lane that is fenced: its counters stay. Its end is waited for in the destructor.
   void drop(std::size_t i);
   void add_to(ChannelCounters& counters) const;
 
  private:
   std::vector<std::unique_ptr<net::verbs::Lane>> lanes_;
   net::verbs::LaneCounters dropped_;
+  BackgroundEnd ends_;
 };
 
 }  // namespace recua::rpc

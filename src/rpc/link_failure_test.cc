@@ -41,7 +41,7 @@ TEST(LinkFailure, GoesOnOverTcpWhateverStatusAWriteEndsWith) {
     EXPECT_NE(world.sender_lines.at(1).find("going on over tcp"), std::string::npos)
         << world.sender_lines.at(1);
     EXPECT_NE(world.sender_lines.at(1).find(to_string(status)), std::string::npos);
-    EXPECT_EQ(world.fabric.counts(), net::verbs::FakeCounts{});
+    EXPECT_EQ(world.fabric.counts_in_the_end(), net::verbs::FakeCounts{});
   }
 }
 
@@ -75,6 +75,22 @@ TEST(LinkFailure, SurvivesPortsAndDevicesThatGo) {
     LinkWorld world;
     expect_survives(world, 5000, [&, &act = fault] { act(world); });
     EXPECT_FALSE(world.sender_error || world.receiver_error) << world.what_failed();
+  }
+}
+
+/// A kernel may take seconds to end a queue pair whose link is down.
+TEST(LinkFailure, GoesOnWhileLanesTakeLongToEnd) {
+  for (const int n_ports : {1, 2}) {
+    SCOPED_TRACE(fmt::format("{} ports", n_ports));
+    LinkWorld world({.n_ports = n_ports});
+    world.fabric.hold_ends(true);
+    expect_survives(world, 12'000, [&] { world.fabric.set_port_up("a0", false); });
+    const std::size_t n_lanes = 2 * static_cast<std::size_t>(n_ports);
+    EXPECT_GE(world.fabric.counts().queue_pairs, n_lanes);
+    world.fabric.hold_ends(false);
+    world.sender.reset();
+    world.receiver.reset();
+    EXPECT_EQ(world.fabric.counts(), net::verbs::FakeCounts{});
   }
 }
 
@@ -181,7 +197,7 @@ TEST(LinkFailure, EndsTheChannelWhenTheConnectionEnds) {
   ASSERT_TRUE(world.sender_error && world.receiver_error);
   EXPECT_EQ(world.sender_error->code, ErrorCode::kUnavailable);
   EXPECT_EQ(world.receiver_error->code, ErrorCode::kUnavailable);
-  EXPECT_EQ(world.fabric.counts(), net::verbs::FakeCounts{});
+  EXPECT_EQ(world.fabric.counts_in_the_end(), net::verbs::FakeCounts{});
 }
 
 // The receiver's lane is connected before the sender's: until the sender has said that it is ready,
@@ -305,14 +321,25 @@ struct HostileSender : TestWorld {
     out.row_bytes = row_bytes;
     return out;
   }
+  /// Whether what it writes from here on does not land.
+  bool is_refused() {
+    const std::array<std::span<const std::byte>, 1> parts{
+        std::span<const std::byte>(source).first(64)};
+    if (!lane->write({.offset = 0, .parts = parts, .announce = {}, .signal = true}).ok())
+      return true;
+    std::vector<net::verbs::Announcement> none;
+    lane->poll(none);
+    return lane->failure().has_value();
+  }
   std::string failure() {
     for (int i = 0; i < 3; ++i) {
       const auto polled = receiver->poll();
       if (polled.ok()) continue;
       EXPECT_EQ(polled.error().code, ErrorCode::kProtocol);
       EXPECT_NE(polled.error().message.find("a:"), std::string::npos) << polled.error().message;
+      EXPECT_TRUE(is_refused());
       lane.reset();
-      EXPECT_EQ(fabric.counts(), net::verbs::FakeCounts{});  // The peer's lane is gone at once.
+      EXPECT_EQ(fabric.counts_in_the_end(), net::verbs::FakeCounts{});
       return polled.error().message;
     }
     ADD_FAILURE() << "the receiver did not notice";

@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "rpc/background_end.h"
 #include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
@@ -40,6 +41,7 @@ class LinkReceiver final : public ChannelReceiver {
   [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
   [[nodiscard]] std::string transport() const override {
+    if (failure_) return carried_;
     if (path_ != nullptr) return path_->description();
     return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
   }
@@ -144,6 +146,7 @@ class LinkReceiver final : public ChannelReceiver {
   }
 
   Error fail(Error error) {
+    if (!failure_) carried_ = transport();
     failure_ = error;
     drop_path();
     readable_.reset();
@@ -156,7 +159,11 @@ class LinkReceiver final : public ChannelReceiver {
   void drop_path() {
     if (path_ == nullptr) return;
     path_->add_to(counters_);
-    path_.reset();
+    if (path_->give_up_waits()) {
+      ends_.take(std::move(path_));
+    } else {
+      path_.reset();
+    }
   }
   void report(const std::string& what) const {
     const std::string& other = context_.other.empty() ? peer() : context_.other;
@@ -549,6 +556,8 @@ class LinkReceiver final : public ChannelReceiver {
   ChannelCounters counters_;
   mutable ChannelCounters shown_;
   std::optional<Error> failure_;
+  std::string carried_;  // What transport() was then.
+  BackgroundEnd ends_;   // Of paths; before all that they refer to.
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "net/deadline.h"
+#include "rpc/background_end.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"
 #include "rpc/link_inbox.h"
@@ -49,6 +50,7 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
   [[nodiscard]] std::string transport() const override {
+    if (failure_) return carried_;
     if (path_ != nullptr) return path_->description();
     return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
   }
@@ -162,6 +164,7 @@ class LinkSender final : public ChannelSender {
   }
 
   Error fail(Error error) {
+    if (!failure_) carried_ = transport();
     failure_ = error;
     drop_path();
     readable_.reset();
@@ -171,7 +174,11 @@ class LinkSender final : public ChannelSender {
   void drop_path() {
     if (path_ == nullptr) return;
     path_->add_to(counters_);
-    path_.reset();
+    if (path_->give_up_waits()) {
+      ends_.take(std::move(path_));
+    } else {
+      path_.reset();
+    }
     fencing_ = 0;
   }
   void report(const std::string& what) const {
@@ -488,6 +495,8 @@ class LinkSender final : public ChannelSender {
   ChannelCounters counters_;
   mutable ChannelCounters shown_;
   std::optional<Error> failure_;
+  std::string carried_;  // What transport() was then.
+  BackgroundEnd ends_;   // Of paths; before all that they refer to.
 };
 
 }  // namespace
@@ -498,19 +507,15 @@ std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
                                                 std::vector<std::span<std::byte>> sources,
                                                 std::span<const std::uint32_t> peer_features) {
   RECUA_CHECK(ring.n_slots > 0);
-  const auto knows = [&](Feature feature) {
-    const auto number = static_cast<std::uint32_t>(feature);
-    return std::find(peer_features.begin(), peer_features.end(), number) != peer_features.end();
-  };
   std::string no_links;
   if (context.policy == nullptr) {
     no_links = "nothing else was asked for";
-  } else if (!knows(Feature::kLinks)) {
+  } else if (!has_feature(peer_features, Feature::kLinks)) {
     no_links = "the peer is an older recua that knows nothing else";
   }
   return std::make_unique<LinkSender>(std::move(context), std::move(connection), ring,
                                       std::move(sources), std::move(no_links),
-                                      knows(Feature::kPadding));
+                                      has_feature(peer_features, Feature::kPadding));
 }
 
 }  // namespace recua::rpc

@@ -82,6 +82,7 @@ struct LinkWorld : TestWorld {
     return out;
   }
 
+  ~LinkWorld() { fabric.hold_ends(false); }
   /// Polls both ends and lets time pass until the sender knows what it uses.
   bool settle_link() {
     for (int i = 0; i < 20'000 && !sender->settled(); ++i) {

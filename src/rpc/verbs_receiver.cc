@@ -72,6 +72,11 @@ class VerbsReceiver final : public FastReceiver {
   }
   void leave_set() override { lanes_.leave_set(); }
 
+  bool give_up_waits() override {
+    lanes_.give_up_waits();
+    return true;
+  }
+
   void add_to(ChannelCounters& counters) const override { lanes_.add_to(counters); }
 
  private:

@@ -174,6 +174,11 @@ class VerbsSender final : public FastSender {
     return lanes_.arm_in(set, for_progress);
   }
 
+  bool give_up_waits() override {
+    lanes_.give_up_waits();
+    return true;
+  }
+
   void add_to(ChannelCounters& counters) const override {
     lanes_.add_to(counters);
     counters.payload_copies += payload_copies_;

@@ -197,7 +197,6 @@ Result<void> TrainSession::start() {
 
 Result<void> TrainSession::run() {
   RECUA_RETURN_IF_ERROR(group_.barrier());  // Settles the links before somebody waits for a step.
-  group_.note_transports();
   while (true) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return stop_ || next_.has_value(); });

@@ -1,6 +1,8 @@
 #include "net/verbs/fake_fabric.h"
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -177,6 +179,19 @@ void FakeFabric::set_limits(const std::string& device, const FakeLimits& limits)
   state.info.transport = limits.transport;
   state.info.sge_max = limits.sge_max;
   state.port().message_bytes_max = limits.message_bytes_max;
+}
+
+FakeCounts FakeFabric::counts_in_the_end() const {
+  for (int i = 0; i < 5000 && counts() != FakeCounts{}; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return counts();
+}
+
+void FakeFabric::hold_ends(bool on) {
+  const std::lock_guard lock(state_->mutex);
+  state_->hold_ends = on;
+  state_->ends.notify_all();
 }
 
 void FakeFabric::hold(bool on) {

@@ -78,8 +78,13 @@ class FakeFabric {
   /// says how many it were. hold(false) releases all.
   void hold(bool on);
   std::size_t release(int n = -1);
+  /// Whoever ends a queue pair stands still until this is false again, as in a kernel that waits
+  /// for packets to go away.
+  void hold_ends(bool on);
 
   [[nodiscard]] FakeCounts counts() const;
+  /// Once what ends on other threads has ended; after 5 s what is left.
+  [[nodiscard]] FakeCounts counts_in_the_end() const;
 
  private:
   std::shared_ptr<FabricState> state_;

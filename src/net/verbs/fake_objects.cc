@@ -21,6 +21,13 @@ Error gone(const FakeDeviceState& device, std::string_view call) {
   return refused(device, call, "Input/output error: the device was removed");
 }
 
+/// A card may use memory until its region ends: this fails when the memory has gone before. Its
+/// owner may be writing there.
+__attribute__((no_sanitize("thread"))) void touch(std::span<const std::byte> memory) {
+  (void)*static_cast<const volatile std::byte*>(memory.data());
+  (void)*static_cast<const volatile std::byte*>(&memory.back());
+}
+
 class FakeRegion final : public Region {
  public:
   FakeRegion(std::shared_ptr<FabricState> fabric, FakeDeviceState& device, FakeRegionState state,
@@ -34,6 +41,7 @@ class FakeRegion final : public Region {
   }
   ~FakeRegion() override {
     const std::lock_guard lock(fabric_->mutex);
+    touch(state_.memory);
     fabric_->by_lkey.erase(state_.lkey);
     fabric_->by_rkey.erase(state_.rkey);
     device_.locked_bytes -= state_.memory.size();
@@ -86,6 +94,10 @@ class FakeQueue final : public CompletionQueue {
     const std::lock_guard lock(fabric_->mutex);
     state_.wakeup.arm(executor, std::move(ready));
   }
+  void give_up_waits() override {
+    const std::lock_guard lock(fabric_->mutex);
+    state_.wakeup.give_up();
+  }
 
   FakeQueueState& state() { return state_; }
 
@@ -109,7 +121,8 @@ class FakePair final : public QueuePair {
     ++fabric_->counts.queue_pairs;
   }
   ~FakePair() override {
-    const std::lock_guard lock(fabric_->mutex);
+    std::unique_lock lock(fabric_->mutex);
+    fabric_->ends.wait(lock, [this] { return !fabric_->hold_ends; });
     std::erase_if(fabric_->flights, [&](const FakeFlight& f) { return f.pair == state_.get(); });
     auto& entries = state_->queue->entries;
     for (std::size_t n = entries.size(); n > 0; --n)
@@ -350,6 +363,10 @@ class FakeDevice final : public Device {
     const std::lock_guard lock(fabric_->mutex);
     context_.wakeup.arm(executor, std::move(ready));
     if (!context_.events.empty()) context_.wakeup.fire();
+  }
+  void give_up_waits() override {
+    const std::lock_guard lock(fabric_->mutex);
+    context_.wakeup.give_up();
   }
 
  private:

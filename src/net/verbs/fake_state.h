@@ -5,6 +5,7 @@
 /// A queue pair is known by its number, as on a wire: whoever sends looks the other end up for each
 /// message, and finds that it is gone, unreachable or in error as a card would.
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -63,6 +64,7 @@ class FakeWakeup {
     executor_ = executor;
     ready_ = std::move(ready);
   }
+  void give_up() { ready_ = {}; }
   void fire() {
     if (!ready_) return;
     asio::post(executor_, [alive = std::weak_ptr<int>(alive_), ready = std::exchange(ready_, {})] {
@@ -167,7 +169,9 @@ struct FabricState {
   std::unordered_map<std::uint32_t, FakeRegionState*> by_rkey;
   std::deque<FakeFlight> flights;  // Held back, oldest first.
   bool hold = false;
-  std::uint32_t n_numbers = 0;  // Queue pair numbers and keys given out.
+  bool hold_ends = false;
+  std::condition_variable ends;  // hold_ends has changed.
+  std::uint32_t n_numbers = 0;   // Queue pair numbers and keys given out.
   std::uint64_t n_domains = 0;
   FakeCounts counts;
 

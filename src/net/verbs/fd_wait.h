@@ -23,10 +23,11 @@ class FdWait {
   /// Calls `ready` once from the executor's loop. A newer callback replaces the older one. When the
   /// descriptor cannot be waited for, `ready` is called all the same: whoever reads then will see.
   void arm(const asio::any_io_executor& executor, ReadyCallback ready);
+  /// Drops the callback uncalled. On the loop's thread: the FdWait may then end on any other.
+  void give_up();
 
  private:
   struct Wait;
-  void give_up();
 
   int fd_;
   std::shared_ptr<Wait> wait_;  // Also held by the handler that Asio keeps.

@@ -149,6 +149,12 @@ bool IbvCompletionQueue::arm_in(const WaitSet& set, bool is_awaited) {
   return ask_for_event() == 0 && handle_.join(set);
 }
 
+void IbvCompletionQueue::give_up_waits() {
+  handle_.leave();
+  wait_.give_up();
+  ready_ = {};
+}
+
 int IbvCompletionQueue::ask_for_event() {
   // While an event is on its way or unread, another one would only cost a second wake-up.
   if (event_is_due_) return 0;

@@ -141,6 +141,7 @@ class IbvDevice : public Device {
     if (events_block_ || gone_) return;
     events_wait_.arm(executor, std::move(ready));
   }
+  void give_up_waits() override { events_wait_.give_up(); }
   [[nodiscard]] int event_descriptor() const override {
     return events_block_ || gone_ ? -1 : context_.context->async_fd;
   }

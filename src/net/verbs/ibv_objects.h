@@ -64,6 +64,7 @@ class IbvCompletionQueue : public CompletionQueue {
   void arm(const asio::any_io_executor& executor, ReadyCallback ready) override;
   bool arm_in(const WaitSet& set, bool is_awaited) override;
   void leave_set() override { handle_.leave(); }
+  void give_up_waits() override;
 
   [[nodiscard]] ibv_cq* raw() const { return cq_.get(); }
 

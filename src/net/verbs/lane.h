@@ -118,6 +118,9 @@ class Lane {
   bool arm_in(const WaitSet& set, bool for_completions);
   /// Nothing of this lane ends a wait until the next arm_in().
   void leave_set();
+  /// Ends the lane if fence() has not, drops all callbacks and leaves the set: it may now be
+  /// destroyed on another thread.
+  void give_up_waits();
   [[nodiscard]] const LaneCounters& counters() const;
 
  private:

@@ -188,4 +188,14 @@ void Lane::leave_set() {
   if (state_->event_wait) state_->event_wait->leave();
 }
 
+void Lane::give_up_waits() {
+  leave_set();
+  // From here on the card refuses what the peer writes.
+  if (!state_->is_fenced && state_->pair != nullptr) (void)state_->pair->set_error();
+  state_->cm_listener.reset();
+  state_->cm.reset();
+  state_->queue->give_up_waits();
+  state_->device->give_up_waits();
+}
+
 }  // namespace recua::net::verbs

@@ -165,6 +165,8 @@ class CompletionQueue {
   /// will do.
   virtual bool arm_in(const WaitSet& /*set*/, bool /*is_awaited*/) { return false; }
   virtual void leave_set() {}
+  /// Drops the callback and leaves the set: the object may now end on another thread.
+  virtual void give_up_waits() {}
 };
 
 /// Where and how to reach the other end. lid 0 and is_global for RoCE; InfiniBand has a LID, and
@@ -277,6 +279,8 @@ class Device {
   virtual std::optional<DeviceEvent> poll_event() = 0;
   /// Calls `ready` once from the executor's loop when poll_event() may have something.
   virtual void arm_events(const asio::any_io_executor& executor, ReadyCallback ready) = 0;
+  /// Drops that callback: the device may now end on another thread.
+  virtual void give_up_waits() {}
   /// What becomes readable then, while the device lives; -1 where there is no such thing.
   [[nodiscard]] virtual int event_descriptor() const { return -1; }
 };
