@@ -16,6 +16,8 @@ STARTED = time.monotonic()
 
 # No step of a healthy run comes near it; a hanging one must not hang the whole run.
 STEP_SECONDS_MAX = 25 * 60
+LINES_AFTER_A_MARK = 25
+FAILURE_LINES = 150
 TAIL_LINES = 40
 
 
@@ -118,6 +120,24 @@ def ctest_reason(case):
     return "" if skipped is None else skipped.get("message", "")
 
 
+FAILURE_MARKS = ("[  FAILED  ]", "Failure", "ERROR: ", "FAIL: ", "runtime error",
+                 "WARNING: ThreadSanitizer")
+
+
+def what_failed(lines):
+    """Lines that name a failure, each with what follows it: values, a stack, the test before it.
+
+    A failure that does not come again is understood from these lines or not at all.
+    """
+    wanted = set()
+    for i, line in enumerate(lines):
+        if any(mark in line for mark in FAILURE_MARKS):
+            wanted.update(range(i, min(i + LINES_AFTER_A_MARK, len(lines))))
+            before = [j for j in range(i) if "[ RUN      ]" in lines[j]]
+            wanted.update(before[-1:])
+    return [lines[i] for i in sorted(wanted)][:FAILURE_LINES] or lines[-TAIL_LINES:]
+
+
 def run_ctest(directory, log=None, arguments=(), env=None):
     """Runs ctest in build/DIRECTORY and counts test cases, not programs.
 
@@ -162,8 +182,5 @@ def run_ctest(directory, log=None, arguments=(), env=None):
         path = log_path(f"{name}-ctest")
         say(f"FAILED: {', '.join(failed_tests) or 'ctest'}; all output in {path.relative_to(ROOT)}")
         lines = path.read_text(errors="replace").splitlines()
-        marked = [line for line in lines
-                  if any(mark in line for mark in ("[  FAILED  ]", "Failure", "ERROR: ", "FAIL: ",
-                                                   "runtime error", "WARNING: ThreadSanitizer"))]
-        sys.stdout.write("".join(f"    {line}\n" for line in (marked or lines)[-TAIL_LINES:]))
+        sys.stdout.write("".join(f"    {line}\n" for line in what_failed(lines)))
     return counts
