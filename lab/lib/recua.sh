@@ -91,6 +91,10 @@ start_coordinator() { # NAME LETTER SUBCOMMAND [FLAGS...]
   local name=$1 end=$2 subcommand=$3
   shift 3
   collect_flags "$end"
+  # All of them, however small the model is.
+  if [[ "$subcommand" != plan && "$WORKERS" == *,* && " $* " != *' --tp '* && " $* " != *' --plan '* ]]; then
+    FLAGS+=(--plan layers)
+  fi
   start_process "$name" "$end" recua "$subcommand" -v -m "$MODEL" -ctk f32 -ctv f32 --workers "$WORKERS" \
     "${FLAGS[@]}" "$@"
 }

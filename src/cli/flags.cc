@@ -159,7 +159,9 @@ void ClusterFlags::add(CLI::App& app, bool with_plan) {
         ->type_name("N");
     app.add_option("--plan", plan_file,
                    "Spread the model as this file of `recua plan --save` says; without --workers, "
-                   "over the machines that it names. auto: as `recua plan` would choose for them")
+                   "over the machines that it names. auto (the default): as `recua plan` would "
+                   "choose for them, perhaps without some; layers: some layers for each, by its "
+                   "free memory")
         ->type_name("FILE");
   }
   app.add_flag_callback(
@@ -228,8 +230,8 @@ Result<void> ClusterFlags::check() {
         "--plan gives the whole plan and names its workers: leave --tp, --pp, --split and "
         "--local-workers away");
   }
-  if (plan_file == kPlanAuto && workers_text.empty())
-    return invalid("--plan auto chooses among workers: name them by --workers");
+  if ((plan_file == kPlanAuto || plan_file == kPlanLayers) && workers_text.empty())
+    return invalid(fmt::format("--plan {} is for workers: name them by --workers", plan_file));
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
   RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, cluster::kRanksMax));

@@ -131,10 +131,6 @@ Result<MachineSpeed> LocalSpeeds::with_threads(std::uint32_t n_threads) {
       return *speed;
     }
   }
-  if (measure_ == Measure::kNever) {
-    return Error{ErrorCode::kNotFound,
-                 fmt::format("this machine's speed ({} threads) is not remembered", n_threads)};
-  }
   ProgressBar bar("measuring this machine", ProgressBar::Unit::kCount,
                   std::chrono::milliseconds(300));
   bar.update(0, 1, fmt::format("{} threads", n_threads));
@@ -163,23 +159,16 @@ Result<MachineSpeed> LocalSpeeds::with_layers(MachineSpeed products, std::uint32
   return cluster::corrected_alike(std::move(products), here, layers);
 }
 
-bool LocalSpeeds::remembers_any(std::uint32_t n_threads_max) const {
-  for (std::uint32_t n = 1; n <= n_threads_max; ++n) {
-    if (cluster::load_speed(file_, key_of(n))) return true;
-  }
-  return false;
-}
-
 std::string LocalSpeeds::note() const {
   std::string threads;
   for (const auto& [n, speed] : known_)
     threads += fmt::format("{}{}", threads.empty() ? "" : ", ", n);
+  threads += threads == "1" ? " thread" : " threads";
   if (n_measured_.empty()) {
-    return fmt::format(
-        "this machine's speed ({} threads) was measured before, --remeasure does it again",
-        threads);
+    return fmt::format("this machine's speed ({}) was measured before, --remeasure does it again",
+                       threads);
   }
-  return fmt::format("this machine's speed ({} threads) was measured just now{}", threads,
+  return fmt::format("this machine's speed ({}) was measured just now{}", threads,
                      stored_ ? " and is remembered" : "");
 }
 

@@ -34,14 +34,11 @@ class LocalSpeeds {
   /// model outlives this.
   LocalSpeeds(const PlannedModel& model, Measure measure);
 
-  /// kNotFound: Measure::kNever, and nothing is remembered.
   Result<cluster::MachineSpeed> with_threads(std::uint32_t n_threads);
   /// How another machine would do with this model, of which only products are known: what layers
   /// change here, they change there.
   Result<cluster::MachineSpeed> with_layers(cluster::MachineSpeed products,
                                             std::uint32_t n_threads_here);
-  /// Before anybody is asked: whether anything is remembered for up to so many threads.
-  [[nodiscard]] bool remembers_any(std::uint32_t n_threads_max) const;
   /// What to say about it.
   [[nodiscard]] std::string note() const;
 

@@ -18,9 +18,6 @@
 namespace recua::cli {
 namespace {
 
-// Predictions are off by more than a few percent.
-constexpr double kWorthAWarning = 1.1;
-
 Error invalid(std::string message) { return {ErrorCode::kInvalidArgument, std::move(message)}; }
 
 /// A machine that the plan may name, and where its worker is.
@@ -69,7 +66,7 @@ Result<void> take(ClusterFlags& flags, const cluster::SplitPlan& plan,
   }
   flags.slices = std::move(planned->slices);
   flags.n_ranks = planned->n_ranks;
-  return check_worker_list(flags.plan_file, flags.workers);
+  return check_worker_list(flags.plan_file.empty() ? "the plan" : flags.plan_file, flags.workers);
 }
 
 Result<void> take_file(ClusterFlags& flags, const cluster::ModelShape& model,
@@ -116,33 +113,28 @@ Result<void> take_best(ClusterFlags& flags, const LinkFlags& links, const Planne
     known.push_back({.name = worker.to_string(), .endpoint = worker});
   }
   RECUA_RETURN_IF_ERROR(take(flags, best.plan, known, planned.hyperparams, options));
-  log_warning("--plan auto: {}, {}", describe(best.plan, machines.shape), choice.reason);
-  for (const std::string& warning : choice.warnings) log_warning("--plan auto: {}", warning);
+  log_warning("plan: {}, {} (`recua plan` shows the others)", describe(best.plan, machines.shape),
+              choice.reason);
+  for (const std::string& warning : choice.warnings) log_warning("plan: {}", warning);
   return ok();
 }
 
-/// Nothing here may keep the command from running: errors come again where they matter.
-void advise(const ClusterFlags& flags, const LinkFlags& links, const PlannedModel& planned,
-            const model::SliceOptions& options) {
-  const auto machines = measured_machines(planned, flags, links, 0, Measure::kNever);
-  if (!machines.ok()) return;
-  cluster::SearchOptions search = search_options(options);
-  const auto best = cluster::choose_plan(planned.shape, machines->shape, search);
-  // Layers over all workers is what happens without a plan.
-  search.n_stages = static_cast<std::uint32_t>(flags.workers.size());
-  search.n_ranks = 1;
-  const auto layers = cluster::choose_plan(planned.shape, machines->shape, search);
-  if (!best.ok() || !layers.ok()) return;
-  const cluster::Prediction& better = best->plans.front().prediction;
-  const cluster::Prediction& own = layers->plans.front().prediction;
-  const double ratio = own.answer_seconds / better.answer_seconds;
-  if (ratio < kWorthAWarning) return;
-  log_warning(
-      "layers over all {} workers take {:.1f} times as long as {} would (predicted {} tokens/s "
-      "against {}): "
-      "--plan auto does that, `recua plan` shows why",
-      flags.workers.size(), ratio, kind_of(best->plans.front().plan),
-      rate_text(own.tokens_per_second), rate_text(better.tokens_per_second));
+/// What nobody asked for: a plan that cannot be made does not keep the command from running.
+Result<void> take_best_if_any(ClusterFlags& flags, const LinkFlags& links,
+                              const PlannedModel& planned, model::SliceOptions& options) {
+  ClusterFlags chosen = flags;
+  const Result<void> taken = take_best(chosen, links, planned, options);
+  if (taken.ok()) {
+    flags = std::move(chosen);
+    return ok();
+  }
+  // A worker that does not answer will not do so a second later either.
+  if (taken.error().code == ErrorCode::kUnavailable || taken.error().code == ErrorCode::kTimeout) {
+    return Error(taken.error());
+  }
+  log_warning("no plan was made ({}): all {} workers get layers by their free memory",
+              taken.error().message, flags.workers.size());
+  return ok();
 }
 
 }  // namespace
@@ -152,13 +144,10 @@ Result<void> take_plan(ClusterFlags& flags, const LinkFlags& links,
                        const model::HyperParams& hyperparams, model::SliceOptions& options) {
   const bool is_own = flags.workers.size() < 2 || flags.n_ranks > 1 || flags.n_stages.has_value() ||
                       !flags.split.empty();
-  if (flags.plan_file.empty() && is_own) return ok();
+  if (flags.plan_file == kPlanLayers || (flags.plan_file.empty() && is_own)) return ok();
   const PlannedModel planned =
       planned_model(std::move(file), hyperparams, options.k_type, options.v_type);
-  if (flags.plan_file.empty()) {
-    advise(flags, links, planned, options);
-    return ok();
-  }
+  if (flags.plan_file.empty()) return take_best_if_any(flags, links, planned, options);
   return flags.plan_file == kPlanAuto ? take_best(flags, links, planned, options)
                                       : take_file(flags, planned.shape, hyperparams, options);
 }

@@ -120,10 +120,9 @@ void share_own_memory(std::vector<cluster::OfferedWorker>& workers, const std::s
   }
 }
 
-/// survey: they also measure, what nobody remembers.
+/// They also measure what nobody remembers of `survey`.
 Result<Asked> ask_workers(const ClusterFlags& flags, const LinkFlags& link_flags,
-                          const std::string& own_host,
-                          const std::optional<cluster::SpeedRequest>& survey) {
+                          const std::string& own_host, const cluster::SpeedRequest& survey) {
   // As `recua net test`: what is measured is asked for by name, this end could do everything.
   LinkFlags all = link_flags;
   if (all.rdma_devices.empty() && !all.rdma_gid) all.transports = "auto";
@@ -136,7 +135,7 @@ Result<Asked> ask_workers(const ClusterFlags& flags, const LinkFlags& link_flags
   const auto timeout = std::chrono::duration_cast<net::Duration>(
       std::chrono::duration<double>(flags.timeout_seconds));
   ProgressBar bar("measuring links", ProgressBar::Unit::kCount, std::chrono::milliseconds(300));
-  const std::size_t n_parts = flags.workers.size() + (survey ? 1 : 0);
+  const std::size_t n_parts = flags.workers.size() + 1;
   Asked out;
   for (const net::Endpoint& endpoint : flags.workers) {
     const std::string name = endpoint.to_string();
@@ -152,16 +151,14 @@ Result<Asked> ask_workers(const ClusterFlags& flags, const LinkFlags& link_flags
     const auto link = measure_link(*setup, endpoint, transports, timeout);
     out.links.push_back(link.ok() ? std::optional(*link) : std::nullopt);
   }
-  if (survey) {
-    bar.update(out.workers.size(), n_parts, "workers among themselves");
-    cluster::SurveyOptions options{.endpoints = flags.workers,
-                                   .workers = out.workers,
-                                   .own_host = own_host,
-                                   .speed = *survey,
-                                   .transports = transports,
-                                   .connect_timeout = timeout};
-    out.survey = run_on(loop, cluster::survey_workers(env, std::move(options)));
-  }
+  bar.update(out.workers.size(), n_parts, "workers among themselves");
+  cluster::SurveyOptions options{.endpoints = flags.workers,
+                                 .workers = out.workers,
+                                 .own_host = own_host,
+                                 .speed = survey,
+                                 .transports = transports,
+                                 .connect_timeout = timeout};
+  out.survey = run_on(loop, cluster::survey_workers(env, std::move(options)));
   bar.finish();
   share_own_memory(out.workers, own_host);
   return out;
@@ -207,9 +204,6 @@ Result<PlanMachines> measured_machines(const PlannedModel& model, const ClusterF
   LocalSpeeds speeds(model, measure);
   const sys::Topology topology = sys::detect_topology();
   const auto n_cpus = static_cast<std::uint32_t>(topology.n_cpus);
-  if (measure == Measure::kNever && !speeds.remembers_any(n_cpus)) {
-    return Error{ErrorCode::kNotFound, "this machine's speed is not remembered"};
-  }
   PlanMachines out;
   if (flags.workers.empty()) {
     const auto n = n_threads != 0 ? n_threads
@@ -230,11 +224,8 @@ Result<PlanMachines> measured_machines(const PlannedModel& model, const ClusterF
   }
   const auto identity = net::shm::host_identity();
   const std::string own_host = identity.ok() ? std::string(as_text(*identity)) : kLoopback;
-  std::optional<cluster::SpeedRequest> survey;
-  if (measure != Measure::kNever) {
-    survey = speed_request(model.shape);
-    survey->again = measure == Measure::kAlways;
-  }
+  cluster::SpeedRequest survey = speed_request(model.shape);
+  survey.again = measure == Measure::kAlways;
   RECUA_ASSIGN_OR_RETURN(const Asked asked, ask_workers(flags, links, own_host, survey));
   Figures measurements(speeds, asked, own_host, n_cpus);
   cluster::MeasuredCluster measured = cluster::measured_cluster(asked.workers, measurements);

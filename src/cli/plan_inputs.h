@@ -48,13 +48,12 @@ Result<PlanMachines> described_machines(const std::string& path, const LinkFlags
 
 /// When this machine's speed is measured. It takes a second and should be alone.
 enum class Measure {
-  kNever,   // What is remembered has to do.
   kOnce,    // Then it is remembered.
   kAlways,  // Again.
 };
 
 /// This machine, or the workers that the flags name: memory as they tell it, links as measured from
-/// here, speed as measured here. kNotFound: kNever, and too little is remembered.
+/// here, speed as measured here.
 Result<PlanMachines> measured_machines(const PlannedModel& model, const ClusterFlags& flags,
                                        const LinkFlags& links, std::uint32_t n_threads,
                                        Measure measure);

@@ -18,6 +18,7 @@
 namespace recua::cluster {
 namespace {
 
+using Clock = std::chrono::steady_clock;
 using compute::Rows;
 
 constexpr std::size_t kManyTokens = 128;
@@ -28,6 +29,7 @@ constexpr std::size_t kKvHeads = 8;
 constexpr std::size_t kHeadDim = 128;
 constexpr std::size_t kContext = 1024;
 constexpr std::size_t kQueries = 96;  // As many as a prompt gives to a thread at a time.
+constexpr double kMacsPerQuery = 2.0 * kHeads * kHeadDim * kContext;
 
 // Smallest products that the CPU device gives to all threads.
 constexpr std::size_t kSmallWidth = 128;
@@ -37,6 +39,14 @@ constexpr int kRunsMin = 3;
 // Whatever else goes on only makes a measurement slower, and comes in bursts: so everything is
 // measured several times, apart from each other, and the best counts.
 constexpr int kPasses = 4;
+
+// A call that takes so long is long enough to be exact, and no other is needed. Products and
+// attention are made smaller for machines that would take longer (emulated ones take minutes).
+constexpr double kCallSecondsMax = 0.25;
+// No other pass after so much time: nothing short was measured.
+constexpr double kAllSecondsMax = 5.0;
+constexpr std::size_t kRowsMin = 64;
+constexpr std::size_t kQueriesMin = 8;
 
 /// Memory to stream from. In a file where models lie it has the pages that theirs have, which makes
 /// a difference: with small pages of its own, decode of 1.2 B weights as Q4_0 was predicted a fifth
@@ -92,15 +102,16 @@ class Memory {
 
 /// The median time of a call, in seconds; repeated until enough time has passed.
 double median_seconds(std::chrono::duration<double> at_least, const std::function<void()>& call) {
-  using Clock = std::chrono::steady_clock;
-  call();  // Caches, page tables and scratch memory.
-  std::vector<double> times;
-  const auto begin = Clock::now();
-  while (times.size() < kRunsMin || Clock::now() - begin < at_least) {
+  const auto timed = [&call] {
     const auto before = Clock::now();
     call();
-    times.push_back(std::chrono::duration<double>(Clock::now() - before).count());
-  }
+    return std::chrono::duration<double>(Clock::now() - before).count();
+  };
+  // Caches, page tables and scratch memory.
+  if (const double first = timed(); first > kCallSecondsMax) return first;
+  std::vector<double> times;
+  const auto begin = Clock::now();
+  while (times.size() < kRunsMin || Clock::now() - begin < at_least) times.push_back(timed());
   const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
   std::nth_element(times.begin(), middle, times.end());
   return *middle;
@@ -183,7 +194,11 @@ Result<TypeSpeed> probe_type(compute::Device& device, const MachineProbeOptions&
     });
     speed.decode_macs_per_second = static_cast<double>(n_rows * width) / seconds;
   }
-  const std::size_t n_many = std::min(n_rows, kManyWeights / width);
+  // Many tokens are at least as fast per weight as one.
+  const double affordable =
+      speed.decode_macs_per_second * kCallSecondsMax / static_cast<double>(kManyTokens * width);
+  const std::size_t n_many = std::min(
+      {n_rows, kManyWeights / width, std::max(kRowsMin, static_cast<std::size_t>(affordable))});
   RECUA_ASSIGN_OR_RETURN(const auto weight, weight_of(device, type, width, n_many, memory));
   const double seconds = median_seconds(options.duration_each, [&] {
     device.matmul(*weight, compute::dense_rows(*x, kManyTokens, width),
@@ -226,7 +241,7 @@ Result<double> probe_attention(compute::Device& device, const MachineProbeOption
                      compute::dense_rows(*out, n_queries, kCols));
     device.sync();
   });
-  return static_cast<double>(n_queries * kContext * 2 * kCols) / seconds;
+  return static_cast<double>(n_queries) * kMacsPerQuery / seconds;
 }
 
 Result<double> probe_operator(compute::Device& device, const MachineProbeOptions& options) {
@@ -270,10 +285,13 @@ Result<MachineSpeed> probe_once(compute::Device& device, const MachineProbeOptio
     RECUA_ASSIGN_OR_RETURN(const TypeSpeed own, probe_type(device, options, type, bytes));
     speed.by_type.push_back(own);
   }
-  RECUA_ASSIGN_OR_RETURN(speed.attention_macs_per_second,
-                         probe_attention(device, options, kQueries));
   RECUA_ASSIGN_OR_RETURN(speed.attention_decode_macs_per_second,
                          probe_attention(device, options, 1));
+  const auto affordable = static_cast<std::size_t>(speed.attention_decode_macs_per_second *
+                                                   kCallSecondsMax / kMacsPerQuery);
+  RECUA_ASSIGN_OR_RETURN(
+      speed.attention_macs_per_second,
+      probe_attention(device, options, std::clamp(affordable, kQueriesMin, kQueries)));
   RECUA_ASSIGN_OR_RETURN(speed.operator_seconds, probe_operator(device, options));
   return speed;
 }
@@ -287,8 +305,10 @@ Result<MachineSpeed> probe_machine(compute::Device& device, const MachineProbeOp
   std::memset(memory.bytes().data(), 1, memory.bytes().size());  // So that pages are there.
   MachineProbeOptions pass = options;
   pass.duration_each = options.duration_each / kPasses;
+  const auto begin = Clock::now();
+  const std::chrono::duration<double> enough(kAllSecondsMax);
   RECUA_ASSIGN_OR_RETURN(MachineSpeed best, probe_once(device, pass, memory.bytes()));
-  for (int i = 1; i < kPasses; ++i) {
+  for (int i = 1; i < kPasses && Clock::now() - begin < enough; ++i) {
     RECUA_ASSIGN_OR_RETURN(const MachineSpeed other, probe_once(device, pass, memory.bytes()));
     keep_best(best, other);
   }

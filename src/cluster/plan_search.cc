@@ -242,7 +242,12 @@ std::string per_token(const Prediction& p) {
   return out;
 }
 
-std::string reason_of(const PlanChoice& choice, const ClusterShape& cluster) {
+/// Whether an override is in the way of the search.
+bool is_forced(const SearchOptions& options) {
+  return options.n_stages || options.n_ranks || options.use_all || !options.split.empty();
+}
+
+std::string reason_of(const PlanChoice& choice, const ClusterShape& cluster, bool forced) {
   const RankedPlan& best = choice.plans.front();
   const RankedPlan* alone = nullptr;
   const RankedPlan* split = nullptr;
@@ -260,9 +265,9 @@ std::string reason_of(const PlanChoice& choice, const ClusterShape& cluster) {
   }
   if (alone == nullptr) {
     return fmt::format(
-        "{} is done soonest of the {} ways that fit into memory, one machine's not "
-        "being enough: {}",
-        kind_of(best.plan), choice.n_considered, per_token(best.prediction));
+        "{} is done soonest of the {} ways that {}: {}", kind_of(best.plan), choice.n_considered,
+        forced ? "were asked for" : "fit into memory, one machine's not being enough",
+        per_token(best.prediction));
   }
   return fmt::format(
       "{} is done {:.2f} times as soon as one machine: {}, and there {}", kind_of(best.plan),
@@ -309,11 +314,6 @@ Result<void> check_overrides(const ModelShape& model, const ClusterShape& cluste
                                n_used, n_stages, n_ranks));
   }
   return ok();
-}
-
-/// Whether an override is in the way of the search.
-bool is_forced(const SearchOptions& options) {
-  return options.n_stages || options.n_ranks || options.use_all || !options.split.empty();
 }
 
 void warn_if_slower(const RankedPlan& asked, const ModelShape& model, const ClusterShape& cluster,
@@ -394,7 +394,7 @@ Result<PlanChoice> choose_plan(const ModelShape& model, const ClusterShape& clus
                              "machine, a smaller -c, or take a model with fewer bits",
                              checked.error().message, format_bytes(need), format_bytes(memory))};
   }
-  choice.reason = reason_of(choice, cluster);
+  choice.reason = reason_of(choice, cluster, is_forced(options));
   if (is_forced(options)) {
     warn_if_slower(choice.plans.front(), model, cluster, options, choice);
   } else {

@@ -220,6 +220,11 @@ def addresses(workers):
     return ",".join(worker.address for worker in workers)
 
 
+def over(workers):
+    """Layers for each of them: models as small as those of the tests are planned for one alone."""
+    return ["--workers", addresses(workers), "--plan", "layers"]
+
+
 @functools.lru_cache(maxsize=None)
 def stories():
     return json.loads((MODELS / "stories260K.expected.json").read_text())

@@ -5,7 +5,7 @@ import socket
 import time
 import unittest
 
-from harness import (EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, SLOW, STORIES, TestCase, addresses,
+from harness import (EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, SLOW, STORIES, TestCase, over,
                      random_model, slow_model, wait_until)
 
 # "Within a second" of the death; a broken connection is seen at once, so this is generous.
@@ -62,7 +62,7 @@ class Dies(TestCase):
         model = slow_model()
         workers = self.workers(n_workers, models=model.parent)
         run = self.start("run", "-m", model, "-p", "a", "-n", 3500, "-c", 4096, *GREEDY,
-                         "--workers", addresses(workers))
+                         *over(workers))
         wait_until(lambda: run.out or not run.running, "the first text", seconds=60)
         self.assertTrue(run.running, run.err)
         return workers, run
@@ -111,8 +111,7 @@ class Dies(TestCase):
     def test_workers_outlive_a_killed_coordinator(self):
         workers, run = self.generating()
         run.kill()
-        answer = self.recua("run", "-m", slow_model(), "-p", "a", "-n", 2, "--workers",
-                            addresses(workers))
+        answer = self.recua("run", "-m", slow_model(), "-p", "a", "-n", 2, *over(workers))
         self.assertEqual(answer.code, EXIT_OK, str(answer))
 
     def test_local_workers_end_with_a_killed_coordinator(self):

@@ -6,7 +6,7 @@ import time
 import unittest
 
 import wire
-from harness import SLOW, TestCase, addresses
+from harness import SLOW, TestCase, addresses, over
 
 # A worker may wait this long for the rest of a Hello.
 PATIENCE_SECONDS = (wire.HANDSHAKE_SECONDS + 5) * SLOW
@@ -150,7 +150,7 @@ class Hostile(TestCase):
             for data in (b"\0" * 100, wire.frame(wire.KIND_HELLO, payload_bytes=(1 << 32) - 1),
                          wire.frame(wire.KIND_HELLO)[:5]):
                 self.peer().send(data)
-            self.check_stories("--workers", addresses([self.victim, other]))
+            self.check_stories(*over([self.victim, other]))
 
 
 if __name__ == "__main__":

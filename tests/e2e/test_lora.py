@@ -4,7 +4,7 @@ import random
 import struct
 import unittest
 
-from harness import (EXIT_FAILURE, EXIT_USAGE, STORIES, TestCase, addresses, stories)
+from harness import (EXIT_FAILURE, EXIT_USAGE, STORIES, TestCase, addresses, over, stories)
 
 HIDDEN, KV, FFN, LAYERS, RANK = 64, 32, 172, 5, 4  # Of the stories model; the rank is ours.
 SHAPES = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, KV), "attn_v": (HIDDEN, KV),
@@ -76,13 +76,13 @@ class Lora(TestCase):
         workers = self.workers(3)
         for n in (1, 2, 3):
             with self.subTest(workers=n):
-                spread = self.answer("--lora", self.path, "--workers", addresses(workers[:n]))
+                spread = self.answer("--lora", self.path, *over(workers[:n]))
                 self.assertEqual(spread["logprobs"], alone["logprobs"])
         # The workers remember chunks by hash: another scale is another adapter.
         half = self.answer("--lora", f"{self.path}:0.5")
-        spread = self.answer("--lora", f"{self.path}:0.5", "--workers", addresses(workers[:2]))
+        spread = self.answer("--lora", f"{self.path}:0.5", *over(workers[:2]))
         self.assertEqual(spread["logprobs"], half["logprobs"])
-        plain = self.answer("--workers", addresses(workers[:2]))
+        plain = self.answer(*over(workers[:2]))
         self.assertEqual(plain["ids"], stories()["cases"][0]["greedy_ids"][:40])
 
     def test_a_tensor_split_gives_the_tokens_of_one_machine(self):

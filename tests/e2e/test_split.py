@@ -5,7 +5,7 @@ import signal
 import unittest
 
 from harness import (EXIT_FAILURE, EXIT_USAGE, F32_CACHE, GREEDY, MODELS, STORIES, TestCase, addresses, ids_flag,
-                     random_model, slow_model, stories, stories_long, stories_perplexity, wait_until)
+                     over, random_model, slow_model, stories, stories_long, stories_perplexity, wait_until)
 
 
 def session_members(session):
@@ -30,11 +30,11 @@ class Split(TestCase):
         workers = self.workers(5)
         for n in (1, 2, 3, 5):
             with self.subTest(workers=n):
-                self.check_stories("--workers", addresses(workers[:n]), cases=8)
+                self.check_stories(*over(workers[:n]), cases=8)
 
     def test_gives_the_480_token_run_over_3_workers(self):
         case = stories_long()["cases"][0]
-        answer = self.generate(case["prompt_ids"], 480, "--workers", addresses(self.workers(3)))
+        answer = self.generate(case["prompt_ids"], 480, *over(self.workers(3)))
         self.assertEqual(answer["ids"], case["greedy_ids"])
 
     def test_log_probabilities_are_those_of_one_machine_to_the_bit(self):
@@ -45,7 +45,7 @@ class Split(TestCase):
         workers = self.workers(3)
         for n in (1, 2, 3):
             with self.subTest(workers=n):
-                spread = self.generate(text, 40, *flags, "--workers", addresses(workers[:n]))
+                spread = self.generate(text, 40, *flags, *over(workers[:n]))
                 self.assertEqual(spread["prompt_logprobs"], alone["prompt_logprobs"])
                 self.assertEqual(spread["logprobs"], alone["logprobs"])
 
@@ -55,7 +55,7 @@ class Split(TestCase):
                  "--temp", 0, "--ignore-eos", "--logprobs", 4, "-ub", 64]
         alone = self.succeed(*flags).json()
         workers = self.workers(2, models=model.parent)
-        spread = self.succeed(*flags, "--workers", addresses(workers)).json()
+        spread = self.succeed(*flags, *over(workers)).json()
         self.assertEqual(spread["logprobs"], alone["logprobs"])
 
     def test_gives_the_greedy_tokens_over_ranks_and_groups_of_them(self):
@@ -115,7 +115,7 @@ class Split(TestCase):
     def test_samples_the_same_tokens_for_the_same_seed(self):
         flags = ["run", "--json", "-m", STORIES, "-p", "Lily", "-n", 60, "--temp", 0.9, "--seed", 3]
         alone = self.succeed(*flags).json()
-        spread = self.succeed(*flags, "--workers", addresses(self.workers(2))).json()
+        spread = self.succeed(*flags, *over(self.workers(2))).json()
         self.assertEqual(spread["ids"], alone["ids"])
 
     def test_follows_the_split_that_is_asked_for(self):
@@ -127,8 +127,8 @@ class Split(TestCase):
     def test_measures_the_same_perplexity(self):
         expected = stories_perplexity()["results"][0]
         answer = self.succeed("perplexity", "--json", "-m", STORIES, "-f", MODELS / "story.txt",
-                              "-c", expected["ctx"], *F32_CACHE, "--workers",
-                              addresses(self.workers(2))).json()
+                              "-c", expected["ctx"], *F32_CACHE,
+                              *over(self.workers(2))).json()
         self.assertAlmostEqual(answer["ppl"] / expected["ppl"], 1.0, delta=0.001)
 
 
@@ -253,8 +253,8 @@ class Workers(TestCase):
         case = stories_long()["cases"][0]
         flags = ["run", "--json", "-m", STORIES, "--prompt-ids", ids_flag(case["prompt_ids"]), "-n",
                  480, "--temp", 0, "--ignore-eos", *F32_CACHE]
-        runs = [self.start(*flags, "--workers", addresses(workers)),
-                self.start(*flags, "--workers", addresses(workers[::-1]))]
+        runs = [self.start(*flags, *over(workers)),
+                self.start(*flags, *over(workers[::-1]))]
         for run in runs:
             done = run.wait()
             self.assertEqual(done.code, 0, str(done))
@@ -263,7 +263,7 @@ class Workers(TestCase):
     def test_serve_one_coordinator_after_another(self):
         workers = self.workers(2)
         for _ in range(5):
-            self.check_stories("--workers", addresses(workers))
+            self.check_stories(*over(workers))
         for worker in workers:
             self.check_alive(worker)
 

@@ -2,7 +2,7 @@
 
 import unittest
 
-from harness import (EXIT_FAILURE, MODELS, STORIES, TestCase, addresses, ids_flag, random_model,
+from harness import (EXIT_FAILURE, MODELS, STORIES, TestCase, addresses, ids_flag, over, random_model,
                      wait_until)
 
 
@@ -108,7 +108,7 @@ class Weights(TestCase):
                  "--temp", 0, "--ignore-eos", "--logprobs", 4]
         alone = self.succeed(*flags).json()
         workers = self.workers(2, models=None)
-        spread = self.succeed(*flags, "--workers", addresses(workers)).json()
+        spread = self.succeed(*flags, *over(workers)).json()
         self.assertEqual(spread["logprobs"], alone["logprobs"])
 
     def test_a_run_that_was_interrupted_is_taken_up_again(self):
