@@ -143,6 +143,9 @@ constexpr KernelTable make_avx512() {
   t.gemm = avx512::gemm;
   put(t, ActivationKind::kBlocks32, avx512::quantize_blocks32);
   put(t, ActivationKind::kBlocks256, avx512::quantize_blocks256);
+  put_packed(t, DataType::kF32, ActivationKind::kF32, avx512::packed_matmul<DataType::kF32>);
+  put_packed(t, DataType::kF16, ActivationKind::kF32, avx512::packed_matmul<DataType::kF16>);
+  put_packed(t, DataType::kBF16, ActivationKind::kF32, avx512::packed_matmul<DataType::kBF16>);
   put_packed(t, DataType::kQ8_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ8_0>);
   put_packed(t, DataType::kQ4_0, ActivationKind::kBlocks32, avx512::packed_matmul<DataType::kQ4_0>);
   put_packed(t, DataType::kQ4_K, ActivationKind::kBlocks256,

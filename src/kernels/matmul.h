@@ -84,6 +84,12 @@ namespace avx512 {
 template <quant::DataType kType>
 void packed_matmul(const MatmulArgs& args);
 template <>
+void packed_matmul<quant::DataType::kF32>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kF16>(const MatmulArgs& args);
+template <>
+void packed_matmul<quant::DataType::kBF16>(const MatmulArgs& args);
+template <>
 void packed_matmul<quant::DataType::kQ4_0>(const MatmulArgs& args);
 template <>
 void packed_matmul<quant::DataType::kQ8_0>(const MatmulArgs& args);
