@@ -120,7 +120,7 @@ def ctest_reason(case):
     return "" if skipped is None else skipped.get("message", "")
 
 
-FAILURE_MARKS = ("[  FAILED  ]", "Failure", "ERROR: ", "FAIL: ", "runtime error",
+FAILURE_MARKS = ("[  FAILED  ]", ": Failure", "ERROR: ", "FAIL: ", "runtime error",
                  "WARNING: ThreadSanitizer")
 
 
@@ -130,12 +130,17 @@ def what_failed(lines):
     A failure that does not come again is understood from these lines or not at all.
     """
     wanted = set()
+    case = 0
     for i, line in enumerate(lines):
+        if "[ RUN      ]" in line:
+            case = i
         if any(mark in line for mark in FAILURE_MARKS):
+            wanted.add(case)
             wanted.update(range(i, min(i + LINES_AFTER_A_MARK, len(lines))))
-            before = [j for j in range(i) if "[ RUN      ]" in lines[j]]
-            wanted.update(before[-1:])
-    return [lines[i] for i in sorted(wanted)][:FAILURE_LINES] or lines[-TAIL_LINES:]
+    found = [lines[i] for i in sorted(wanted)]
+    if len(found) > FAILURE_LINES + TAIL_LINES:
+        found = [*found[:FAILURE_LINES], "...", *found[-TAIL_LINES:]]
+    return found or lines[-TAIL_LINES:]
 
 
 def run_ctest(directory, log=None, arguments=(), env=None):

@@ -92,8 +92,10 @@ class ClusterExecutor final : public model::Executor {
     Result<std::unique_ptr<cluster::Cluster>> opened =
         run_on(loop_, cluster::open_cluster(env, offload_, std::move(file), options,
                                             std::move(cluster_options), cluster_progress));
-    if (!opened.ok() && flags.plan_file.empty()) return Error(std::move(opened).error());
-    if (!opened.ok()) return std::move(opened).error().within(flags.plan_file);
+    if (!opened.ok()) {
+      return flags.is_plan_named() ? std::move(opened).error().within(flags.plan_file)
+                                   : std::move(opened).error();
+    }
     cluster_ = std::move(*opened);
     return ok();
   }

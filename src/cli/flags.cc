@@ -218,6 +218,10 @@ Result<void> ClusterFlags::check_stages() {
   return check_range("workers of a stage", n_ranks, 1, cluster::kRanksMax);
 }
 
+bool ClusterFlags::is_plan_named() const {
+  return !plan_file.empty() && plan_file != kPlanAuto && plan_file != kPlanLayers;
+}
+
 Result<void> ClusterFlags::check() {
   workers.clear();
   split.clear();
@@ -230,7 +234,7 @@ Result<void> ClusterFlags::check() {
         "--plan gives the whole plan and names its workers: leave --tp, --pp, --split and "
         "--local-workers away");
   }
-  if ((plan_file == kPlanAuto || plan_file == kPlanLayers) && workers_text.empty())
+  if (!plan_file.empty() && !is_plan_named() && workers_text.empty())
     return invalid(fmt::format("--plan {} is for workers: name them by --workers", plan_file));
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));

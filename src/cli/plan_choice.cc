@@ -58,15 +58,18 @@ Result<void> take(ClusterFlags& flags, const cluster::SplitPlan& plan,
                   const std::vector<Candidate>& machines, const model::HyperParams& hyperparams,
                   model::SliceOptions& options) {
   auto planned = cluster::slices_of(plan, hyperparams);
-  if (!planned.ok()) return std::move(planned).error().within(flags.plan_file);
-  if (plan.n_ubatch != 0) options.n_ubatch = std::min(options.n_ubatch, plan.n_ubatch);
-  flags.workers.clear();
+  const std::string where = flags.is_plan_named() ? flags.plan_file : "the plan";
+  if (!planned.ok()) return std::move(planned).error().within(where);
+  std::vector<net::Endpoint> workers;
   for (const std::uint32_t machine : planned->machines) {
-    flags.workers.push_back(machines[machine].endpoint);
+    workers.push_back(machines[machine].endpoint);
   }
+  RECUA_RETURN_IF_ERROR(check_worker_list(where, workers));
+  if (plan.n_ubatch != 0) options.n_ubatch = std::min(options.n_ubatch, plan.n_ubatch);
+  flags.workers = std::move(workers);
   flags.slices = std::move(planned->slices);
   flags.n_ranks = planned->n_ranks;
-  return check_worker_list(flags.plan_file.empty() ? "the plan" : flags.plan_file, flags.workers);
+  return ok();
 }
 
 Result<void> take_file(ClusterFlags& flags, const cluster::ModelShape& model,
@@ -106,28 +109,35 @@ Result<void> take_best(ClusterFlags& flags, const LinkFlags& links, const Planne
   RECUA_ASSIGN_OR_RETURN(
       cluster::PlanChoice choice,
       cluster::choose_plan(planned.shape, machines.shape, search_options(options)));
-  cluster::RankedPlan& best = choice.plans.front();
-  best.plan.n_ubatch = best.prediction.n_ubatch;
+  for (const std::string& note : machines.notes) log_info("plan: {}", note);
   std::vector<Candidate> known;
   for (const net::Endpoint& worker : flags.workers) {
     known.push_back({.name = worker.to_string(), .endpoint = worker});
   }
-  RECUA_RETURN_IF_ERROR(take(flags, best.plan, known, planned.hyperparams, options));
-  log_warning("plan: {}, {} (`recua plan` shows the others)", describe(best.plan, machines.shape),
-              choice.reason);
-  for (const std::string& warning : choice.warnings) log_warning("plan: {}", warning);
-  return ok();
+  // The best whose workers reach each other by the addresses that were given.
+  Result<void> taken = ok();
+  for (cluster::RankedPlan& ranked : choice.plans) {
+    ranked.plan.n_ubatch = ranked.prediction.n_ubatch;
+    const Result<void> tried = take(flags, ranked.plan, known, planned.hyperparams, options);
+    if (!tried.ok()) {
+      if (taken.ok()) taken = tried;
+      continue;
+    }
+    const bool is_best = &ranked == &choice.plans.front();
+    log_warning("plan: {}, {} (`recua plan` shows the others)",
+                describe(ranked.plan, machines.shape),
+                is_best ? choice.reason : "since the best cannot be run: " + taken.error().message);
+    for (const std::string& warning : choice.warnings) log_warning("plan: {}", warning);
+    return ok();
+  }
+  return taken;
 }
 
 /// What nobody asked for: a plan that cannot be made does not keep the command from running.
 Result<void> take_best_if_any(ClusterFlags& flags, const LinkFlags& links,
                               const PlannedModel& planned, model::SliceOptions& options) {
-  ClusterFlags chosen = flags;
-  const Result<void> taken = take_best(chosen, links, planned, options);
-  if (taken.ok()) {
-    flags = std::move(chosen);
-    return ok();
-  }
+  const Result<void> taken = take_best(flags, links, planned, options);
+  if (taken.ok()) return ok();
   // A worker that does not answer will not do so a second later either.
   if (taken.error().code == ErrorCode::kUnavailable || taken.error().code == ErrorCode::kTimeout) {
     return Error(taken.error());

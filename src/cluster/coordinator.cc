@@ -124,7 +124,8 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
     bool needed;
     rpc::Feature feature;
     std::string_view what;
-  } needs[] = {{n_ranks() > 1, rpc::Feature::kTensorSplit, "share layers with others (--tp)"},
+  } needs[] = {{n_ranks() > 1, rpc::Feature::kTensorSplit,
+                "share layers with others (--tp; --plan layers does without)"},
                {model::has_lora(*file_), rpc::Feature::kLora, "apply an adapter (--lora)"}};
   for (const Peer& peer : peers_) {
     for (const auto& [needed, feature, what] : needs) {

@@ -22,7 +22,11 @@ constexpr std::uint32_t kPageTokens = 32;
 // Halves and wholes take turns, since what else goes on comes and goes. The best median counts.
 constexpr int kTurns = 4;
 constexpr std::uint32_t kTokensPerTurn = 12;
-constexpr std::uint32_t kPositionsMax = kContext + (kTurns + 1) * kTokensPerTurn;
+constexpr std::uint32_t kFirstTokens = 2;
+constexpr std::uint32_t kPositionsMax = kFirstTokens + kContext + (kTurns + 1) * kTokensPerTurn;
+
+/// Where one token takes longer, all of them would take minutes.
+constexpr double kTokenSecondsMax = 0.1;
 
 /// What fits a layer's times may differ from what was measured apart by so much.
 constexpr double kScaleMin = 0.5;
@@ -41,6 +45,8 @@ class AbsentRank final : public model::Communicator {
   Result<void> broadcast(std::span<float>, std::uint32_t) override { return ok(); }
   Result<void> barrier() override { return ok(); }
 };
+
+using Clock = std::chrono::steady_clock;
 
 /// Layers, and a sequence that grows in them.
 class TimedLayers {
@@ -70,14 +76,25 @@ class TimedLayers {
       const auto value = static_cast<float>(rng.normal());
       std::memcpy(out.input_->host() + i * sizeof(float), &value, sizeof(float));
     }
-    RECUA_RETURN_IF_ERROR(out.append(device, kContext));
-    RECUA_RETURN_IF_ERROR(out.turn(device));  // Caches, page tables and scratch memory.
+    for (std::uint32_t i = 0; i < kFirstTokens; ++i) {
+      const auto before = Clock::now();
+      RECUA_RETURN_IF_ERROR(out.append(device, 1));
+      out.token_seconds_ = std::chrono::duration<double>(Clock::now() - before).count();
+    }
     return out;
+  }
+  /// Of a first token, with nothing before it.
+  [[nodiscard]] double token_seconds() const { return token_seconds_; }
+
+  /// Caches, page tables and scratch memory.
+  Result<void> warm_up(compute::Device& device) {
+    RECUA_RETURN_IF_ERROR(append(device, kContext));
+    RECUA_RETURN_IF_ERROR(turn(device));
+    return ok();
   }
 
   /// The median of some more tokens, in seconds.
   Result<double> turn(compute::Device& device) {
-    using Clock = std::chrono::steady_clock;
     std::array<double, kTokensPerTurn> times{};
     for (double& seconds : times) {
       const auto before = Clock::now();
@@ -114,6 +131,7 @@ class TimedLayers {
   std::unique_ptr<compute::Buffer> input_;
   std::unique_ptr<compute::Buffer> output_;
   std::uint32_t length_ = 0;
+  double token_seconds_ = 0.0;
 };
 
 /// Layers from the second one on, without the last: those embed and sample, too.
@@ -155,12 +173,16 @@ Result<std::optional<LayerTimes>> time_layers(compute::Device& device,
   AbsentRank first_of_two;
   RECUA_ASSIGN_OR_RETURN(TimedLayers whole,
                          TimedLayers::create(device, hyperparams, weights, slice, options, alone));
+  if (whole.token_seconds() > kTokenSecondsMax) return std::optional<LayerTimes>();
+  RECUA_RETURN_IF_ERROR(whole.warm_up(device));
   slice.n_ranks = 2;
   slice.shares = *shares;
   RECUA_ASSIGN_OR_RETURN(TimedLayers half, TimedLayers::create(device, hyperparams, weights, slice,
                                                                options, first_of_two));
+  RECUA_RETURN_IF_ERROR(half.warm_up(device));
   // On average over the turns.
-  LayerTimes out = {.layers = layers, .context = (kContext + kTokensPerTurn + kPositionsMax) / 2.0};
+  LayerTimes out = {.layers = layers,
+                    .context = (kFirstTokens + kContext + kTokensPerTurn + kPositionsMax) / 2.0};
   out.share = {.machine = 0,
                .heads = range_of(slice.shares[0].heads),
                .ffn = range_of(slice.shares[0].ffn),

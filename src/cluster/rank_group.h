@@ -99,7 +99,7 @@ class RankGroup final : public model::Communicator {
   std::uint32_t rank_;
   std::uint32_t n_ranks_;
   std::vector<Peer> peers_;         // By rank; the own one is empty.
-  std::vector<SessionLink> links_;  // While they live only what carries them is up to date.
+  std::vector<SessionLink> links_;  // What they did: once they were dropped.
   const net::Clock* clock_ = nullptr;
   net::Duration timeout_ = collective::CommunicatorOptions{}.timeout;
   std::unique_ptr<collective::Waiter> waiter_;

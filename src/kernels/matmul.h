@@ -80,7 +80,7 @@ template <>
 void packed_matmul<quant::DataType::kMXFP4>(const MatmulArgs& args);
 }  // namespace avx2
 namespace avx512 {
-/// As avx2::packed_matmul(), from activations of kBlocks32 and kBlocks256.
+/// As avx2::packed_matmul(); quantized types from activations of kBlocks32 and kBlocks256.
 template <quant::DataType kType>
 void packed_matmul(const MatmulArgs& args);
 template <>

@@ -204,7 +204,8 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
       single.insert(single.end(), one.begin(), one.end());
     }
     for (const std::size_t n :
-         {2U, 3U, 4U, 5U, 6U, 7U, 8U, 9U, 10U, 11U, 13U, 95U, 96U, 97U, 98U, 100U, 101U}) {
+         {2U,  3U,  4U,  5U,  6U,  7U,  8U,  9U,  10U, 11U, 12U, 13U,  14U, 15U,
+          16U, 17U, 24U, 25U, 31U, 32U, 33U, 95U, 96U, 97U, 98U, 100U, 101U}) {
       const std::size_t first = rng_.below(n_tokens - n + 1);
       const std::vector<float> out = multiply(kernel, packed.data, packed.group_bytes, n_rows, n_in,
                                               std::span(x.rows).subspan(first, n));

@@ -6,14 +6,25 @@
 namespace recua::rpc {
 
 BackgroundEnd::~BackgroundEnd() {
-  for (std::thread& thread : threads_) thread.join();
+  for (Ending& ending : endings_) ending.thread.join();
 }
 
 void BackgroundEnd::take(std::shared_ptr<void> object) {
+  std::erase_if(endings_, [](Ending& ending) {
+    if (!*ending.is_over) return false;
+    ending.thread.join();
+    return true;
+  });
+  if (endings_.size() == kThreadsMax) return;
+  const auto is_over = std::make_shared<std::atomic<bool>>(false);
   try {
-    threads_.emplace_back([last = std::move(object)]() mutable { last.reset(); });
+    endings_.push_back({is_over, {}});
+    endings_.back().thread = std::thread([last = std::move(object), is_over]() mutable {
+      last.reset();
+      *is_over = true;
+    });
   } catch (const std::system_error&) {
-    // The object went with what was to run there.
+    endings_.pop_back();  // The object went with what was to run there.
   }
 }
 

@@ -6,6 +6,8 @@
 /// firmware. A loop that stood still for that would miss heartbeats, and be taken for lost.
 /// Threads: one at a time.
 
+#include <atomic>
+#include <cstddef>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -20,11 +22,17 @@ class BackgroundEnd {
   ~BackgroundEnd();
 
   /// Takes the last reference. Nothing that the object does while it ends may depend on a thread;
-  /// what it refers to outlives this. Without threads to be had it ends here.
+  /// what it refers to outlives this. It ends here when kThreadsMax others have not ended yet (a
+  /// peer may make links fail as often as it likes), or without threads to be had.
   void take(std::shared_ptr<void> object);
 
  private:
-  std::vector<std::thread> threads_;
+  static constexpr std::size_t kThreadsMax = 8;
+  struct Ending {
+    std::shared_ptr<std::atomic<bool>> is_over;
+    std::thread thread;
+  };
+  std::vector<Ending> endings_;
 };
 
 }  // namespace recua::rpc

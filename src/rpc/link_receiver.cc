@@ -146,7 +146,7 @@ class LinkReceiver final : public ChannelReceiver {
   }
 
   Error fail(Error error) {
-    if (!failure_) carried_ = transport();
+    if (!failure_ && carried_.empty()) carried_ = transport();
     failure_ = error;
     drop_path();
     readable_.reset();
@@ -449,9 +449,11 @@ class LinkReceiver final : public ChannelReceiver {
       const std::string before = path_->description();
       if (!planned) ++counters_.failovers;
       arrivals_.clear();
+      carried_ = before;  // Without lanes a path has no name.
       Result<void> fenced = path_->fence(lanes, n_delivered_, arrivals_);
       if (!fenced.ok()) return fail(std::move(fenced).error().within(peer()));
       RECUA_RETURN_IF_ERROR(take_arrivals());
+      carried_.clear();
       if (path_->lanes() == 0) drop_path();
       const std::string why = reason.empty() ? fence_reason_ : reason;
       if (path_ == nullptr && !planned) why_stream_ = why;
@@ -556,7 +558,7 @@ class LinkReceiver final : public ChannelReceiver {
   ChannelCounters counters_;
   mutable ChannelCounters shown_;
   std::optional<Error> failure_;
-  std::string carried_;  // What transport() was then.
+  std::string carried_;  // What transport() was when the channel broke.
   BackgroundEnd ends_;   // Of paths; before all that they refer to.
 };
 

@@ -495,7 +495,7 @@ class LinkSender final : public ChannelSender {
   ChannelCounters counters_;
   mutable ChannelCounters shown_;
   std::optional<Error> failure_;
-  std::string carried_;  // What transport() was then.
+  std::string carried_;  // What transport() was when the channel broke.
   BackgroundEnd ends_;   // Of paths; before all that they refer to.
 };
 

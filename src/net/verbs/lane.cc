@@ -221,10 +221,11 @@ void Lane::fence(std::vector<Announcement>& announcements) {
       std::this_thread::sleep_for(kFencePause);
     }
   }
-  // The card does not answer for its queue pair any more. Without the queue pair nothing lands.
+  // The card does not answer for its queue pair any more. In the error state nothing lands; where
+  // it could not be brought there, nothing does without the queue pair.
   while (state.take(announcements) > 0) {
   }
-  state.pair.reset();
+  if (!is_in_error) state.pair.reset();
 }
 
 }  // namespace recua::net::verbs

@@ -195,6 +195,7 @@ void Lane::give_up_waits() {
   state_->cm_listener.reset();
   state_->cm.reset();
   state_->queue->give_up_waits();
+  state_->on_event = {};
   state_->device->give_up_waits();
 }
 
