@@ -71,12 +71,12 @@ struct ClusterFlags {
   std::vector<std::uint32_t> split;    // Filled by check(): layers per worker, as proportions.
   std::string plan_file;               // See cli/plan_choice.h, which fills slices.
   std::vector<model::Slice> slices;    // By worker, when a plan gives them.
+  bool fetch = true;                   // Workers may take missing weights from here.
+  bool verify = false;                 // Workers hash their file again.
+  double timeout_seconds = 10.0;       // To reach a worker.
+
   /// plan_file is a file, not one of the words instead of it.
   [[nodiscard]] bool is_plan_named() const;
-  bool fetch = true;              // Workers may take missing weights from here.
-  bool verify = false;            // Workers hash their file again.
-  double timeout_seconds = 10.0;  // To reach a worker.
-
   /// with_plan: --tp, --pp and --plan too, else the command has its own.
   void add(CLI::App& app, bool with_plan = true);
   [[nodiscard]] Result<void> check();

@@ -6,21 +6,15 @@
 /// firmware. A loop that stood still for that would miss heartbeats, and be taken for lost.
 /// Threads: one at a time.
 
-#include <atomic>
 #include <cstddef>
+#include <future>
 #include <memory>
-#include <thread>
 #include <vector>
 
 namespace recua::rpc {
 
 class BackgroundEnd {
  public:
-  BackgroundEnd() = default;
-  BackgroundEnd(const BackgroundEnd&) = delete;
-  BackgroundEnd& operator=(const BackgroundEnd&) = delete;
-  ~BackgroundEnd();
-
   /// Takes the last reference. Nothing that the object does while it ends may depend on a thread;
   /// what it refers to outlives this. It ends here when kThreadsMax others have not ended yet (a
   /// peer may make links fail as often as it likes), or without threads to be had.
@@ -28,11 +22,7 @@ class BackgroundEnd {
 
  private:
   static constexpr std::size_t kThreadsMax = 8;
-  struct Ending {
-    std::shared_ptr<std::atomic<bool>> is_over;
-    std::thread thread;
-  };
-  std::vector<Ending> endings_;
+  std::vector<std::future<void>> endings_;  // Of std::async(), so they wait when they go.
 };
 
 }  // namespace recua::rpc

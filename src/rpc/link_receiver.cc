@@ -159,11 +159,8 @@ class LinkReceiver final : public ChannelReceiver {
   void drop_path() {
     if (path_ == nullptr) return;
     path_->add_to(counters_);
-    if (path_->give_up_waits()) {
-      ends_.take(std::move(path_));
-    } else {
-      path_.reset();
-    }
+    if (path_->give_up_waits()) ends_.take(std::move(path_));
+    path_.reset();
   }
   void report(const std::string& what) const {
     const std::string& other = context_.other.empty() ? peer() : context_.other;

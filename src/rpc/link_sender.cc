@@ -174,11 +174,8 @@ class LinkSender final : public ChannelSender {
   void drop_path() {
     if (path_ == nullptr) return;
     path_->add_to(counters_);
-    if (path_->give_up_waits()) {
-      ends_.take(std::move(path_));
-    } else {
-      path_.reset();
-    }
+    if (path_->give_up_waits()) ends_.take(std::move(path_));
+    path_.reset();
     fencing_ = 0;
   }
   void report(const std::string& what) const {

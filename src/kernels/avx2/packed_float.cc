@@ -79,17 +79,14 @@ template <DataType kType, std::size_t kGroups, std::size_t kTokens>
       }
     }
   };
-  const std::size_t group_bytes = args.n_in * kVectorBytes<kType>;
   std::size_t k = 0;
   for (; k + kPerLine<kType> <= args.n_in; k += kPerLine<kType>) {
     const std::size_t at = k * kVectorBytes<kType>;
-    constexpr std::size_t kAhead = kTokens >= 4 ? kPrefetchBytes : kFewAhead;
-    // Behind the last of few tokens' groups lies the first of the next ones.
-    const std::size_t jump =
-        kTokens >= 4 || at + kAhead < group_bytes ? 0 : (kGroups - 1) * args.w_stride;
+    const std::size_t next =
+        kTokens >= 4 ? at + kPrefetchBytes : prefetch_offset(at, args.w_stride, kGroups, kFewAhead);
     RECUA_UNROLL
     for (std::size_t g = 0; g < kGroups; ++g) {
-      prefetch<64>(w + g * args.w_stride + at + kAhead + jump);
+      prefetch<64>(w + g * args.w_stride + next);
     }
     RECUA_UNROLL
     for (std::size_t i = 0; i < kPerLine<kType>; ++i) step(k + i);

@@ -8,10 +8,10 @@
 // reads F16 at 87 % of what it could (1 KiB ahead 72, 3 KiB 82; four vectors 75; nothing asked for
 // 69).
 //
-// More take tiles of 16 rows by up to 16 tokens: as many sums, one vector of
-// weights, and activations that FMAs broadcast themselves, so that a weight is converted once for
-// all of them where AVX2's 16 registers need three turns. From kDirectTokens on, AVX2's copy in f32
-// in the first-level cache is as good.
+// More take tiles of 16 rows by up to 16 tokens: as many sums, one vector of weights, and
+// activations that FMAs broadcast themselves, so that a weight is converted once for all of them
+// where AVX2's 16 registers need three turns. Above kDirectTokens AVX2's copy in f32 in the
+// first-level cache is as good.
 #include "kernels/avx512/packed_driver.h"
 
 namespace recua::kernels::avx512 {
@@ -55,7 +55,6 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
     for (std::size_t v = 0; v < kVectors; ++v) sum[v][t] = _mm512_setzero_ps();
   }
   const TwoGroups w = two_groups(args, r);
-  const std::size_t group_bytes = args.n_in * kElementBytes<kType>;
   const auto step = [&](std::size_t k) __attribute__((always_inline)) {
     RECUA_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) {
@@ -73,12 +72,10 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
     if constexpr (kTokens > kFewTokens) {
       w.prefetch<64>(at + avx2::kPrefetchBytes);
     } else {
-      // Behind the last of these groups lies the first of the next ones.
-      const std::size_t jump =
-          at + kFewAhead < group_bytes ? 0 : (2 * kVectors - 1) * args.w_stride;
+      const std::size_t next = avx2::prefetch_offset(at, args.w_stride, 2 * kVectors, kFewAhead);
       RECUA_UNROLL
       for (std::size_t v = 0; v < kVectors; ++v) {
-        w.prefetch<64>(2 * v * args.w_stride + at + kFewAhead + jump);
+        w.prefetch<64>(2 * v * args.w_stride + next);
       }
     }
     RECUA_UNROLL
