@@ -4,6 +4,8 @@
 #include <system_error>
 #include <utility>
 
+#include "base/log.h"
+
 namespace recua::rpc {
 
 void BackgroundEnd::take(std::shared_ptr<void> object) {
@@ -14,8 +16,9 @@ void BackgroundEnd::take(std::shared_ptr<void> object) {
   try {
     endings_.push_back(
         std::async(std::launch::async, [last = std::move(object)]() mutable { last.reset(); }));
-  } catch (const std::system_error&) {
+  } catch (const std::system_error& error) {
     // The object went with what was to run there.
+    log_debug("a link ended without a thread of its own: {}", error.what());
   }
 }
 
