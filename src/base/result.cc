@@ -1,6 +1,13 @@
 #include "base/result.h"
 
+#include <utility>
+
 namespace recua {
+
+Error::Error(ErrorCode code_in, std::string message_in)
+    : code(code_in), message(std::move(message_in)) {}
+
+Error passed_on(Error&& error) { return std::move(error); }
 
 std::string_view to_string(ErrorCode code) {
   switch (code) {

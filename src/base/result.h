@@ -4,6 +4,7 @@
 /// For whatever may fail although our code is right: files, peers, requests, devices. A bug is a
 /// RECUA_CHECK instead (base/check.h). Both types are [[nodiscard]]: a dropped error is a warning.
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -33,6 +34,10 @@ enum class ErrorCode {
 std::string_view to_string(ErrorCode code);
 
 struct [[nodiscard]] Error {
+  Error() = default;
+  /// Cold, as passed_on() is: what leads here is laid out away from what runs each time.
+  [[gnu::cold]] Error(ErrorCode code, std::string message);
+
   ErrorCode code = ErrorCode::kInvalidArgument;
   std::string message;
 
@@ -42,6 +47,9 @@ struct [[nodiscard]] Error {
     return std::move(*this);
   }
 };
+
+/// An error on its way to the caller's caller.
+[[gnu::cold]] Error passed_on(Error&& error);
 
 template <class T>
 class [[nodiscard]] Result {
@@ -99,26 +107,25 @@ template <>
 class [[nodiscard]] Result<void> {
  public:
   Result() = default;
-  Result(Error error) : error_(std::move(error)), ok_(false) {}  // NOLINT(*-explicit-*)
+  Result(Error error) : error_(std::move(error)) {}  // NOLINT(*-explicit-*)
 
-  [[nodiscard]] bool ok() const { return ok_; }
-  explicit operator bool() const { return ok_; }
+  [[nodiscard]] bool ok() const { return !error_; }
+  explicit operator bool() const { return ok(); }
   Error& error() & {
-    RECUA_CHECK(!ok_);
-    return error_;
+    RECUA_CHECK(!ok());
+    return *error_;
   }
   const Error& error() const& {
-    RECUA_CHECK(!ok_);
-    return error_;
+    RECUA_CHECK(!ok());
+    return *error_;
   }
   Error&& error() && {
-    RECUA_CHECK(!ok_);
-    return std::move(error_);
+    RECUA_CHECK(!ok());
+    return *std::move(error_);
   }
 
  private:
-  Error error_;
-  bool ok_ = true;
+  std::optional<Error> error_;
 };
 
 /// Success of a Result<void>, for functions that end with it.
@@ -131,9 +138,9 @@ inline Result<void> ok() { return {}; }
 
 /// RECUA_ASSIGN_OR_RETURN(Type name, expression): declares name, or returns the error.
 /// In coroutines use RECUA_CO_ASSIGN_OR_RETURN.
-#define RECUA_ASSIGN_OR_RETURN_(return_, tmp, decl, ...)         \
-  auto tmp = (__VA_ARGS__);                                      \
-  if (!tmp.ok()) return_ ::recua::Error(std::move(tmp).error()); \
+#define RECUA_ASSIGN_OR_RETURN_(return_, tmp, decl, ...)             \
+  auto tmp = (__VA_ARGS__);                                          \
+  if (!tmp.ok()) return_ ::recua::passed_on(std::move(tmp).error()); \
   decl = std::move(tmp).value()
 #define RECUA_ASSIGN_OR_RETURN(decl, ...) \
   RECUA_ASSIGN_OR_RETURN_(return, RECUA_CONCAT(result_, __LINE__), decl, __VA_ARGS__)
@@ -141,10 +148,10 @@ inline Result<void> ok() { return {}; }
   RECUA_ASSIGN_OR_RETURN_(co_return, RECUA_CONCAT(result_, __LINE__), decl, __VA_ARGS__)
 
 /// RECUA_RETURN_IF_ERROR(expression): returns the error of a Result of any type.
-#define RECUA_RETURN_IF_ERROR_(return_, ...)                   \
-  do {                                                         \
-    if (auto recua_result = (__VA_ARGS__); !recua_result.ok()) \
-      return_ ::recua::Error(std::move(recua_result).error()); \
+#define RECUA_RETURN_IF_ERROR_(return_, ...)                       \
+  do {                                                             \
+    if (auto recua_result = (__VA_ARGS__); !recua_result.ok())     \
+      return_ ::recua::passed_on(std::move(recua_result).error()); \
   } while (false)
 #define RECUA_RETURN_IF_ERROR(...) RECUA_RETURN_IF_ERROR_(return, __VA_ARGS__)
 #define RECUA_CO_RETURN_IF_ERROR(...) RECUA_RETURN_IF_ERROR_(co_return, __VA_ARGS__)
