@@ -69,7 +69,7 @@ struct RingShape {
 
 struct ChannelCounters {
   std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;                 // Headers included.
+  std::uint64_t bytes = 0;                 // Headers included, those that follow too.
   std::uint64_t payload_copies = 0;        // Times that rows were copied here: should stay 0.
   std::uint64_t payload_bytes_copied = 0;  // The bytes of those.
   std::uint64_t system_calls = 0;          // Reads and writes of the connection.

@@ -25,7 +25,7 @@ namespace recua::rpc {
 /// One message on its way into its slot.
 struct SlotWrite {
   std::uint64_t sequence = 0;
-  std::span<const std::byte> head;  // Encoded header and, if short, nothing else.
+  std::span<const std::byte> head;  // The encoded header.
   std::span<const std::byte> rows;
   std::span<const std::byte> descriptor;
   bool starving = false;  // It took the last credit: the receiver is to wake us with the next one.
@@ -94,7 +94,8 @@ struct Arrival {
   std::uint8_t piece = 0;      // Which of n_pieces.
   std::uint8_t n_pieces = 1;
   bool starving = false;
-  std::optional<std::uint64_t> bytes;  // Of the whole message, where the transport tells.
+  bool repeats = false;                // Rows alone came: as PieceAnnouncement's.
+  std::optional<std::uint64_t> bytes;  // That were written, where the transport tells.
 };
 
 class FastReceiver {

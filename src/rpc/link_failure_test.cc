@@ -150,18 +150,21 @@ TEST(LinkFailure, SurvivesRandomFaults) {
          .n_ports = static_cast<int>(1 + rng.below(3)),
          .stripe_bytes_min = 2000,
          .use_immediate = rng.below(4) != 0,
+         .n_alike = 1 + rng.below(5),
          .seed = seed});
     ASSERT_TRUE(world.settle_link()) << world.what_failed();
     const bool holding = rng.below(2) == 0;
     world.fabric.hold(holding);
     constexpr std::uint64_t kMessages = 300;
-    std::vector<bool> up(3, true);
+    std::uint32_t size = 0;
     for (int i = 0; world.n_taken < kMessages; ++i) {
       ASSERT_LT(i, 300'000) << "stuck; " << world.what_failed() << "; "
                             << world.sender->transport();
       if (holding) world.fabric.release(static_cast<int>(rng.below(3)));
       if (world.sender->n_sent() < kMessages && rng.below(2) == 0) {
-        const Result<bool> sent = world.send(static_cast<std::uint32_t>(rng.below(15'000)));
+        if (world.sender->n_sent() % world.options.n_alike == 0)
+          size = static_cast<std::uint32_t>(rng.below(15'000));
+        const Result<bool> sent = world.send(size);
         ASSERT_TRUE(sent.ok()) << sent.error().message;
       }
       if (rng.below(60) == 0) {
@@ -364,6 +367,10 @@ struct HostileSender : TestWorld {
 
 std::uint32_t announce(std::uint16_t sequence) { return encode(PieceAnnouncement{sequence}); }
 
+std::uint32_t announce_rows(std::uint16_t sequence) {
+  return encode(PieceAnnouncement{.sequence = sequence, .repeats = true});
+}
+
 TEST(HostileSender, IsHeardWhenItBehaves) {
   HostileSender world;
   world.write(HostileSender::header(0, 100), 0, 164, announce(0));
@@ -431,6 +438,46 @@ TEST(HostileSender, IsDroppedForAnOldHeaderInANewSlot) {
   }
   world.write_raw(64, 100, announce(4));  // Rows only: the header is that of message 0.
   EXPECT_NE(world.failure().find("sequence 0, expected 4"), std::string::npos);
+}
+
+TEST(HostileSender, MayLeaveOutWhatFollows) {
+  HostileSender world;
+  for (std::uint16_t i = 0; i < 9; ++i) {
+    const bool alone = i % 4 != 0;
+    const std::uint64_t at = i % 4 * 4096;
+    if (alone) {
+      world.write_raw(at + 64, 100, announce_rows(i));
+    } else {
+      world.write(HostileSender::header(i, 100), at, 164, announce(i));
+    }
+    const auto in = world.receiver->poll();
+    ASSERT_TRUE(in.ok()) << in.error().message;
+    ASSERT_TRUE(in->has_value());
+    EXPECT_EQ((*in)->header.sequence, i);
+    EXPECT_EQ((*in)->header.step, i % 4);
+    EXPECT_EQ((*in)->rows.size(), 100u);
+    ASSERT_TRUE(world.receiver->release((*in)->slot).ok());
+  }
+}
+
+TEST(HostileSender, IsDroppedForRowsAloneWhoseHeaderDoesNotFollow) {
+  {
+    HostileSender world;  // The first of all.
+    world.write_raw(64, 100, announce_rows(0));
+    EXPECT_NE(world.failure().find("rows alone for message 0"), std::string::npos);
+  }
+  {
+    HostileSender world;  // After one that has not come.
+    world.write_raw(4096 + 64, 100, announce_rows(1));
+    EXPECT_NE(world.failure().find("rows alone for message 1"), std::string::npos);
+  }
+  for (const std::size_t bytes : {0u, 99u, 101u, 164u, 4000u}) {
+    HostileSender world;
+    world.write(HostileSender::header(0, 100), 0, 164, announce(0));
+    ASSERT_TRUE(world.receiver->poll()->has_value());
+    world.write_raw(4096 + 64, bytes, announce_rows(1));
+    EXPECT_NE(world.failure().find("for message 1, whose header says 100"), std::string::npos);
+  }
 }
 
 TEST(HostileSender, IsDroppedForBitsThatMeanNothing) {

@@ -94,7 +94,8 @@ Result<LinkProposal::Outcome> LinkProposal::take(const wire::LinkAnswer& answer)
     }
     accepted.push_back({.offered = each.offered(), .lane = std::move(lane), .cm = std::move(cm)});
   }
-  Result<std::unique_ptr<FastSender>> path = VerbsOffer::connect(std::move(verbs_), accepted);
+  Result<std::unique_ptr<FastSender>> path =
+      VerbsOffer::connect(std::move(verbs_), accepted, answer.knows_repeats());
   if (path.ok()) {
     out.path = std::move(*path);
   } else if (path.error().code == ErrorCode::kProtocol) {
@@ -147,6 +148,7 @@ Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const
     out.why = "this end " + verbs.none.reason;
     return out;
   }
+  out.answer.set_knows_repeats(true);
   for (const VerbsOffer::Accepted& each : verbs.accepted) {
     wire::AcceptedLane& lane = *out.answer.add_lanes();
     lane.set_offered(static_cast<std::uint32_t>(each.offered));

@@ -354,6 +354,7 @@ class LinkReceiver final : public ChannelReceiver {
   }
 
   Result<void> complete_fast(std::uint64_t message, const Arrival& arrival) {
+    if (arrival.repeats) return complete_repeating(message, arrival);
     std::array<std::byte, kTensorHeaderBytes> head;
     const std::span<std::byte> bytes = slot_bytes(slot_index(message));
     std::memcpy(head.data(), bytes.data(), head.size());
@@ -367,16 +368,40 @@ class LinkReceiver final : public ChannelReceiver {
                       header->padding_bytes, message));
     }
     const std::uint64_t size = message_bytes(*header);
-    if (arrival.bytes && arrival.n_pieces == 1 && *arrival.bytes != size && size <= uncut_bytes_) {
-      return broken(fmt::format("wrote {} bytes for message {}, whose header says {}",
-                                *arrival.bytes, message, size));
-    }
+    RECUA_RETURN_IF_ERROR(check_written(message, arrival, size));
     Slot& its = slot(message);
     const std::span<const std::byte> descriptor = bytes.subspan(
         static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
     its.descriptor.assign(descriptor.begin(), descriptor.end());
     its.descriptor_copied = true;
     return complete(message, *header);
+  }
+
+  /// Its rows are there, the rest is that of the message before.
+  Result<void> complete_repeating(std::uint64_t message, const Arrival& arrival) {
+    Slot& its = slot(message);
+    const Slot& before = slot(message - 1);  // Of message 0: another slot, or none of that number.
+    if (!before.descriptor_copied || before.header.sequence + 1 != message) {
+      return broken(
+          fmt::format("announced rows alone for message {}, but the one before it did "
+                      "not come by the same path",
+                      message));
+    }
+    const TensorHeader header = successor(before.header);
+    RECUA_RETURN_IF_ERROR(check_header(header, message));
+    RECUA_RETURN_IF_ERROR(check_written(
+        message, arrival, message_bytes(header) - kTensorHeaderBytes - header.descriptor_bytes));
+    if (&its != &before) its.descriptor = before.descriptor;
+    its.descriptor_copied = true;
+    return complete(message, header);
+  }
+
+  Result<void> check_written(std::uint64_t message, const Arrival& arrival, std::uint64_t due) {
+    if (!arrival.bytes || arrival.n_pieces != 1 || *arrival.bytes == due || due > uncut_bytes_) {
+      return ok();
+    }
+    return broken(fmt::format("wrote {} bytes for message {}, whose header says {}", *arrival.bytes,
+                              message, due));
   }
 
   Result<void> take_offer(const wire::LinkOffer& offer) {

@@ -32,6 +32,48 @@ TEST(Link, CarriesMessagesByRdmaAndCopiesNothing) {
   EXPECT_EQ(world.receiver_lines[0], "link a->b: rdma b0/1 gid 1 (RoCEv2 10.0.0.2) mtu 4096");
 }
 
+/// The header of a slot that rows alone were written to is still what it was before.
+TEST(Link, SendsRowsAloneWhereTheRestFollows) {
+  for (const int n_ports : {1, 2}) {
+    for (const bool use_immediate : {true, false}) {
+      SCOPED_TRACE(fmt::format("{} ports, immediate {}", n_ports, use_immediate));
+      LinkWorld world({.ring = {.n_slots = 20, .slot_bytes = 16 * 1024},
+                       .n_ports = n_ports,
+                       .use_immediate = use_immediate,
+                       .n_alike = 4});
+      ASSERT_TRUE(world.settle_link());
+      ASSERT_TRUE(world.run(10, 8192)) << world.what_failed();
+      for (std::size_t i = 0; i < 10; ++i) {
+        const bool has_header = world.memory[i * world.options.ring.slot_bytes] == std::byte{'R'};
+        // Lanes overtake each other: with two every message says all.
+        EXPECT_EQ(has_header, i % 4 == 0 || n_ports == 2) << i;
+      }
+      ASSERT_TRUE(world.run(100, 8192)) << world.what_failed();
+    }
+  }
+}
+
+TEST(Link, SendsHeadersToWhoDoesNotKnowBetter) {
+  LinkWorld world({.n_alike = 4});
+  ASSERT_TRUE(world.sender->poll().ok());
+  world.settle();
+  const auto offered = world.offer_by_hand();
+  const auto ports = *net::verbs::choose_ports(*world.provider_b->devices(), {}, "10.0.0.2");
+  std::array<std::byte, 64> word{};
+  const std::array<std::span<std::byte>, 1> sources{std::span(word)};
+  auto lane = *net::verbs::Lane::create(*world.provider_b, ports[0], world.memory, sources, 1, {});
+  ASSERT_TRUE(lane->connect(offered).ok());
+  wire::LinkAnswer answer;
+  answer.set_generation(1);
+  to_wire(lane->local(), *answer.add_lanes()->mutable_lane());
+  world.say_to_sender(RecordKind::kAnswer, answer);
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    ASSERT_TRUE(world.sender->poll().ok());
+    ASSERT_TRUE(*world.send(5000));
+    EXPECT_EQ(world.memory[i * world.options.ring.slot_bytes], std::byte{'R'});
+  }
+}
+
 TEST(Link, IsSilentOnItsConnectionWhileRdmaWorks) {
   LinkWorld world;
   ASSERT_TRUE(world.settle_link());
@@ -208,11 +250,12 @@ TEST(PieceAnnouncement, ComesBackAndRefusesBitsThatMeanNothing) {
   for (std::uint8_t n = 1; n <= kPiecesMax; ++n) {
     for (std::uint8_t p = 0; p < n; ++p) {
       const PieceAnnouncement in{
-          .sequence = 0xfeed, .piece = p, .n_pieces = n, .starving = p % 2 == 0};
+          .sequence = 0xfeed, .piece = p, .n_pieces = n, .starving = p % 2 == 0, .repeats = n == 1};
       EXPECT_EQ(*decode_announcement(encode(in)), in);
     }
   }
-  EXPECT_EQ(decode_announcement(1U << 23U).error().code, ErrorCode::kProtocol);
+  EXPECT_EQ(decode_announcement(1U << 24U).error().code, ErrorCode::kProtocol);
+  EXPECT_EQ(decode_announcement(9U << 20U).error().code, ErrorCode::kProtocol);  // Rows of three.
   EXPECT_EQ(decode_announcement(1U << 31U).error().code, ErrorCode::kProtocol);
   EXPECT_EQ(decode_announcement(1U << 16U).error().code, ErrorCode::kProtocol);  // Piece 1 of 1.
 }

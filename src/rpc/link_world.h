@@ -2,6 +2,7 @@
 /// What the tests of links share: a sender and a receiver on two simulated hosts, connected by a
 /// simulated stream and by a fake RDMA fabric, on one virtual clock.
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <memory>
@@ -25,6 +26,7 @@ struct LinkWorldOptions {
   bool peer_knows_links = true;
   std::uint64_t stripe_bytes_min = 4096;
   bool use_immediate = true;
+  std::uint64_t n_alike = 3;  // Messages in a row of one shape and descriptor.
   std::uint64_t seed = 1;
   net::verbs::FakeLimits limits = {};
 };
@@ -117,17 +119,18 @@ struct LinkWorld : TestWorld {
   }
 
   /// Message i: its bytes follow from its number. Its rows lie in `source`.
-  static std::uint32_t row_bytes_of(std::uint64_t i, std::uint32_t size) {
-    return size + static_cast<std::uint32_t>(i % 7);
+  [[nodiscard]] std::uint64_t kind_of(std::uint64_t i) const { return i / options.n_alike; }
+  [[nodiscard]] std::vector<std::byte> descriptor_of(std::uint64_t i) const {
+    return std::vector<std::byte>(40 + kind_of(i) % 5, std::byte(kind_of(i)));
   }
   Result<bool> send(std::uint32_t size, bool last = true) {
     const std::uint64_t i = sender->n_sent();
     if (sender->credits() == 0 || i - sender->n_completed() >= options.ring.n_slots) return false;
     std::byte* const rows = source.data() + i % options.ring.n_slots * options.ring.slot_bytes;
-    const std::uint32_t bytes = row_bytes_of(i, size);
+    const std::uint32_t bytes = size + static_cast<std::uint32_t>(kind_of(i) % 7);
     for (std::uint32_t k = 0; k < bytes; ++k) rows[k] = byte_of(i, k);
     std::vector<std::byte>& descriptor = descriptors[i % options.ring.n_slots];
-    descriptor.assign(40 + i % 5, std::byte(i));
+    descriptor = descriptor_of(i);
     TensorHeader header{.session = kId.session, .epoch = kId.epoch, .step = i};
     header.n_rows = size == 0 ? 0 : 1;
     header.row_bytes = size == 0 ? 0 : bytes;
@@ -145,7 +148,7 @@ struct LinkWorld : TestWorld {
     for (std::uint32_t k = 0; k < in.rows.size(); ++k) {
       intact = intact && in.rows[k] == byte_of(i, k);
     }
-    intact = intact && in.descriptor.size() == 40 + i % 5 && in.descriptor[0] == std::byte(i);
+    intact = intact && std::ranges::equal(in.descriptor, descriptor_of(i));
   }
 
   /// Sends n messages of about this size and waits for all. False when it cannot go on.

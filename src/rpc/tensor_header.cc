@@ -14,6 +14,8 @@ constexpr std::array<char, 4> kMagic{'R', 'C', 'T', 'M'};
 constexpr std::array<char, 4> kCreditMagic{'R', 'C', 'C', 'R'};
 constexpr std::uint32_t kFlagLast = 1;
 constexpr std::uint32_t kFlagStarving = 2;
+constexpr std::size_t kStepOffset = 24;  // Then comes the sequence.
+constexpr std::size_t kRowsOffset = 40;
 constexpr std::size_t kPaddingOffset = 56;
 
 /// Writes fields one after the other into a fixed array.
@@ -102,6 +104,24 @@ Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHead
   out.last = (flags & kFlagLast) != 0;
   out.starving = (flags & kFlagStarving) != 0;
   return out;
+}
+
+TensorHeader successor(TensorHeader header) {
+  ++header.step;
+  ++header.sequence;
+  return header;
+}
+
+bool is_successor(std::span<const std::byte, kTensorHeaderBytes> before,
+                  std::span<const std::byte, kTensorHeaderBytes> head) {
+  std::array<std::uint64_t, 2> numbers;  // Step and sequence.
+  static_assert(kStepOffset + sizeof(numbers) == kRowsOffset);
+  std::memcpy(numbers.data(), before.data() + kStepOffset, sizeof(numbers));
+  for (std::uint64_t& number : numbers) ++number;
+  return std::memcmp(before.data(), head.data(), kStepOffset) == 0 &&
+         std::memcmp(numbers.data(), head.data() + kStepOffset, sizeof(numbers)) == 0 &&
+         std::memcmp(before.data() + kRowsOffset, head.data() + kRowsOffset,
+                     kTensorHeaderBytes - kRowsOffset) == 0;
 }
 
 std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released) {

@@ -36,6 +36,12 @@ Result<void> check_magic(std::span<const std::byte> bytes);
   return message_bytes(header) + header.padding_bytes;
 }
 
+/// The header of the next message if that says nothing new: sequence and step are one more.
+[[nodiscard]] TensorHeader successor(TensorHeader header);
+/// Whether `head` is that of `before`, both encoded.
+[[nodiscard]] bool is_successor(std::span<const std::byte, kTensorHeaderBytes> before,
+                                std::span<const std::byte, kTensorHeaderBytes> head);
+
 /// n_released: slots given back since the channel began.
 std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released);
 Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes);

@@ -38,6 +38,19 @@ TEST(TensorHeader, DecodesWhatItEncodes) {
   }
 }
 
+TEST(TensorHeader, HasOneSuccessor) {
+  Rng rng(2);
+  for (int i = 0; i < 1000; ++i) {
+    const TensorHeader header = random_header(rng);
+    const auto bytes = encode(header);
+    auto next = encode(successor(header));
+    EXPECT_TRUE(is_successor(bytes, next));
+    EXPECT_FALSE(is_successor(next, bytes));
+    next[rng.below(kTensorHeaderBytes)] ^= std::byte{1};
+    EXPECT_FALSE(is_successor(bytes, next));
+  }
+}
+
 // The example of docs/protocol.md, "Tensor messages".
 TEST(TensorHeader, HasTheBytesOfTheProtocolPage) {
   TensorHeader header;

@@ -32,6 +32,7 @@ struct PieceAnnouncement {
   std::uint8_t piece = 0;
   std::uint8_t n_pieces = 1;
   bool starving = false;
+  bool repeats = false;  // Rows alone: header and descriptor follow from the message before.
   friend bool operator==(const PieceAnnouncement&, const PieceAnnouncement&) = default;
 };
 std::uint32_t encode(const PieceAnnouncement& announcement);
@@ -81,10 +82,11 @@ class VerbsOffer {
     net::verbs::LaneAddress lane;
     std::optional<Cm> cm = {};  // Set: connect through it.
   };
-  /// kProtocol: an index twice or out of range, an address that no honest peer sends, a window
-  /// that is no ring of ours.
+  /// knows_repeats: as the receiver says. kProtocol: an index twice or out of range, an address
+  /// that no honest peer sends, a window that is no ring of ours.
   static Result<std::unique_ptr<FastSender>> connect(std::unique_ptr<VerbsOffer> offer,
-                                                     std::span<const Accepted> accepted);
+                                                     std::span<const Accepted> accepted,
+                                                     bool knows_repeats);
 
  private:
   struct State;

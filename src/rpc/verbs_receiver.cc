@@ -95,6 +95,7 @@ class VerbsReceiver final : public FastReceiver {
       arrival.piece = piece.piece;
       arrival.n_pieces = piece.n_pieces;
       arrival.starving = piece.starving;
+      arrival.repeats = piece.repeats;
       if (each.has_bytes) arrival.bytes = each.bytes;
     }
     announcements_.clear();

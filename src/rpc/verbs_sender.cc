@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "rpc/lane_set.h"
+#include "rpc/tensor_header.h"
 #include "rpc/verbs_path.h"
 #include "sys/aligned_buffer.h"
 
@@ -44,15 +45,43 @@ struct SendMemory {
   }
 };
 
+/// The message that was sent last, for as long as the next one may follow from it.
+class LastSent {
+ public:
+  /// Whether header and descriptor of `message` are what the receiver can tell by itself.
+  [[nodiscard]] bool precedes(const SlotWrite& message) const {
+    return !message.rows.empty() && sequence_ + 1 == message.sequence &&
+           is_successor(head_, message.head.first<kTensorHeaderBytes>()) &&
+           std::ranges::equal(std::span(descriptor_).first(descriptor_bytes_), message.descriptor);
+  }
+  void set(const SlotWrite& message) {
+    sequence_ = message.descriptor.size() <= descriptor_.size() ? message.sequence : kNone;
+    if (sequence_ == kNone) return;
+    std::ranges::copy(message.head, head_.begin());
+    std::ranges::copy(message.descriptor, descriptor_.begin());
+    descriptor_bytes_ = message.descriptor.size();
+  }
+
+ private:
+  static constexpr std::uint64_t kNone = UINT64_MAX - 1;  // Nobody comes after it.
+
+  std::uint64_t sequence_ = kNone;
+  std::array<std::byte, kTensorHeaderBytes> head_{};
+  std::array<std::byte, 64> descriptor_{};  // Longer ones are always sent.
+  std::size_t descriptor_bytes_ = 0;
+};
+
 class VerbsSender final : public FastSender {
  public:
   VerbsSender(RingShape ring, std::uint64_t stripe_bytes_min, SendMemory memory,
-              std::vector<std::unique_ptr<Lane>> lanes)
+              std::vector<std::unique_ptr<Lane>> lanes, bool knows_repeats)
       : ring_(ring),
         stripe_bytes_min_(stripe_bytes_min),
         memory_(std::move(memory)),
         lanes_(std::move(lanes)),
         records_(ring.n_slots) {
+    // Lanes overtake each other, and when one dies messages may have to be sent again.
+    if (knows_repeats && lanes_.size() == 1) last_sent_.emplace();
     announcements_.reserve(64);
   }
 
@@ -66,6 +95,9 @@ class VerbsSender final : public FastSender {
   }
 
   Result<bool> post(const SlotWrite& message) override {
+    if (last_sent_ && last_sent_->precedes(message) && memory_.registered(message.rows)) {
+      return post_rows(message);
+    }
     Record& record = records_[message.sequence % ring_.n_slots];
     std::array<std::size_t, kPiecesMax> live;
     std::size_t n_live = 0;
@@ -95,6 +127,7 @@ class VerbsSender final : public FastSender {
       const std::size_t lane = live[p % n_live];
       if (!write_piece(message, record, p, parts, slot_begin, lane)) return false;
     }
+    if (last_sent_) last_sent_->set(message);
     return true;
   }
 
@@ -202,6 +235,33 @@ class VerbsSender final : public FastSender {
     std::array<std::span<const std::byte>, 3> parts;  // All registered; once staged.
   };
 
+  /// On the only lane, without header and descriptor.
+  bool post_rows(const SlotWrite& message) {
+    if (!lanes_.usable(0)) return false;
+    Lane& lane = *lanes_[0];
+    const std::uint64_t write_number = lane.n_written();
+    const std::uint64_t slot_begin =
+        message.sequence % ring_.n_slots * static_cast<std::uint64_t>(ring_.slot_bytes);
+    const Result<bool> written =
+        lane.write({.offset = slot_begin + kTensorHeaderBytes,
+                    .parts = {&message.rows, 1},
+                    .announce = encode(
+                        PieceAnnouncement{.sequence = static_cast<std::uint16_t>(message.sequence),
+                                          .starving = message.starving,
+                                          .repeats = true}),
+                    .signal = message.flush});
+    if (!written.ok() || !*written) return false;
+    Record& record = records_[message.sequence % ring_.n_slots];
+    record = {};
+    record.sequence = message.sequence;
+    record.begun = true;
+    record.n_pieces = 1;
+    record.pieces[0].write_number = write_number;
+    record.pieces[0].posted = true;
+    last_sent_->set(message);
+    return true;
+  }
+
   /// Header and descriptor into the slot's staging memory; rows too if they lie nowhere registered.
   Result<void> stage(const SlotWrite& message, Record& record) {
     std::byte* const begin =
@@ -274,7 +334,8 @@ class VerbsSender final : public FastSender {
   std::uint64_t stripe_bytes_min_;
   SendMemory memory_;  // Before the lanes: they deregister it.
   LaneSet lanes_;
-  std::vector<Record> records_;  // Message s at s % n_slots.
+  std::vector<Record> records_;        // Message s at s % n_slots.
+  std::optional<LastSent> last_sent_;  // Set if rows may go alone.
   std::vector<net::verbs::Announcement> announcements_;
   std::uint64_t payload_copies_ = 0;
   std::uint64_t payload_bytes_copied_ = 0;
@@ -362,7 +423,8 @@ std::uint64_t VerbsOffer::uncut_bytes() const { return state_->uncut_bytes; }
 bool VerbsOffer::by_cm() const { return state_->by_cm; }
 
 Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOffer> offer,
-                                                        std::span<const Accepted> accepted) {
+                                                        std::span<const Accepted> accepted,
+                                                        bool knows_repeats) {
   State& state = *offer->state_;
   std::vector<std::unique_ptr<Lane>> lanes;
   for (const Accepted& each : accepted) {
@@ -381,8 +443,9 @@ Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOff
                                   : lane.connect(each.lane));
     lanes.push_back(std::move(state.lanes[each.offered]));
   }
-  return std::unique_ptr<FastSender>(std::make_unique<VerbsSender>(
-      state.ring, state.stripe_bytes_min, std::move(state.memory), std::move(lanes)));
+  return std::unique_ptr<FastSender>(
+      std::make_unique<VerbsSender>(state.ring, state.stripe_bytes_min, std::move(state.memory),
+                                    std::move(lanes), knows_repeats));
 }
 
 }  // namespace recua::rpc
