@@ -36,6 +36,8 @@ constexpr WireField kFields[] = {
     {&wire::LinkCounters::failovers, &wire::LinkCounters::set_failovers,
      &rpc::ChannelCounters::failovers},
     {&wire::LinkCounters::resent, &wire::LinkCounters::set_resent, &rpc::ChannelCounters::resent},
+    {&wire::LinkCounters::rows_alone, &wire::LinkCounters::set_rows_alone,
+     &rpc::ChannelCounters::rows_alone},
 };
 static_assert(sizeof(kFields) / sizeof(kFields[0]) * sizeof(std::uint64_t) ==
               sizeof(rpc::ChannelCounters));

@@ -69,7 +69,7 @@ struct RingShape {
 
 struct ChannelCounters {
   std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;                 // Headers included, those that follow too.
+  std::uint64_t bytes = 0;                 // Headers included, also where rows went alone.
   std::uint64_t payload_copies = 0;        // Times that rows were copied here: should stay 0.
   std::uint64_t payload_bytes_copied = 0;  // The bytes of those.
   std::uint64_t system_calls = 0;          // Reads and writes of the connection.
@@ -80,6 +80,7 @@ struct ChannelCounters {
   std::uint64_t sleeps = 0;                // Times that a callback was armed.
   std::uint64_t failovers = 0;             // Times that lanes were given up.
   std::uint64_t resent = 0;                // Messages sent again after that.
+  std::uint64_t rows_alone = 0;            // Messages sent without header and descriptor.
 };
 
 struct Outgoing {
@@ -95,7 +96,7 @@ struct Outgoing {
 };
 
 struct Incoming {
-  TensorHeader header;  // Copied out of the slot and validated.
+  TensorHeader header;  // Ours, and validated.
   std::span<std::byte> rows;
   std::span<const std::byte> descriptor;
   std::uint32_t slot = 0;  // For release().

@@ -3,10 +3,10 @@
 /// (verbs_path.h) or shared memory (shm_path.h). docs/protocol.md, "Fast paths".
 ///
 /// A fast path writes whole messages into slots of the receiver's ring: message s goes to slot
-/// s mod n_slots, from its start. It knows nothing of headers, records or recovery: link_sender.cc
-/// and link_receiver.cc do, and own one of these while it works. Both sides are polled.
-/// A path may consist of several lanes; each may fail alone.
-/// Threads: one at a time.
+/// s mod n_slots, from its start, or their rows alone where the receiver can tell the rest. It
+/// knows nothing of records or recovery: link_sender.cc and link_receiver.cc do, and own one of
+/// these while it works. Both sides are polled. A path may consist of several lanes; each may fail
+/// alone. Threads: one at a time.
 
 #include <cstddef>
 #include <cstdint>
@@ -94,7 +94,7 @@ struct Arrival {
   std::uint8_t piece = 0;      // Which of n_pieces.
   std::uint8_t n_pieces = 1;
   bool starving = false;
-  bool repeats = false;                // Rows alone came: as PieceAnnouncement's.
+  bool rows_alone = false;             // As PieceAnnouncement's.
   std::optional<std::uint64_t> bytes;  // That were written, where the transport tells.
 };
 

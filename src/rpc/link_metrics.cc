@@ -7,7 +7,7 @@
 namespace recua::rpc {
 namespace {
 
-constexpr std::array<CounterField, 12> kFields{{
+constexpr std::array<CounterField, 13> kFields{{
     {"messages", "Tensor messages.", &ChannelCounters::messages},
     {"bytes", "Bytes of tensor messages, headers included.", &ChannelCounters::bytes},
     {"payload_copies", "Times that rows were copied on their way.",
@@ -23,6 +23,7 @@ constexpr std::array<CounterField, 12> kFields{{
      &ChannelCounters::sleeps},
     {"failovers", "Times that a broken path was given up.", &ChannelCounters::failovers},
     {"resent", "Messages sent again after that.", &ChannelCounters::resent},
+    {"rows_alone", "Messages sent without header and descriptor.", &ChannelCounters::rows_alone},
 }};
 static_assert(kFields.size() * sizeof(std::uint64_t) == sizeof(ChannelCounters));
 

@@ -35,9 +35,9 @@ TEST(LinkMetrics, GivesOneLinePerLinkEndAndCounterWithHelpAndTypeOnce) {
   EXPECT_NE(text.find("recua_link_resent_total{link=\"a:1->b:2\",carries=\"steps\",end=\"sender\","
                       "transport=\"rdma\"} 2\n"),
             std::string::npos);
-  EXPECT_EQ(n_lines_with(text, "# HELP "), 12u);
-  EXPECT_EQ(n_lines_with(text, "# TYPE "), 12u);
-  EXPECT_EQ(n_lines_with(text, "\n"), 12u * 4u);
+  EXPECT_EQ(n_lines_with(text, "# HELP "), 13u);
+  EXPECT_EQ(n_lines_with(text, "# TYPE "), 13u);
+  EXPECT_EQ(n_lines_with(text, "\n"), 13u * 4u);
 }
 
 TEST(LinkMetrics, SaysNothingWithoutLinks) { EXPECT_EQ(prometheus_text({}), ""); }

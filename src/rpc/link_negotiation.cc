@@ -95,7 +95,7 @@ Result<LinkProposal::Outcome> LinkProposal::take(const wire::LinkAnswer& answer)
     accepted.push_back({.offered = each.offered(), .lane = std::move(lane), .cm = std::move(cm)});
   }
   Result<std::unique_ptr<FastSender>> path =
-      VerbsOffer::connect(std::move(verbs_), accepted, answer.knows_repeats());
+      VerbsOffer::connect(std::move(verbs_), accepted, answer.takes_rows_alone());
   if (path.ok()) {
     out.path = std::move(*path);
   } else if (path.error().code == ErrorCode::kProtocol) {
@@ -148,7 +148,8 @@ Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const
     out.why = "this end " + verbs.none.reason;
     return out;
   }
-  out.answer.set_knows_repeats(true);
+  // Lanes overtake each other.
+  out.answer.set_takes_rows_alone(verbs.accepted.size() == 1);
   for (const VerbsOffer::Accepted& each : verbs.accepted) {
     wire::AcceptedLane& lane = *out.answer.add_lanes();
     lane.set_offered(static_cast<std::uint32_t>(each.offered));

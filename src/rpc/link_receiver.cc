@@ -1,7 +1,7 @@
 // Every slot of the window [n_delivered_, n_told_ + n_slots) is empty, partly filled or complete,
 // whatever fills it; messages are handed out in order. A header that came by a fast path is copied
 // out of its slot and checked there; so is the descriptor, since a broken peer could change it
-// later.
+// later. Of rows that came alone both follow from the message before.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -124,8 +124,14 @@ class LinkReceiver final : public ChannelReceiver {
     std::uint8_t n_arrived = 0;
     std::uint32_t pieces = 0;           // Bits of those that have arrived.
     TensorHeader header;                // Checked; once complete.
-    std::vector<std::byte> descriptor;  // Copied out of the slot; of fast paths only.
+    std::vector<std::byte> descriptor;  // Ours, not in the slot; of fast paths only.
     bool descriptor_copied = false;
+  };
+  /// The latest message of a path of one lane. Not its slot: that may be the stream's again, which
+  /// is not in order with the lane.
+  struct LastByPath {
+    TensorHeader header;
+    std::vector<std::byte> descriptor;
   };
 
   [[nodiscard]] std::uint32_t slot_index(std::uint64_t message) const {
@@ -354,7 +360,7 @@ class LinkReceiver final : public ChannelReceiver {
   }
 
   Result<void> complete_fast(std::uint64_t message, const Arrival& arrival) {
-    if (arrival.repeats) return complete_repeating(message, arrival);
+    if (arrival.rows_alone) return complete_rows_alone(message, arrival);
     std::array<std::byte, kTensorHeaderBytes> head;
     const std::span<std::byte> bytes = slot_bytes(slot_index(message));
     std::memcpy(head.data(), bytes.data(), head.size());
@@ -374,24 +380,31 @@ class LinkReceiver final : public ChannelReceiver {
         static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
     its.descriptor.assign(descriptor.begin(), descriptor.end());
     its.descriptor_copied = true;
+    if (takes_rows_alone_) remember(*header, its.descriptor);
     return complete(message, *header);
   }
 
-  /// Its rows are there, the rest is that of the message before.
-  Result<void> complete_repeating(std::uint64_t message, const Arrival& arrival) {
-    Slot& its = slot(message);
-    const Slot& before = slot(message - 1);  // Of message 0: another slot, or none of that number.
-    if (!before.descriptor_copied || before.header.sequence + 1 != message) {
+  void remember(const TensorHeader& header, const std::vector<std::byte>& descriptor) {
+    if (descriptor.size() > kRowsAloneDescriptorBytesMax) return last_by_path_.reset();
+    if (!last_by_path_) last_by_path_.emplace();
+    last_by_path_->header = header;
+    last_by_path_->descriptor.assign(descriptor.begin(), descriptor.end());
+  }
+
+  /// Its rows are there, the rest is that of the message before, which came by the same lane.
+  Result<void> complete_rows_alone(std::uint64_t message, const Arrival& arrival) {
+    if (!last_by_path_ || last_by_path_->header.sequence + 1 != message) {
       return broken(
           fmt::format("announced rows alone for message {}, but the one before it did "
-                      "not come by the same path",
+                      "not come right before it by the same lane",
                       message));
     }
-    const TensorHeader header = successor(before.header);
-    RECUA_RETURN_IF_ERROR(check_header(header, message));
+    const TensorHeader header = successor(last_by_path_->header);
     RECUA_RETURN_IF_ERROR(check_written(
         message, arrival, message_bytes(header) - kTensorHeaderBytes - header.descriptor_bytes));
-    if (&its != &before) its.descriptor = before.descriptor;
+    last_by_path_->header = header;
+    Slot& its = slot(message);
+    its.descriptor = last_by_path_->descriptor;
     its.descriptor_copied = true;
     return complete(message, header);
   }
@@ -427,6 +440,8 @@ class LinkReceiver final : public ChannelReceiver {
                                                           connection_->local_address(), offer));
     path_ = std::move(choice.path);
     path_ready_ = false;
+    takes_rows_alone_ = choice.answer.takes_rows_alone();
+    last_by_path_.reset();
     writer_.push_record(encode_record(RecordKind::kAnswer, choice.answer));
     if (path_ == nullptr && why_stream_ != choice.why) {
       why_stream_ = choice.why;
@@ -570,7 +585,9 @@ class LinkReceiver final : public ChannelReceiver {
 
   std::uint32_t generation_ = 0;
   std::unique_ptr<FastReceiver> path_;
-  bool path_ready_ = false;  // The sender said so: it may be written to.
+  bool path_ready_ = false;        // The sender said so: it may be written to.
+  bool takes_rows_alone_ = false;  // Its one lane may bring them.
+  std::optional<LastByPath> last_by_path_;
   std::vector<Arrival> arrivals_;
   std::uint64_t uncut_bytes_ = 0;
   std::string why_stream_;

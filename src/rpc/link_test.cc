@@ -43,6 +43,7 @@ TEST(Link, SendsRowsAloneWhereTheRestFollows) {
                        .n_alike = 4});
       ASSERT_TRUE(world.settle_link());
       ASSERT_TRUE(world.run(10, 8192)) << world.what_failed();
+      EXPECT_EQ(world.sender->counters().rows_alone, n_ports == 1 ? 7u : 0u);
       for (std::size_t i = 0; i < 10; ++i) {
         const bool has_header = world.memory[i * world.options.ring.slot_bytes] == std::byte{'R'};
         // Lanes overtake each other: with two every message says all.
@@ -51,6 +52,39 @@ TEST(Link, SendsRowsAloneWhereTheRestFollows) {
       ASSERT_TRUE(world.run(100, 8192)) << world.what_failed();
     }
   }
+}
+
+TEST(Link, SendsLongDescriptorsEachTime) {
+  for (const std::size_t bytes : {60u, 64u, 65u, 300u}) {
+    LinkWorld world({.n_alike = 1000, .descriptor_bytes = bytes});
+    ASSERT_TRUE(world.settle_link());
+    ASSERT_TRUE(world.run(20, 1000)) << world.what_failed();
+    EXPECT_EQ(world.sender->counters().rows_alone, bytes <= 64 ? 19u : 0u);
+  }
+}
+
+/// Rows outside of registered memory that staging has no room for go by the connection.
+TEST(Link, SendsAllAgainAfterAMessageThatTheLaneDidNotCarry) {
+  LinkWorld world({.ring = {.n_slots = 1100, .slot_bytes = 8192}, .n_alike = 1000});
+  ASSERT_TRUE(world.settle_link());
+  ASSERT_TRUE(world.run(3, 6000)) << world.what_failed();
+  EXPECT_EQ(world.sender->counters().rows_alone, 2u);
+  const std::vector<std::byte> elsewhere(6000);
+  TensorHeader header{.session = LinkWorld::kId.session, .epoch = LinkWorld::kId.epoch, .step = 3};
+  header.n_rows = 1;
+  header.row_bytes = 6000;
+  ASSERT_TRUE(*world.sender->try_send({.header = header, .rows = elsewhere, .descriptor = {}}));
+  std::optional<Incoming> in;
+  for (int i = 0; i < 1000 && !in; ++i) {
+    ASSERT_TRUE(world.sender->poll().ok());
+    in = *world.receiver->poll();
+    world.loop.run_one_or_advance();
+  }
+  ASSERT_TRUE(in && in->rows.size() == 6000);
+  ASSERT_TRUE(world.receiver->release(in->slot).ok());
+  ++world.n_taken;
+  ASSERT_TRUE(world.run(3, 6000)) << world.what_failed();
+  EXPECT_EQ(world.sender->counters().rows_alone, 4u);
 }
 
 TEST(Link, SendsHeadersToWhoDoesNotKnowBetter) {
@@ -249,8 +283,11 @@ TEST(Pieces, CoverAMessageWithoutGaps) {
 TEST(PieceAnnouncement, ComesBackAndRefusesBitsThatMeanNothing) {
   for (std::uint8_t n = 1; n <= kPiecesMax; ++n) {
     for (std::uint8_t p = 0; p < n; ++p) {
-      const PieceAnnouncement in{
-          .sequence = 0xfeed, .piece = p, .n_pieces = n, .starving = p % 2 == 0, .repeats = n == 1};
+      const PieceAnnouncement in{.sequence = 0xfeed,
+                                 .piece = p,
+                                 .n_pieces = n,
+                                 .starving = p % 2 == 0,
+                                 .rows_alone = n == 1};
       EXPECT_EQ(*decode_announcement(encode(in)), in);
     }
   }

@@ -26,7 +26,8 @@ struct LinkWorldOptions {
   bool peer_knows_links = true;
   std::uint64_t stripe_bytes_min = 4096;
   bool use_immediate = true;
-  std::uint64_t n_alike = 3;  // Messages in a row of one shape and descriptor.
+  std::uint64_t n_alike = 3;          // Messages in a row of one shape and descriptor.
+  std::size_t descriptor_bytes = 40;  // And up to four more.
   std::uint64_t seed = 1;
   net::verbs::FakeLimits limits = {};
 };
@@ -118,16 +119,19 @@ struct LinkWorld : TestWorld {
     return true;
   }
 
-  /// Message i: its bytes follow from its number. Its rows lie in `source`.
   [[nodiscard]] std::uint64_t kind_of(std::uint64_t i) const { return i / options.n_alike; }
+  /// Kinds change in the descriptor's bytes each time, in lengths every other time.
   [[nodiscard]] std::vector<std::byte> descriptor_of(std::uint64_t i) const {
-    return std::vector<std::byte>(40 + kind_of(i) % 5, std::byte(kind_of(i)));
+    return std::vector<std::byte>(options.descriptor_bytes + kind_of(i) / 2 % 5,
+                                  std::byte(kind_of(i)));
   }
+  /// The next message: its bytes follow from its number, its rows lie in `source`.
   Result<bool> send(std::uint32_t size, bool last = true) {
     const std::uint64_t i = sender->n_sent();
     if (sender->credits() == 0 || i - sender->n_completed() >= options.ring.n_slots) return false;
     std::byte* const rows = source.data() + i % options.ring.n_slots * options.ring.slot_bytes;
-    const std::uint32_t bytes = size + static_cast<std::uint32_t>(kind_of(i) % 7);
+    const std::uint32_t bytes = size + static_cast<std::uint32_t>(kind_of(i) / 2 % 7);
+    row_bytes[i % row_bytes.size()] = size == 0 ? 0 : bytes;
     for (std::uint32_t k = 0; k < bytes; ++k) rows[k] = byte_of(i, k);
     std::vector<std::byte>& descriptor = descriptors[i % options.ring.n_slots];
     descriptor = descriptor_of(i);
@@ -144,7 +148,8 @@ struct LinkWorld : TestWorld {
     return std::byte(mix(message, k / 8) >> (k % 8 * 8));
   }
   void check(const Incoming& in, std::uint64_t i) {
-    intact = intact && in.header.step == i && in.header.sequence == i;
+    intact = intact && in.header.step == i && in.header.sequence == i &&
+             in.rows.size() == row_bytes[i % row_bytes.size()];
     for (std::uint32_t k = 0; k < in.rows.size(); ++k) {
       intact = intact && in.rows[k] == byte_of(i, k);
     }
@@ -182,6 +187,7 @@ struct LinkWorld : TestWorld {
   std::vector<std::byte> memory;
   std::vector<std::byte> source;
   std::array<std::vector<std::byte>, 64> descriptors;
+  std::array<std::uint32_t, 64> row_bytes{};  // Of messages under way.
   std::unique_ptr<ChannelSender> sender;
   std::unique_ptr<ChannelReceiver> receiver;
   net::Connection* by_hand = nullptr;  // The receiver's.

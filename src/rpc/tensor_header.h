@@ -38,7 +38,7 @@ Result<void> check_magic(std::span<const std::byte> bytes);
 
 /// The header of the next message if that says nothing new: sequence and step are one more.
 [[nodiscard]] TensorHeader successor(TensorHeader header);
-/// Whether `head` is that of `before`, both encoded.
+/// Whether `head` is the successor of `before`, both encoded.
 [[nodiscard]] bool is_successor(std::span<const std::byte, kTensorHeaderBytes> before,
                                 std::span<const std::byte, kTensorHeaderBytes> head);
 

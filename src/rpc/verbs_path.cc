@@ -11,12 +11,12 @@
 namespace recua::rpc {
 namespace {
 
-// sequence 0-15 | piece 16-18 | n_pieces - 1 19-21 | starving 22 | repeats 23 | 0
+// sequence 0-15 | piece 16-18 | n_pieces - 1 19-21 | starving 22 | rows alone 23 | 0
 constexpr unsigned kPieceShift = 16;
 constexpr unsigned kPiecesShift = 19;
 constexpr std::uint32_t kPieceBits = 7;
 constexpr std::uint32_t kStarving = std::uint32_t{1} << 22U;
-constexpr std::uint32_t kRepeats = std::uint32_t{1} << 23U;
+constexpr std::uint32_t kRowsAlone = std::uint32_t{1} << 23U;
 static_assert(kPiecesMax == kPieceBits + 1);
 
 constexpr std::uint64_t kCacheLine = 64;
@@ -26,7 +26,7 @@ constexpr std::uint64_t kCacheLine = 64;
 std::uint32_t encode(const PieceAnnouncement& announcement) {
   return announcement.sequence | (std::uint32_t{announcement.piece} << kPieceShift) |
          ((announcement.n_pieces - std::uint32_t{1}) << kPiecesShift) |
-         (announcement.starving ? kStarving : 0) | (announcement.repeats ? kRepeats : 0);
+         (announcement.starving ? kStarving : 0) | (announcement.rows_alone ? kRowsAlone : 0);
 }
 
 Result<PieceAnnouncement> decode_announcement(std::uint32_t value) {
@@ -35,8 +35,8 @@ Result<PieceAnnouncement> decode_announcement(std::uint32_t value) {
       .piece = static_cast<std::uint8_t>((value >> kPieceShift) & kPieceBits),
       .n_pieces = static_cast<std::uint8_t>(((value >> kPiecesShift) & kPieceBits) + 1),
       .starving = (value & kStarving) != 0,
-      .repeats = (value & kRepeats) != 0};
-  if (encode(out) != value || out.piece >= out.n_pieces || (out.repeats && out.n_pieces > 1)) {
+      .rows_alone = (value & kRowsAlone) != 0};
+  if (encode(out) != value || out.piece >= out.n_pieces || (out.rows_alone && out.n_pieces > 1)) {
     return Error{ErrorCode::kProtocol, fmt::format("announced a write by {:#010x}, in which bits "
                                                    "are set that mean nothing",
                                                    value)};

@@ -26,13 +26,16 @@ namespace recua::rpc {
 /// The most pieces of a message, and lanes of a path.
 inline constexpr std::size_t kPiecesMax = 8;
 
+/// The longest descriptor that may follow from the message before.
+inline constexpr std::size_t kRowsAloneDescriptorBytesMax = 64;
+
 /// The 32 bits that come with a piece. docs/protocol.md, "RDMA lanes".
 struct PieceAnnouncement {
   std::uint16_t sequence = 0;  // Its low 16 bits.
   std::uint8_t piece = 0;
   std::uint8_t n_pieces = 1;
   bool starving = false;
-  bool repeats = false;  // Rows alone: header and descriptor follow from the message before.
+  bool rows_alone = false;  // Header and descriptor follow from the message before.
   friend bool operator==(const PieceAnnouncement&, const PieceAnnouncement&) = default;
 };
 std::uint32_t encode(const PieceAnnouncement& announcement);
@@ -82,11 +85,11 @@ class VerbsOffer {
     net::verbs::LaneAddress lane;
     std::optional<Cm> cm = {};  // Set: connect through it.
   };
-  /// knows_repeats: as the receiver says. kProtocol: an index twice or out of range, an address
+  /// takes_rows_alone: as the receiver says. kProtocol: an index twice or out of range, an address
   /// that no honest peer sends, a window that is no ring of ours.
   static Result<std::unique_ptr<FastSender>> connect(std::unique_ptr<VerbsOffer> offer,
                                                      std::span<const Accepted> accepted,
-                                                     bool knows_repeats);
+                                                     bool takes_rows_alone);
 
  private:
   struct State;

@@ -95,7 +95,7 @@ class VerbsReceiver final : public FastReceiver {
       arrival.piece = piece.piece;
       arrival.n_pieces = piece.n_pieces;
       arrival.starving = piece.starving;
-      arrival.repeats = piece.repeats;
+      arrival.rows_alone = piece.rows_alone;
       if (each.has_bytes) arrival.bytes = each.bytes;
     }
     announcements_.clear();

@@ -1,6 +1,6 @@
 // The sender's side. Rows are written from where they lie; headers and descriptors, a few hundred
 // bytes, are gathered from a registered staging slot, unless the whole message is small enough to
-// go inline.
+// go inline, or they follow from the message before and only rows are written.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -67,21 +67,21 @@ class LastSent {
 
   std::uint64_t sequence_ = kNone;
   std::array<std::byte, kTensorHeaderBytes> head_{};
-  std::array<std::byte, 64> descriptor_{};  // Longer ones are always sent.
+  std::array<std::byte, kRowsAloneDescriptorBytesMax> descriptor_{};  // Longer ones are sent.
   std::size_t descriptor_bytes_ = 0;
 };
 
 class VerbsSender final : public FastSender {
  public:
   VerbsSender(RingShape ring, std::uint64_t stripe_bytes_min, SendMemory memory,
-              std::vector<std::unique_ptr<Lane>> lanes, bool knows_repeats)
+              std::vector<std::unique_ptr<Lane>> lanes, bool takes_rows_alone)
       : ring_(ring),
         stripe_bytes_min_(stripe_bytes_min),
         memory_(std::move(memory)),
         lanes_(std::move(lanes)),
         records_(ring.n_slots) {
     // Lanes overtake each other, and when one dies messages may have to be sent again.
-    if (knows_repeats && lanes_.size() == 1) last_sent_.emplace();
+    if (takes_rows_alone && lanes_.size() == 1) last_sent_.emplace();
     announcements_.reserve(64);
   }
 
@@ -216,6 +216,7 @@ class VerbsSender final : public FastSender {
     lanes_.add_to(counters);
     counters.payload_copies += payload_copies_;
     counters.payload_bytes_copied += payload_bytes_copied_;
+    counters.rows_alone += n_rows_alone_;
   }
 
  private:
@@ -248,7 +249,7 @@ class VerbsSender final : public FastSender {
                     .announce = encode(
                         PieceAnnouncement{.sequence = static_cast<std::uint16_t>(message.sequence),
                                           .starving = message.starving,
-                                          .repeats = true}),
+                                          .rows_alone = true}),
                     .signal = message.flush});
     if (!written.ok() || !*written) return false;
     Record& record = records_[message.sequence % ring_.n_slots];
@@ -259,6 +260,7 @@ class VerbsSender final : public FastSender {
     record.pieces[0].write_number = write_number;
     record.pieces[0].posted = true;
     last_sent_->set(message);
+    ++n_rows_alone_;
     return true;
   }
 
@@ -339,6 +341,7 @@ class VerbsSender final : public FastSender {
   std::vector<net::verbs::Announcement> announcements_;
   std::uint64_t payload_copies_ = 0;
   std::uint64_t payload_bytes_copied_ = 0;
+  std::uint64_t n_rows_alone_ = 0;
 };
 
 Result<SendMemory> allocate_memory(RingShape ring, std::vector<std::span<std::byte>> sources,
@@ -424,7 +427,7 @@ bool VerbsOffer::by_cm() const { return state_->by_cm; }
 
 Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOffer> offer,
                                                         std::span<const Accepted> accepted,
-                                                        bool knows_repeats) {
+                                                        bool takes_rows_alone) {
   State& state = *offer->state_;
   std::vector<std::unique_ptr<Lane>> lanes;
   for (const Accepted& each : accepted) {
@@ -445,7 +448,7 @@ Result<std::unique_ptr<FastSender>> VerbsOffer::connect(std::unique_ptr<VerbsOff
   }
   return std::unique_ptr<FastSender>(
       std::make_unique<VerbsSender>(state.ring, state.stripe_bytes_min, std::move(state.memory),
-                                    std::move(lanes), knows_repeats));
+                                    std::move(lanes), takes_rows_alone));
 }
 
 }  // namespace recua::rpc

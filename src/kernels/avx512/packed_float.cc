@@ -7,8 +7,8 @@
 // What comes next is asked for 2 KiB ahead, the next rows' beginnings too. One thread alone then
 // reads F16 at 87 % of what it could (1 KiB ahead 72, 3 KiB 82; four vectors 75; nothing asked for
 // 69). Rows of up to 768 values in F16 are asked for as they lie in memory, all of the next groups
-// while these are read: 1.09 times as fast for two threads on one core, equal for two on two;
-// longer ones would come too early (0.91 to 0.96 with rows of 2048).
+// while these are read, if the thread has such: 1.09 times as fast for two threads on one core,
+// equal for two on two; longer ones would come too early (0.91 to 0.96 with rows of 2048).
 //
 // More take tiles of 16 rows by up to 16 tokens: as many sums, one vector of weights, and
 // activations that FMAs broadcast themselves, so that a weight is converted once for all of them
@@ -26,7 +26,7 @@ constexpr std::size_t kDirectTokens = 32;
 constexpr std::size_t kFewTokens = 3;
 constexpr std::size_t kFewVectors = 2;
 constexpr std::size_t kFewAhead = 2048;
-constexpr std::size_t kShortBytes = std::size_t{48} << 10U;
+constexpr std::size_t kShortBytes = std::size_t{48} << 10U;  // Of the groups read side by side.
 
 /// Bytes of one element of a group.
 template <DataType kType>
@@ -46,13 +46,14 @@ RECUA_AVX512_INLINE __m512 load16(TwoGroups w, std::size_t at) {
   }
 }
 
-// At byte `at` of each of the groups read side by side: as many lines as are read now.
+// At byte `at` of each of the groups read side by side: as many lines as are read now. in_order:
+// of the groups behind them, as they lie in memory.
 template <std::size_t kGroups>
-RECUA_AVX512_INLINE void ask_ahead(const std::uint8_t* w, std::size_t at, std::size_t w_stride) {
-  const bool are_short = kGroups * w_stride <= kShortBytes;
-  const std::size_t next = are_short ? kGroups * (w_stride + at)
-                                     : avx2::prefetch_offset(at, w_stride, kGroups, kFewAhead);
-  const std::size_t distance = are_short ? 64 : w_stride;
+RECUA_AVX512_INLINE void ask_ahead(const std::uint8_t* w, std::size_t at, std::size_t w_stride,
+                                   bool in_order) {
+  const std::size_t next = in_order ? kGroups * (w_stride + at)
+                                    : avx2::prefetch_offset(at, w_stride, kGroups, kFewAhead);
+  const std::size_t distance = in_order ? 64 : w_stride;
   RECUA_UNROLL
   for (std::size_t i = 0; i < kGroups; ++i) avx2::prefetch<64>(w + next + i * distance);
 }
@@ -80,13 +81,16 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
       }
     }
   };
+  constexpr std::size_t kGroups = 2 * kVectors;
+  const bool in_order = kVectors == kFewVectors && kGroups * args.w_stride <= kShortBytes &&
+                        r + 2 * kGroups * kPackedRows <= args.n_rows;
   std::size_t k = 0;
   for (; k + kPerLine<kType> <= args.n_in; k += kPerLine<kType>) {
     const std::size_t at = k * kElementBytes<kType>;
     if constexpr (kTokens > kFewTokens) {
       w.prefetch<64>(at + avx2::kPrefetchBytes);
     } else {
-      ask_ahead<2 * kVectors>(w.a, at, args.w_stride);
+      ask_ahead<kGroups>(w.a, at, args.w_stride, in_order);
     }
     RECUA_UNROLL
     for (std::size_t i = 0; i < kPerLine<kType>; ++i) step(k + i);
