@@ -503,6 +503,15 @@ TEST(HostileSender, IsDroppedForRowsAloneWhoseHeaderDoesNotFollow) {
     world.write_raw(4096 + 64, 100, announce_rows(1));
     EXPECT_NE(world.failure().find("rows alone for message 1"), std::string::npos);
   }
+  {
+    HostileSender world;  // Rows of which there are none.
+    TensorHeader empty = HostileSender::header(0, 0);
+    empty.n_rows = 0;
+    world.write(empty, 0, 64, announce(0));
+    ASSERT_TRUE(world.receiver->poll()->has_value());
+    world.write_raw(4096 + 64, 0, announce_rows(1));
+    EXPECT_NE(world.failure().find("rows alone for message 1"), std::string::npos);
+  }
   for (const std::size_t bytes : {0u, 99u, 101u, 164u, 4000u}) {
     HostileSender world;
     world.write(HostileSender::header(0, 100), 0, 164, announce(0));

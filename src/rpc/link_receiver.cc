@@ -16,6 +16,7 @@
 #include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
+#include "rpc/rows_alone.h"
 #include "rpc/stream_reader.h"
 #include "rpc/stream_writer.h"
 #include "rpc/tensor_header.h"
@@ -126,12 +127,6 @@ class LinkReceiver final : public ChannelReceiver {
     TensorHeader header;                // Checked; once complete.
     std::vector<std::byte> descriptor;  // Ours, not in the slot; of fast paths only.
     bool descriptor_copied = false;
-  };
-  /// The latest message of a path of one lane. Not its slot: that may be the stream's again, which
-  /// is not in order with the lane.
-  struct LastByPath {
-    TensorHeader header;
-    std::vector<std::byte> descriptor;
   };
 
   [[nodiscard]] std::uint32_t slot_index(std::uint64_t message) const {
@@ -380,33 +375,25 @@ class LinkReceiver final : public ChannelReceiver {
         static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
     its.descriptor.assign(descriptor.begin(), descriptor.end());
     its.descriptor_copied = true;
-    if (takes_rows_alone_) remember(*header, its.descriptor);
+    last_by_path_.set(*header, its.descriptor);
     return complete(message, *header);
-  }
-
-  void remember(const TensorHeader& header, const std::vector<std::byte>& descriptor) {
-    if (descriptor.size() > kRowsAloneDescriptorBytesMax) return last_by_path_.reset();
-    if (!last_by_path_) last_by_path_.emplace();
-    last_by_path_->header = header;
-    last_by_path_->descriptor.assign(descriptor.begin(), descriptor.end());
   }
 
   /// Its rows are there, the rest is that of the message before, which came by the same lane.
   Result<void> complete_rows_alone(std::uint64_t message, const Arrival& arrival) {
-    if (!last_by_path_ || last_by_path_->header.sequence + 1 != message) {
+    const std::optional<TensorHeader> header = last_by_path_.advance(message);
+    if (!header) {
       return broken(
           fmt::format("announced rows alone for message {}, but the one before it did "
                       "not come right before it by the same lane",
                       message));
     }
-    const TensorHeader header = successor(last_by_path_->header);
-    RECUA_RETURN_IF_ERROR(check_written(
-        message, arrival, message_bytes(header) - kTensorHeaderBytes - header.descriptor_bytes));
-    last_by_path_->header = header;
+    const std::uint64_t bytes = std::uint64_t{header->n_rows} * header->row_bytes;
+    RECUA_RETURN_IF_ERROR(check_written(message, arrival, bytes));
     Slot& its = slot(message);
-    its.descriptor = last_by_path_->descriptor;
+    its.descriptor = last_by_path_.descriptor();
     its.descriptor_copied = true;
-    return complete(message, header);
+    return complete(message, *header);
   }
 
   Result<void> check_written(std::uint64_t message, const Arrival& arrival, std::uint64_t due) {
@@ -440,8 +427,7 @@ class LinkReceiver final : public ChannelReceiver {
                                                           connection_->local_address(), offer));
     path_ = std::move(choice.path);
     path_ready_ = false;
-    takes_rows_alone_ = choice.answer.takes_rows_alone();
-    last_by_path_.reset();
+    last_by_path_.begin(choice.answer.takes_rows_alone());
     writer_.push_record(encode_record(RecordKind::kAnswer, choice.answer));
     if (path_ == nullptr && why_stream_ != choice.why) {
       why_stream_ = choice.why;
@@ -585,9 +571,8 @@ class LinkReceiver final : public ChannelReceiver {
 
   std::uint32_t generation_ = 0;
   std::unique_ptr<FastReceiver> path_;
-  bool path_ready_ = false;        // The sender said so: it may be written to.
-  bool takes_rows_alone_ = false;  // Its one lane may bring them.
-  std::optional<LastByPath> last_by_path_;
+  bool path_ready_ = false;  // The sender said so: it may be written to.
+  LastReceived last_by_path_;
   std::vector<Arrival> arrivals_;
   std::uint64_t uncut_bytes_ = 0;
   std::string why_stream_;

@@ -26,9 +26,6 @@ namespace recua::rpc {
 /// The most pieces of a message, and lanes of a path.
 inline constexpr std::size_t kPiecesMax = 8;
 
-/// The longest descriptor that may follow from the message before.
-inline constexpr std::size_t kRowsAloneDescriptorBytesMax = 64;
-
 /// The 32 bits that come with a piece. docs/protocol.md, "RDMA lanes".
 struct PieceAnnouncement {
   std::uint16_t sequence = 0;  // Its low 16 bits.

@@ -11,7 +11,7 @@
 
 #include "base/bytes.h"
 #include "rpc/lane_set.h"
-#include "rpc/tensor_header.h"
+#include "rpc/rows_alone.h"
 #include "rpc/verbs_path.h"
 #include "sys/aligned_buffer.h"
 
@@ -43,32 +43,6 @@ struct SendMemory {
                     bytes.data() + bytes.size() <= source.data() + source.size();
            });
   }
-};
-
-/// The message that was sent last, for as long as the next one may follow from it.
-class LastSent {
- public:
-  /// Whether header and descriptor of `message` are what the receiver can tell by itself.
-  [[nodiscard]] bool precedes(const SlotWrite& message) const {
-    return !message.rows.empty() && sequence_ + 1 == message.sequence &&
-           is_successor(head_, message.head.first<kTensorHeaderBytes>()) &&
-           std::ranges::equal(std::span(descriptor_).first(descriptor_bytes_), message.descriptor);
-  }
-  void set(const SlotWrite& message) {
-    sequence_ = message.descriptor.size() <= descriptor_.size() ? message.sequence : kNone;
-    if (sequence_ == kNone) return;
-    std::ranges::copy(message.head, head_.begin());
-    std::ranges::copy(message.descriptor, descriptor_.begin());
-    descriptor_bytes_ = message.descriptor.size();
-  }
-
- private:
-  static constexpr std::uint64_t kNone = UINT64_MAX - 1;  // Nobody comes after it.
-
-  std::uint64_t sequence_ = kNone;
-  std::array<std::byte, kTensorHeaderBytes> head_{};
-  std::array<std::byte, kRowsAloneDescriptorBytesMax> descriptor_{};  // Longer ones are sent.
-  std::size_t descriptor_bytes_ = 0;
 };
 
 class VerbsSender final : public FastSender {
