@@ -1,12 +1,8 @@
 #include "sys/wait_word.h"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
 #include <thread>
-#include <unistd.h>
 
-#include <climits>
-
+#include "sys/futex.h"
 #include "sys/pause.h"
 
 namespace recua::sys {
@@ -43,7 +39,7 @@ void WaitWord::take_one() {
 // Either the sleeper's count is seen here, or it sees the new value before it sleeps.
 void WaitWord::wake() {
   if (n_sleepers_.load(std::memory_order_seq_cst) == 0) return;
-  (void)::syscall(SYS_futex, address(value_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+  futex_wake_all(address(value_), FutexScope::kProcess);
 }
 
 void WaitWord::wait_while(std::uint32_t old, Manners& manners) {
@@ -66,7 +62,7 @@ void WaitWord::wait_while(std::uint32_t old, Manners& manners) {
   n_sleepers_.fetch_add(1, std::memory_order_seq_cst);
   while (load() == old) {
     // Not if the value has changed by now; a signal only makes us look again.
-    (void)::syscall(SYS_futex, address(value_), FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+    futex_wait(address(value_), old, FutexScope::kProcess);
   }
   n_sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }

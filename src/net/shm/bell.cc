@@ -3,17 +3,15 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <linux/futex.h>
 #include <mutex>
 #include <optional>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include <utility>
 
 #include <boost/asio/execution/outstanding_work.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/prefer.hpp>
-#include <climits>
+
+#include "sys/futex.h"
 
 namespace recua::net::shm {
 namespace {
@@ -21,13 +19,8 @@ namespace {
 using SharedWord = std::atomic_ref<std::uint32_t>;
 static_assert(SharedWord::is_always_lock_free, "a lock would lie in one process only");
 
-// Not FUTEX_PRIVATE: the two sides are processes.
-void futex_wait(std::uint32_t& word, std::uint32_t seen) {
-  (void)::syscall(SYS_futex, &word, FUTEX_WAIT, seen, nullptr, nullptr, 0);
-}
-void futex_wake(std::uint32_t& word) {
-  (void)::syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
+// The two sides are processes.
+constexpr auto kScope = sys::FutexScope::kShared;
 
 }  // namespace
 
@@ -38,7 +31,7 @@ bool ring(BellWords& words) {
   // sleeper is up again.
   if (sleeps.exchange(0, std::memory_order_seq_cst) == 0) return false;
   SharedWord(words.count).fetch_add(1, std::memory_order_seq_cst);
-  futex_wake(words.count);
+  sys::futex_wake_all(&words.count, kScope);
   return true;
 }
 
@@ -70,7 +63,7 @@ void Bell::State::run(const std::shared_ptr<State>& state) {
     if (s.stop) break;
     const std::uint32_t seen = s.seen;
     lock.unlock();
-    futex_wait(s.words.count, seen);
+    sys::futex_wait(&s.words.count, seen, kScope);
     lock.lock();
     if (s.stop) break;
     // A signal, a wake-up for nothing, or one for an earlier announce(): sleep again.
@@ -101,7 +94,7 @@ Bell::~Bell() {
   // The helper may be anywhere between its last look at `stop` and its sleep, and the word it
   // sleeps on is the peer's to change: so it is woken, whatever the word says, until it has left.
   while (!state_->ended) {
-    futex_wake(state_->words.count);
+    sys::futex_wake_all(&state_->words.count, kScope);
     state_->changed.wait_for(lock, std::chrono::milliseconds(1));
   }
 }
