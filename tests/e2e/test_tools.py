@@ -12,6 +12,7 @@ from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, ST
                      random_model, stories)
 
 SANITIZED = any(name in pathlib.Path(BINARY).read_bytes() for name in (b"__asan_init", b"__tsan_init"))
+UNOPTIMIZED = b".debug_info" in pathlib.Path(BINARY).read_bytes()  # Its program is ten times as large.
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
                "net", "plan", "train", "train-tokenizer", "export-lora"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
@@ -50,6 +51,7 @@ class Inspect(TestCase):
         self.assertEqual(list(tensors["token_embd.weight"]["shape"]), [64, 512])
 
     @unittest.skipIf(SANITIZED, "a sanitizer has memory of its own")
+    @unittest.skipIf(UNOPTIMIZED, "a debug build's program is larger than a release's")
     def test_knows_the_memory_that_a_run_takes(self):
         model = random_model(layers=4, dim=1024, ffn=4096, vocab=8192, type_name="Q8_0")
         sizes = ["-c", "1024", "-ub", "64", "-t", "2"]
