@@ -89,18 +89,8 @@ TEST(Link, SendsAllAgainAfterAMessageThatTheLaneDidNotCarry) {
 
 TEST(Link, SendsHeadersToWhoDoesNotKnowBetter) {
   LinkWorld world({.n_alike = 4});
-  ASSERT_TRUE(world.sender->poll().ok());
-  world.settle();
-  const auto offered = world.offer_by_hand();
-  const auto ports = *net::verbs::choose_ports(*world.provider_b->devices(), {}, "10.0.0.2");
   std::array<std::byte, 64> word{};
-  const std::array<std::span<std::byte>, 1> sources{std::span(word)};
-  auto lane = *net::verbs::Lane::create(*world.provider_b, ports[0], world.memory, sources, 1, {});
-  ASSERT_TRUE(lane->connect(offered).ok());
-  wire::LinkAnswer answer;
-  answer.set_generation(1);
-  to_wire(lane->local(), *answer.add_lanes()->mutable_lane());
-  world.say_to_sender(RecordKind::kAnswer, answer);
+  const auto lane = world.answer_by_hand(word);
   for (std::uint64_t i = 0; i < 3; ++i) {
     ASSERT_TRUE(world.sender->poll().ok());
     ASSERT_TRUE(*world.send(5000));

@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "net/verbs/fake_fabric.h"
+#include "net/verbs/lane.h"
 #include "rpc/link.h"
 #include "rpc/link_record.h"
 #include "rpc/test_world.h"
@@ -69,6 +70,22 @@ struct LinkWorld : TestWorld {
     RECUA_CHECK(
         parse_record(std::span(bytes).first(n).subspan(kRecordHeaderBytes), "a", offer).ok());
     return *from_wire(offer.lanes(0));
+  }
+  /// Answers the sender's offer in the receiver's place, as one that knows nothing of rows alone;
+  /// the lane reads `word`.
+  std::unique_ptr<net::verbs::Lane> answer_by_hand(std::span<std::byte> word) {
+    RECUA_CHECK(sender->poll().ok());
+    settle();
+    const net::verbs::LaneAddress offered = offer_by_hand();
+    const auto ports = *net::verbs::choose_ports(*provider_b->devices(), {}, "10.0.0.2");
+    const std::array<std::span<std::byte>, 1> sources{word};
+    auto lane = *net::verbs::Lane::create(*provider_b, ports[0], memory, sources, 1, {});
+    RECUA_CHECK(lane->connect(offered).ok());
+    wire::LinkAnswer answer;
+    answer.set_generation(1);
+    to_wire(lane->local(), *answer.add_lanes()->mutable_lane());
+    say_to_sender(RecordKind::kAnswer, answer);
+    return lane;
   }
   void say_to_sender(RecordKind kind, const google::protobuf::MessageLite& message) {
     const auto bytes = encode_record(kind, message);

@@ -11,8 +11,9 @@ import unittest
 from harness import (BINARY, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, GREEDY, ROOT, STORIES, TestCase, ids_flag,
                      random_model, stories)
 
-SANITIZED = any(name in pathlib.Path(BINARY).read_bytes() for name in (b"__asan_init", b"__tsan_init"))
-UNOPTIMIZED = b".debug_info" in pathlib.Path(BINARY).read_bytes()  # Its program is ten times as large.
+PROGRAM = pathlib.Path(BINARY).read_bytes()
+SANITIZED = any(name in PROGRAM for name in (b"__asan_init", b"__tsan_init"))
+UNOPTIMIZED = b".debug_info" in PROGRAM  # Its program is ten times as large.
 SUBCOMMANDS = ["run", "worker", "inspect", "tokenize", "quantize", "perplexity", "synth", "bench",
                "net", "plan", "train", "train-tokenizer", "export-lora"]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
