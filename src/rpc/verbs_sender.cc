@@ -82,7 +82,10 @@ class VerbsSender final : public FastSender {
     const std::uint64_t bytes = message.bytes();
     if (!record.begun || record.sequence != message.sequence) {
       const bool stripe = n_live > 1 && bytes >= stripe_bytes_min_;
-      record.begin(message.sequence, stripe ? n_live : 1);
+      record = {};
+      record.sequence = message.sequence;
+      record.begun = true;
+      record.n_pieces = static_cast<std::uint8_t>(stripe ? n_live : 1);
     }
     std::array<std::span<const std::byte>, 3> parts{message.head, message.rows, message.descriptor};
     const bool is_inline = record.n_pieces == 1 && bytes <= lanes_[live[0]]->inline_bytes_max();
@@ -90,11 +93,13 @@ class VerbsSender final : public FastSender {
       RECUA_RETURN_IF_ERROR(stage(message, record));
     }
     if (!is_inline) parts = record.parts;
+    const std::uint64_t slot_begin =
+        message.sequence % ring_.n_slots * static_cast<std::uint64_t>(ring_.slot_bytes);
     for (std::size_t p = 0; p < record.n_pieces; ++p) {
       Piece& piece = record.pieces[p];
       if (piece.posted) continue;
       const std::size_t lane = live[p % n_live];
-      if (!write_piece(message, record, p, parts, lane)) return false;
+      if (!write_piece(message, record, p, parts, slot_begin, lane)) return false;
     }
     if (last_sent_) last_sent_->set(message);
     return true;
@@ -203,25 +208,31 @@ class VerbsSender final : public FastSender {
     std::uint8_t n_pieces = 0;
     std::array<Piece, kPiecesMax> pieces;
     std::array<std::span<const std::byte>, 3> parts;  // All registered; once staged.
-
-    void begin(std::uint64_t message, std::size_t pieces_of_it) {
-      *this = {};
-      sequence = message;
-      begun = true;
-      n_pieces = static_cast<std::uint8_t>(pieces_of_it);
-    }
   };
 
   /// On the only lane, without header and descriptor.
   bool post_rows(const SlotWrite& message) {
     if (!lanes_.usable(0)) return false;
+    Lane& lane = *lanes_[0];
+    const std::uint64_t write_number = lane.n_written();
+    const std::uint64_t slot_begin =
+        message.sequence % ring_.n_slots * static_cast<std::uint64_t>(ring_.slot_bytes);
+    const Result<bool> written =
+        lane.write({.offset = slot_begin + kTensorHeaderBytes,
+                    .parts = {&message.rows, 1},
+                    .announce = encode(
+                        PieceAnnouncement{.sequence = static_cast<std::uint16_t>(message.sequence),
+                                          .starving = message.starving,
+                                          .rows_alone = true}),
+                    .signal = message.flush});
+    if (!written.ok() || !*written) return false;
     Record& record = records_[message.sequence % ring_.n_slots];
-    record.begin(message.sequence, 1);
-    const PieceAnnouncement announcement{.sequence = static_cast<std::uint16_t>(message.sequence),
-                                         .starving = message.starving,
-                                         .rows_alone = true};
-    const std::span<const std::span<const std::byte>> rows(&message.rows, 1);
-    if (!write(message, record.pieces[0], 0, kTensorHeaderBytes, rows, announcement)) return false;
+    record = {};
+    record.sequence = message.sequence;
+    record.begun = true;
+    record.n_pieces = 1;
+    record.pieces[0].write_number = write_number;
+    record.pieces[0].posted = true;
     last_sent_->set(message);
     ++n_rows_alone_;
     return true;
@@ -264,7 +275,8 @@ class VerbsSender final : public FastSender {
   }
 
   bool write_piece(const SlotWrite& message, Record& record, std::size_t index,
-                   const std::array<std::span<const std::byte>, 3>& parts, std::size_t lane) {
+                   const std::array<std::span<const std::byte>, 3>& parts, std::uint64_t slot_begin,
+                   std::size_t lane) {
     const PieceRange range = piece_range(message.bytes(), index, record.n_pieces);
     std::array<std::span<const std::byte>, 3> cut;
     std::size_t n_cut = 0;
@@ -275,25 +287,17 @@ class VerbsSender final : public FastSender {
       if (from < to) cut[n_cut++] = part.subspan(from - at, to - from);
       at += part.size();
     }
-    const PieceAnnouncement announcement{.sequence = static_cast<std::uint16_t>(message.sequence),
-                                         .piece = static_cast<std::uint8_t>(index),
-                                         .n_pieces = record.n_pieces,
-                                         .starving = message.starving};
-    return write(message, record.pieces[index], lane, range.begin, std::span(cut).first(n_cut),
-                 announcement);
-  }
-
-  /// Writes parts to where they belong in the message's slot, `offset` bytes from its beginning.
-  bool write(const SlotWrite& message, Piece& piece, std::size_t lane, std::uint64_t offset,
-             std::span<const std::span<const std::byte>> parts,
-             const PieceAnnouncement& announcement) {
-    const std::uint64_t slot_begin =
-        message.sequence % ring_.n_slots * static_cast<std::uint64_t>(ring_.slot_bytes);
+    Piece& piece = record.pieces[index];
     piece.write_number = lanes_[lane]->n_written();
-    const Result<bool> written = lanes_[lane]->write({.offset = slot_begin + offset,
-                                                      .parts = parts,
-                                                      .announce = encode(announcement),
-                                                      .signal = message.flush});
+    const Result<bool> written = lanes_[lane]->write(
+        {.offset = slot_begin + range.begin,
+         .parts = std::span(cut).first(n_cut),
+         .announce =
+             encode(PieceAnnouncement{.sequence = static_cast<std::uint16_t>(message.sequence),
+                                      .piece = static_cast<std::uint8_t>(index),
+                                      .n_pieces = record.n_pieces,
+                                      .starving = message.starving}),
+         .signal = message.flush});
     // A refusal to post fails the lane, which the next poll() finds; the piece is still unposted.
     if (!written.ok() || !*written) return false;
     piece.lane = static_cast<std::uint8_t>(lane);
