@@ -62,18 +62,6 @@ class Connection {
 
   /// What is there now, at most out.size() bytes; 0 when nothing is.
   virtual Result<std::size_t> try_read(std::span<std::byte> out) = 0;
-  /// The same into several parts, in order, as one scattered call where the transport can.
-  virtual Result<std::size_t> try_read_parts(std::span<const std::span<std::byte>> parts) {
-    std::size_t n_read = 0;
-    for (const std::span<std::byte> part : parts) {
-      if (part.empty()) continue;
-      Result<std::size_t> n = try_read(part);
-      if (!n.ok() && n_read == 0) return n;  // Else it is told next time.
-      if (n.ok()) n_read += *n;
-      if (!n.ok() || *n < part.size()) break;
-    }
-    return n_read;
-  }
   /// Writes from the parts in order, as one gathered call; returns the bytes taken, 0 when none
   /// fit.
   virtual Result<std::size_t> try_write(std::span<const std::span<const std::byte>> parts) = 0;

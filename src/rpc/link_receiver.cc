@@ -234,8 +234,8 @@ class LinkReceiver final : public ChannelReceiver {
         const std::uint64_t next = next_by_stream();
         if (in_window(next)) {
           const std::uint64_t likely = std::min(last_body_, before_last_body_);
-          guess = slot_bytes(slot_index(next)).subspan(kTensorHeaderBytes);
-          guess = guess.first(std::min<std::size_t>(guess.size(), likely));
+          guess = slot_bytes(slot_index(next));
+          guess = guess.first(std::min<std::size_t>(guess.size(), kTensorHeaderBytes + likely));
         }
       }
       Result<StreamReader::Item> item = reader_.poll(*connection_, guess, counters_);

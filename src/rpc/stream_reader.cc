@@ -10,7 +10,7 @@ namespace recua::rpc {
 
 /// From what was read too far first, then from the connection.
 Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<std::byte> out,
-                                       std::span<std::byte> more, ChannelCounters& counters) {
+                                       ChannelCounters& counters) {
   if (!surplus_.empty()) {
     const std::size_t n = std::min(surplus_.size(), out.size());
     std::copy_n(surplus_.begin(), n, out.begin());
@@ -18,20 +18,22 @@ Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<st
     return n;
   }
   ++counters.system_calls;
-  if (more.empty()) return connection.try_read(out);
-  const std::array<std::span<std::byte>, 2> parts{out, more};
-  return connection.try_read_parts(parts);
+  return connection.try_read(out);
 }
 
 Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
                                                    std::span<std::byte> guess,
                                                    ChannelCounters& counters) {
   const std::span<std::byte> rest = std::span(head_).subspan(n_head_);
-  RECUA_ASSIGN_OR_RETURN(const std::size_t n, read(connection, rest, guess, counters));
+  const bool guesses = n_head_ == 0 && surplus_.empty() && guess.size() > head_.size();
+  RECUA_ASSIGN_OR_RETURN(const std::size_t n, read(connection, guesses ? guess : rest, counters));
   if (n == 0) return Item::kNothing;
   const std::size_t n_in_head = std::min(n, rest.size());
+  if (guesses) {
+    std::copy_n(guess.begin(), n_in_head, head_.begin());
+    early_ = guess.first(n).subspan(n_in_head);
+  }
   n_head_ += n_in_head;
-  early_ = guess.first(n - n_in_head);
   const std::span<const std::byte> head = std::span(head_).first(n_head_);
   if (n_head_ >= 4 && !is_record(head)) RECUA_RETURN_IF_ERROR(check_magic(head));
   if (n_head_ >= kRecordHeaderBytes && is_record(head)) {
@@ -93,7 +95,7 @@ Result<StreamReader::Item> StreamReader::poll(net::Connection& connection,
     std::size_t& n_done = is_body ? n_body_ : n_payload_;
     while (n_done < whole.size()) {
       RECUA_ASSIGN_OR_RETURN(const std::size_t n,
-                             read(connection, whole.subspan(n_done), {}, counters));
+                             read(connection, whole.subspan(n_done), counters));
       if (n == 0) return Item::kNothing;
       n_done += n;
     }

@@ -2,9 +2,9 @@
 /// What a channel's receiver reads from its connection: messages, whose bodies go straight into
 /// slots, and records.
 ///
-/// A stream of equal messages costs one call each: the head (64 bytes) is read aside, and in the
-/// same call as many bytes as the next body will probably have go where it will probably belong.
-/// What was guessed wrong is copied over. Threads: one at a time.
+/// A stream of equal messages costs one call each: as many bytes as the next message will probably
+/// have are read to where it will probably belong, into one piece of memory, which Linux fills by a
+/// twentieth faster than two. What was guessed wrong is copied over. Threads: one at a time.
 
 #include <array>
 #include <cstddef>
@@ -28,8 +28,8 @@ class StreamReader {
     kRecord,   // record() and payload() are.
   };
 
-  /// guess: where the next body probably goes, as long as it probably is; empty: do not guess.
-  /// It must not be written to by anybody else meanwhile. kProtocol: no head of either kind.
+  /// guess: where the next message probably goes, head and body, as long as it probably is; empty:
+  /// do not guess. kProtocol: no head of either kind.
   Result<Item> poll(net::Connection& connection, std::span<std::byte> guess,
                     ChannelCounters& counters);
 
@@ -44,14 +44,14 @@ class StreamReader {
   enum class State { kHead, kAwaitBody, kBody, kRecord };
 
   Result<std::size_t> read(net::Connection& connection, std::span<std::byte> out,
-                           std::span<std::byte> more, ChannelCounters& counters);
+                           ChannelCounters& counters);
   Result<Item> read_head(net::Connection& connection, std::span<std::byte> guess,
                          ChannelCounters& counters);
 
   State state_ = State::kHead;
   std::array<std::byte, kTensorHeaderBytes> head_{};
   std::size_t n_head_ = 0;
-  std::span<std::byte> early_;  // Bytes behind the head that were read into the guess.
+  std::span<std::byte> early_;  // Bytes behind the head, where the guess put them.
   TensorHeader header_;
   std::span<std::byte> body_;
   std::size_t n_body_ = 0;

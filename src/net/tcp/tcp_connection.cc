@@ -131,27 +131,6 @@ class TcpConnection : public Connection {
     }
   }
 
-  Result<std::size_t> try_read_parts(std::span<const std::span<std::byte>> parts) override {
-    if (state_->closed) return closed_here(*state_);
-    std::array<iovec, kPartsMax> vectors;
-    std::size_t n_vectors = 0;
-    for (const std::span<std::byte> part : parts) {
-      if (part.empty() || n_vectors == kPartsMax) continue;
-      vectors[n_vectors++] = iovec{part.data(), part.size()};
-    }
-    if (n_vectors == 0) return std::size_t{0};
-    msghdr message{};
-    message.msg_iov = vectors.data();
-    message.msg_iovlen = n_vectors;
-    while (true) {
-      const ssize_t n = ::recvmsg(state_->socket.native_handle(), &message, MSG_DONTWAIT);
-      if (n > 0) return count_read(n);
-      if (n == 0) return ended(*state_);
-      if (errno == EAGAIN || errno == EWOULDBLOCK) return std::size_t{0};
-      if (errno != EINTR) return failed(*state_, errno);
-    }
-  }
-
   Result<std::size_t> try_write(std::span<const std::span<const std::byte>> parts) override {
     if (state_->closed) return closed_here(*state_);
     std::array<iovec, kPartsMax> vectors;
