@@ -198,11 +198,14 @@ Result<bool> Exchange::poll() {
     RECUA_ASSIGN_OR_RETURN(const bool summed, sum());
     moved = moved || summed;
   }
-  if (moved) {
-    n_idle_ = 0;
-    return true;
-  }
-  return look_around();
+  if (!moved) return look_around();
+  n_idle_ = 0;
+  if (is_done()) wake_peers();
+  return true;
+}
+
+void Exchange::wake_peers() {
+  for (std::uint32_t i = 1; i < n_ranks(); ++i) peer_after(i).channels.sender->wake();
 }
 
 /// Nothing moved: senders may have something to get rid of or to hear, and others to say.
@@ -268,7 +271,8 @@ Result<bool> Exchange::send(Peer& peer) {
                                          .rows = rows,
                                          .descriptor = descriptor,
                                          .starving = sender.credits() == kCreditsKept + 1,
-                                         .flush = true});
+                                         .flush = true,
+                                         .wakes_later = true});
     if (!sent.ok()) return gone(peer, std::move(sent).error());
     RECUA_CHECK(*sent);
     if (staged) ring_.sent(*staged, index_of(peer), sender);

@@ -141,6 +141,7 @@ class Exchange {
   Result<bool> sum();
   [[nodiscard]] bool may_overwrite_own(std::size_t message) const;
   Result<void> release(Peer& peer);
+  void wake_peers();
   Result<bool> look_around();
   Error gone(Peer& peer, Error error);
 

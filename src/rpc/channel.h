@@ -93,6 +93,9 @@ struct Outgoing {
   /// Somebody waits for this message's completion: it comes soon even if nothing is sent after it.
   /// Goes without saying with the last of a step.
   bool flush = false;
+  /// Whether the receiver sleeps need not be looked at yet: the caller calls wake() soon, or polls
+  /// until flushed().
+  bool wakes_later = false;
 };
 
 struct Incoming {
@@ -122,13 +125,16 @@ class ChannelSender {
   /// Starts sending; false without a credit (poll() until there is one). The message's bytes stay
   /// untouched until n_completed() has passed it. kInvalidArgument: larger than a slot.
   virtual Result<bool> try_send(const Outgoing& message) = 0;
-  /// Moves bytes and takes in credits. True when something changed.
+  /// Wakes the receiver if it sleeps, where try_send() was told that this comes later.
+  virtual void wake() {}
+  /// Moves bytes and takes in credits, and wakes as above. True when something changed.
   virtual Result<bool> poll() = 0;
   /// Messages handed to try_send(), and those of them whose source memory is free again.
   [[nodiscard]] virtual std::uint64_t n_sent() const = 0;
   [[nodiscard]] virtual std::uint64_t n_completed() const = 0;
 
-  /// Whether all that was sent gets there without another poll(), unless the transport fails.
+  /// Whether all that was sent gets there, and is noticed, without another poll(), unless the
+  /// transport fails.
   [[nodiscard]] virtual bool flushed() const = 0;
   /// Whether messages are as a rule complete as soon as they are sent, wherever their rows lie: by
   /// the connection and by shared memory. RDMA reads them later, and from `sources` only.

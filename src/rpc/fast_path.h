@@ -30,6 +30,7 @@ struct SlotWrite {
   std::span<const std::byte> descriptor;
   bool starving = false;  // It took the last credit: the receiver is to wake us with the next one.
   bool flush = false;     // Its memory should be free again soon.
+  bool wakes_later = false;  // As Outgoing's.
 
   [[nodiscard]] std::uint64_t bytes() const {
     return head.size() + rows.size() + descriptor.size();
@@ -56,6 +57,9 @@ class FastSender {
   virtual Result<bool> post(const SlotWrite& message) = 0;
   /// Takes in completions and credits. True when something moved.
   virtual bool poll() = 0;
+  /// As ChannelSender's: whether all that was posted is noticed, and what makes it so.
+  [[nodiscard]] virtual bool flushed() const { return true; }
+  virtual void wake() {}
   /// Whether the message's source memory is free again.
   [[nodiscard]] virtual bool is_complete(std::uint64_t sequence) const = 0;
   /// Whether it is as soon as post() has returned.

@@ -22,6 +22,7 @@ void LinkOutbox::push(const Outgoing& message) {
   entry.carrier = Carrier::kNone;
   entry.done = false;
   entry.flush = numbered.last || message.flush;
+  entry.wakes_later = message.wakes_later;
   ++n_sent_;
   starving_ = message.starving;
   entry.starving = n_free() == 0 || starving_;
@@ -44,7 +45,8 @@ SlotWrite LinkOutbox::slot_write(std::uint64_t sequence) {
           .rows = from.rows,
           .descriptor = from.descriptor,
           .starving = from.starving,
-          .flush = from.flush};
+          .flush = from.flush,
+          .wakes_later = from.wakes_later};
 }
 
 Result<bool> LinkOutbox::hand_over(std::uint64_t sequence, FastSender* path) {

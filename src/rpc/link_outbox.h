@@ -17,6 +17,7 @@
 #include "rpc/channel.h"
 #include "rpc/fast_path.h"
 #include "rpc/link_record.h"
+#include "rpc/ring_index.h"
 #include "rpc/stream_writer.h"
 
 namespace recua::rpc {
@@ -25,7 +26,9 @@ class LinkOutbox {
  public:
   /// pads: the receiver knows padding.
   LinkOutbox(RingShape ring, bool pads)
-      : entries_(ring.n_slots), padded_bytes_(pads ? std::min(ring.slot_bytes, kPaddedBytes) : 0) {}
+      : entries_(ring.n_slots),
+        index_(ring.n_slots),
+        padded_bytes_(pads ? std::min(ring.slot_bytes, kPaddedBytes) : 0) {}
 
   [[nodiscard]] std::uint64_t n_sent() const { return n_sent_; }
   [[nodiscard]] std::uint64_t n_completed() const { return n_completed_; }
@@ -80,18 +83,18 @@ class LinkOutbox {
     bool reopened = false;  // A lane took pieces of it along.
     bool starving = false;
     bool flush = false;
+    bool wakes_later = false;
   };
 
-  [[nodiscard]] Entry& entry(std::uint64_t sequence) {
-    return entries_[sequence % entries_.size()];
-  }
+  [[nodiscard]] Entry& entry(std::uint64_t sequence) { return entries_[index_(sequence)]; }
   [[nodiscard]] SlotWrite slot_write(std::uint64_t sequence);
   Result<bool> hand_over(std::uint64_t sequence, FastSender* path);
   void write_to_stream(std::uint64_t sequence);
   Result<void> resend(FastSender* path);
 
-  // Message i in entries_[i % n_slots]. n_completed_ <= n_dispatched_ <= n_sent_.
+  // Message i in entries_[index_(i)]. n_completed_ <= n_dispatched_ <= n_sent_.
   std::vector<Entry> entries_;
+  RingIndex index_;
   std::uint64_t padded_bytes_;  // Shorter messages on the connection are made as long.
   std::uint64_t n_sent_ = 0;
   std::uint64_t n_dispatched_ = 0;  // Handed to the path or the stream.

@@ -1,7 +1,7 @@
-// Every slot of the window [n_delivered_, n_told_ + n_slots) is empty, partly filled or complete,
-// whatever fills it; messages are handed out in order. A header that came by a fast path is copied
-// out of its slot and checked there; so is the descriptor, since a broken peer could change it
-// later. Of rows that came alone both follow from the message before.
+// Where messages lie and which of them are whole says a LinkWindow; here is how they come: by the
+// connection or by a fast path, and how the two ends agree on one. A header that came by a fast
+// path is copied out of its slot and checked there; so is the descriptor, since a broken peer could
+// change it later. Of rows that came alone both follow from the message before.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -16,6 +16,7 @@
 #include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
+#include "rpc/link_window.h"
 #include "rpc/rows_alone.h"
 #include "rpc/stream_reader.h"
 #include "rpc/stream_writer.h"
@@ -34,10 +35,9 @@ class LinkReceiver final : public ChannelReceiver {
                RingShape ring, RingMemory memory)
       : context_(std::move(context)),
         connection_(std::move(connection)),
-        id_(id),
         ring_(ring),
         memory_(memory),
-        slots_(ring.n_slots) {}
+        window_(id, ring, memory.bytes) {}
 
   [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
@@ -61,20 +61,7 @@ class LinkReceiver final : public ChannelReceiver {
         RECUA_ASSIGN_OR_RETURN(again, read_stream());
       }
       if (path_ != nullptr) RECUA_RETURN_IF_ERROR(read_path());
-      while (slot(n_delivered_).complete) {
-        Slot& next = slot(n_delivered_);
-        const std::uint32_t index = slot_index(n_delivered_);
-        ++n_delivered_;
-        next.complete = false;
-        next.n_arrived = 0;
-        next.pieces = 0;
-        if (next.header.epoch == id_.epoch) {
-          return std::optional<Incoming>(incoming(index, next));
-        }
-        next.dropped = true;  // An older epoch: its slot comes back when its turn is there.
-        pass_dropped();
-        RECUA_RETURN_IF_ERROR(return_credits());
-      }
+      if (std::optional<Incoming> message = window_.take()) return message;
     }
     RECUA_RETURN_IF_ERROR(return_credits());
     return std::optional<Incoming>();
@@ -82,17 +69,14 @@ class LinkReceiver final : public ChannelReceiver {
 
   Result<void> release(std::uint32_t slot) override {
     if (failure_) return *failure_;
-    if (n_released_ == n_delivered_ || slot != slot_index(n_released_)) {
+    if (!window_.release(slot)) {
       return Error{
           ErrorCode::kInvalidArgument,
           fmt::format("slot {} of the channel from {} is released out of turn", slot, peer())};
     }
-    ++n_released_;
-    pass_dropped();
     // Telling costs as much as sending an answer, which is due now: unless the sender waits for it,
     // it is done by the next poll() that finds nothing.
-    const bool waits = n_spent_ - n_told_ >= ring_.n_slots || starving_;
-    return waits ? return_credits() : ok();
+    return starving_ || window_.n_left() == 0 ? return_credits() : ok();
   }
 
   void arm(net::ReadyCallback ready) override {
@@ -116,31 +100,6 @@ class LinkReceiver final : public ChannelReceiver {
   }
 
  private:
-  struct Slot {
-    bool complete = false;
-    bool dropped = false;
-    bool by_stream = false;  // Is being read from the connection.
-    bool starving = false;
-    std::uint8_t n_pieces = 0;
-    std::uint8_t n_arrived = 0;
-    std::uint32_t pieces = 0;           // Bits of those that have arrived.
-    TensorHeader header;                // Checked; once complete.
-    std::vector<std::byte> descriptor;  // Ours, not in the slot; of fast paths only.
-    bool descriptor_copied = false;
-  };
-
-  [[nodiscard]] std::uint32_t slot_index(std::uint64_t message) const {
-    return static_cast<std::uint32_t>(message % ring_.n_slots);
-  }
-  [[nodiscard]] Slot& slot(std::uint64_t message) { return slots_[slot_index(message)]; }
-  [[nodiscard]] std::span<std::byte> slot_bytes(std::uint32_t index) const {
-    return memory_.bytes.subspan(index * static_cast<std::size_t>(ring_.slot_bytes),
-                                 static_cast<std::size_t>(ring_.slot_bytes));
-  }
-  /// Whether the sender holds this message's slot as far as we know.
-  [[nodiscard]] bool in_window(std::uint64_t message) const {
-    return message >= n_delivered_ && message < n_told_ + ring_.n_slots;
-  }
   [[nodiscard]] bool stream_is_due() {
     return path_ == nullptr || !path_ready_ || reader_.in_item() || on_readable_.take() ||
            (readable_ && readable_->take()) || ++n_polls_ % kPollsPerStreamRead == 0;
@@ -157,6 +116,7 @@ class LinkReceiver final : public ChannelReceiver {
   Error broken(const std::string& what) {
     return fail(Error{ErrorCode::kProtocol, fmt::format("{} {}", peer(), what)});
   }
+  Error broken(const Error& error) { return broken(error.message); }
   void drop_path() {
     if (path_ == nullptr) return;
     path_->add_to(counters_);
@@ -173,68 +133,31 @@ class LinkReceiver final : public ChannelReceiver {
     }
   }
 
-  [[nodiscard]] Incoming incoming(std::uint32_t index, const Slot& from) const {
-    const std::span<std::byte> body = slot_bytes(index).subspan(kTensorHeaderBytes);
-    const TensorHeader& header = from.header;
-    const std::size_t rows_bytes = static_cast<std::size_t>(header.n_rows) * header.row_bytes;
-    return Incoming{.header = header,
-                    .rows = body.first(rows_bytes),
-                    .descriptor = from.descriptor_copied
-                                      ? std::span<const std::byte>(from.descriptor)
-                                      : body.subspan(rows_bytes, header.descriptor_bytes),
-                    .slot = index};
-  }
-
   Result<void> check_header(const TensorHeader& header, std::uint64_t expected) {
-    std::string wrong;
-    if (header.session != id_.session) {
-      wrong = fmt::format("session {:x}, the channel's is {:x}", header.session, id_.session);
-    } else if (header.epoch > id_.epoch) {
-      wrong = fmt::format("epoch {}, the channel's is {}", header.epoch, id_.epoch);
-    } else if (header.sequence != expected) {
-      wrong = fmt::format("sequence {}, expected {}", header.sequence, expected);
-    } else if (padded_bytes(header) > ring_.slot_bytes) {
-      wrong =
-          fmt::format("{} bytes ({} rows of {}, descriptor of {}, padding of {}), a slot has {}",
-                      padded_bytes(header), header.n_rows, header.row_bytes,
-                      header.descriptor_bytes, header.padding_bytes, ring_.slot_bytes);
-    }
-    if (wrong.empty()) return ok();
-    return broken(fmt::format("sent a tensor message of {}", wrong));
+    const Result<void> checked = window_.check(header, expected);
+    return checked.ok() ? ok() : Result<void>(broken(checked.error()));
   }
 
   /// Message is complete in its slot, its header checked.
-  Result<void> complete(std::uint64_t message, const TensorHeader& header) {
-    Slot& its = slot(message);
-    its.header = header;
-    its.complete = true;
-    its.by_stream = false;
+  Result<void> complete(const TensorHeader& header) {
+    window_.complete(header);
     ++counters_.messages;
     counters_.bytes += message_bytes(header);
-    n_spent_ = std::max(n_spent_, message + 1);
     // The sender waits now, and what is released may be all that will be until it goes on.
-    if (n_spent_ - n_told_ == ring_.n_slots) return return_credits();
-    return ok();
+    return window_.n_left() == 0 ? return_credits() : ok();
   }
 
   // ---- By the connection ------------------------------------------------------------------------
-
-  /// The first message that nothing has arrived of.
-  [[nodiscard]] std::uint64_t next_by_stream() {
-    std::uint64_t next = n_delivered_;
-    while (in_window(next) && slot(next).complete) ++next;
-    return next;
-  }
 
   /// Reads on until a message is complete (true) or nothing is left.
   Result<bool> read_stream() {
     while (true) {
       std::span<std::byte> guess;
       if (path_ == nullptr && !reader_.in_item()) {
-        const std::uint64_t next = next_by_stream();
-        if (in_window(next)) {
+        const std::uint64_t next = window_.first_missing();
+        if (window_.holds(next)) {
           const std::uint64_t likely = std::min(last_body_, before_last_body_);
-          guess = slot_bytes(slot_index(next));
+          guess = window_.slot_bytes(next);
           guess = guess.first(std::min<std::size_t>(guess.size(), kTensorHeaderBytes + likely));
         }
       }
@@ -252,10 +175,9 @@ class LinkReceiver final : public ChannelReceiver {
         case StreamReader::Item::kMessage:
           before_last_body_ =
               std::exchange(last_body_, padded_bytes(reader_.header()) - kTensorHeaderBytes);
-          slot(reader_.header().sequence).descriptor_copied = false;
           // The path does not see that this one took the last credit.
           starving_ = starving_ || path_ != nullptr || reader_.header().starving;
-          RECUA_RETURN_IF_ERROR(complete(reader_.header().sequence, reader_.header()));
+          RECUA_RETURN_IF_ERROR(complete(reader_.header()));
           return true;
         case StreamReader::Item::kRecord: {
           Result<void> taken = take_record();
@@ -269,23 +191,15 @@ class LinkReceiver final : public ChannelReceiver {
 
   Result<void> begin_stream_message() {
     const TensorHeader& header = reader_.header();
-    const std::uint64_t expected = next_by_stream();
-    if (path_ == nullptr && !in_window(expected)) {
+    const std::uint64_t expected = window_.first_missing();
+    if (path_ == nullptr && !window_.holds(expected)) {
       return broken(fmt::format("sent message {} without a credit: {} slots, {} released", expected,
-                                ring_.n_slots, n_told_));
+                                ring_.n_slots, expected - ring_.n_slots));
     }
     // Beside a fast path, any message that has not come yet may come here.
-    const bool plausible = path_ != nullptr && in_window(header.sequence) &&
-                           !slot(header.sequence).complete && slot(header.sequence).pieces == 0;
+    const bool plausible = path_ != nullptr && window_.is_empty(header.sequence);
     RECUA_RETURN_IF_ERROR(check_header(header, plausible ? header.sequence : expected));
-    Slot& its = slot(header.sequence);
-    its.by_stream = true;
-    its.pieces = 0;  // Lanes that died had brought some; it comes whole now.
-    its.n_arrived = 0;
-    const std::span<std::byte> body =
-        slot_bytes(slot_index(header.sequence))
-            .subspan(kTensorHeaderBytes, padded_bytes(header) - kTensorHeaderBytes);
-    reader_.begin_body(body, counters_);
+    reader_.begin_body(window_.begin_by_stream(header), counters_);
     return ok();
   }
 
@@ -318,8 +232,9 @@ class LinkReceiver final : public ChannelReceiver {
 
   Result<void> read_path() {
     arrivals_.clear();
-    const Result<bool> polled = path_->poll(n_delivered_, arrivals_);
+    const Result<bool> polled = path_->poll(window_.n_delivered(), arrivals_);
     if (!polled.ok()) return fail(Error(polled.error()).within(peer()));
+    for (const Arrival& arrival : arrivals_) window_.prefetch(arrival.sequence);
     RECUA_RETURN_IF_ERROR(take_arrivals());
     if (path_ == nullptr) return ok();
     const LaneMask failed = path_->failed_lanes();
@@ -330,26 +245,10 @@ class LinkReceiver final : public ChannelReceiver {
 
   Result<void> take_arrivals() {
     for (const Arrival& arrival : arrivals_) {
-      if (!in_window(arrival.sequence)) {
-        return broken(
-            fmt::format("announced message {}, whose slot it does not hold: {} slots, {} "
-                        "released, {} taken",
-                        arrival.sequence, ring_.n_slots, n_told_, n_delivered_));
-      }
-      Slot& its = slot(arrival.sequence);
-      const std::uint32_t bit = std::uint32_t{1} << arrival.piece;
-      if (its.complete || its.by_stream || (its.pieces & bit) != 0) continue;  // A duplicate.
-      if (its.n_arrived > 0 && its.n_pieces != arrival.n_pieces) {
-        return broken(fmt::format("announced message {} in {} pieces, then in {}", arrival.sequence,
-                                  its.n_pieces, arrival.n_pieces));
-      }
-      its.n_pieces = arrival.n_pieces;
-      its.pieces |= bit;
-      ++its.n_arrived;
+      const Result<bool> whole = window_.add_piece(arrival);
+      if (!whole.ok()) return broken(whole.error());
       starving_ = starving_ || arrival.starving;
-      if (its.n_arrived == its.n_pieces) {
-        RECUA_RETURN_IF_ERROR(complete_fast(arrival.sequence, arrival));
-      }
+      if (*whole) RECUA_RETURN_IF_ERROR(complete_fast(arrival.sequence, arrival));
     }
     return ok();
   }
@@ -357,7 +256,7 @@ class LinkReceiver final : public ChannelReceiver {
   Result<void> complete_fast(std::uint64_t message, const Arrival& arrival) {
     if (arrival.rows_alone) return complete_rows_alone(message, arrival);
     std::array<std::byte, kTensorHeaderBytes> head;
-    const std::span<std::byte> bytes = slot_bytes(slot_index(message));
+    const std::span<std::byte> bytes = window_.slot_bytes(message);
     std::memcpy(head.data(), bytes.data(), head.size());
     Result<TensorHeader> header = decode_tensor_header(head);
     if (!header.ok()) return fail(std::move(header).error().within(peer()));
@@ -370,13 +269,12 @@ class LinkReceiver final : public ChannelReceiver {
     }
     const std::uint64_t size = message_bytes(*header);
     RECUA_RETURN_IF_ERROR(check_written(message, arrival, size));
-    Slot& its = slot(message);
-    const std::span<const std::byte> descriptor = bytes.subspan(
+    const std::span<const std::byte> in_slot = bytes.subspan(
         static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
-    its.descriptor.assign(descriptor.begin(), descriptor.end());
-    its.descriptor_copied = true;
-    last_by_path_.set(*header, its.descriptor);
-    return complete(message, *header);
+    std::vector<std::byte>& descriptor = window_.own_descriptor(message);
+    descriptor.assign(in_slot.begin(), in_slot.end());
+    last_by_path_.set(*header, descriptor);
+    return complete(*header);
   }
 
   /// Its rows are there, the rest is that of the message before, which came by the same lane.
@@ -390,10 +288,8 @@ class LinkReceiver final : public ChannelReceiver {
     }
     const std::uint64_t bytes = std::uint64_t{header->n_rows} * header->row_bytes;
     RECUA_RETURN_IF_ERROR(check_written(message, arrival, bytes));
-    Slot& its = slot(message);
-    its.descriptor = last_by_path_.descriptor();
-    its.descriptor_copied = true;
-    return complete(message, *header);
+    window_.own_descriptor(message) = last_by_path_.descriptor();
+    return complete(*header);
   }
 
   Result<void> check_written(std::uint64_t message, const Arrival& arrival, std::uint64_t due) {
@@ -473,7 +369,7 @@ class LinkReceiver final : public ChannelReceiver {
       if (!planned) ++counters_.failovers;
       arrivals_.clear();
       carried_ = before;  // Without lanes a path has no name.
-      Result<void> fenced = path_->fence(lanes, n_delivered_, arrivals_);
+      Result<void> fenced = path_->fence(lanes, window_.n_delivered(), arrivals_);
       if (!fenced.ok()) return fail(std::move(fenced).error().within(peer()));
       RECUA_RETURN_IF_ERROR(take_arrivals());
       carried_.clear();
@@ -491,52 +387,27 @@ class LinkReceiver final : public ChannelReceiver {
     record.set_generation(generation_);
     record.set_lanes(lanes);
     record.set_reason(wire_text(reason, kReasonBytesMax));
-    std::uint64_t n_complete = n_delivered_;
-    while (in_window(n_complete) && slot(n_complete).complete) ++n_complete;
-    record.set_n_complete(n_complete);
-    for (std::uint64_t i = n_complete; in_window(i); ++i) {
-      const Slot& its = slot(i);
-      if (!its.complete && its.pieces == 0) continue;
-      wire::Outstanding& outstanding = *record.add_outstanding();
-      outstanding.set_sequence(i);
-      outstanding.set_pieces(its.complete ? ~std::uint32_t{0} : its.pieces);
-    }
-    record.set_n_released(n_released_);
-    n_told_ = n_released_;
+    window_.tell(record);
     writer_.push_record(encode_record(RecordKind::kFenced, record));
     return flush();
   }
 
   // ---- Credits ----------------------------------------------------------------------------------
 
-  /// Slots of dropped messages come back as soon as those before them have.
-  void pass_dropped() {
-    while (n_released_ < n_delivered_ && slot(n_released_).dropped) {
-      slot(n_released_).dropped = false;
-      ++n_released_;
-    }
-  }
-
   /// Tells what was released once the sender may have a quarter of its ring left, or said that it
-  /// waits.
-  /// (n_spent_ - n_told_ is what it has spent as far as we know; when it waits, that is all of it,
-  /// so it is always told.)
+  /// waits. (When it waits it has spent all that we know of, so it is always told.)
   Result<void> return_credits() {
-    if (n_released_ == n_told_) return ok();
+    if (!window_.has_untold()) return ok();
     if (path_ != nullptr && !path_ready_) return ok();  // The sender's end is not connected yet.
-    const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
-    const std::uint32_t n_left = std::max<std::uint32_t>(1, ring_.n_slots / 4);
-    if (!starving_ && n_spent + n_left < ring_.n_slots) return ok();
+    if (!starving_ && window_.n_left() > std::max<std::uint32_t>(1, ring_.n_slots / 4)) return ok();
     if (path_ != nullptr) {
-      path_->tell_released(n_released_, starving_);
-      n_told_ = n_released_;
+      path_->tell_released(window_.tell(), starving_);
       starving_ = false;
       return ok();
     }
     if (!writer_.empty()) return ok();  // The next one goes out when this one has.
-    const auto credit = encode_credit(n_released_);
+    const auto credit = encode_credit(window_.tell());
     writer_.push_record(std::vector<std::byte>(credit.begin(), credit.end()));
-    n_told_ = n_released_;
     starving_ = false;
     return flush();
   }
@@ -549,17 +420,10 @@ class LinkReceiver final : public ChannelReceiver {
 
   LinkContext context_;
   std::unique_ptr<net::Connection> connection_;
-  ChannelId id_;
   RingShape ring_;
   RingMemory memory_;
-  std::vector<Slot> slots_;
-
-  // n_told_ <= n_released_ <= n_delivered_ <= n_spent_ <= n_told_ + n_slots.
-  std::uint64_t n_delivered_ = 0;  // Handed out by poll().
-  std::uint64_t n_released_ = 0;
-  std::uint64_t n_told_ = 0;   // Released, and the sender knows.
-  std::uint64_t n_spent_ = 0;  // One past the latest that has arrived.
-  bool starving_ = false;      // The sender waits for a credit and may sleep.
+  LinkWindow window_;
+  bool starving_ = false;  // The sender waits for a credit and may sleep.
 
   StreamReader reader_;
   StreamWriter writer_;

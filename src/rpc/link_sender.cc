@@ -61,7 +61,8 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] std::uint64_t n_sent() const override { return outbox_.n_sent(); }
   [[nodiscard]] std::uint64_t n_completed() const override { return outbox_.n_completed(); }
   [[nodiscard]] bool flushed() const override {
-    return outbox_.all_handed_over() && !outbox_.writes() && settled();
+    return outbox_.all_handed_over() && !outbox_.writes() && settled() &&
+           (path_ == nullptr || path_->flushed());
   }
   [[nodiscard]] bool completes_at_once() const override {
     return path_ == nullptr || path_->completes_at_once();
@@ -95,6 +96,10 @@ class LinkSender final : public ChannelSender {
     RECUA_RETURN_IF_ERROR(write());
     outbox_.advance(path_.get());
     return true;
+  }
+
+  void wake() override {
+    if (path_ != nullptr) path_->wake();
   }
 
   Result<bool> poll() override {

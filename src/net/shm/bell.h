@@ -17,8 +17,8 @@
 /// read before `sleeps` was set, so the increment comes after it, and the kernel compares count
 /// with seen again before it puts anybody to sleep. A ringer that still sees an older `sleeps` does
 /// the same a little earlier: if `seen` already holds its increment, then the change that came
-/// before is visible to the look. (Plain atomic accesses rather than fences: the thread sanitizer
-/// understands them, and on x86 the one exchange costs what the fence would.)
+/// before is visible to the look. (Plain atomic accesses where they cost no more than fences: the
+/// thread sanitizer understands them. A ringer of large messages fences: rpc/shm_sender.cc.)
 ///
 /// A hostile peer may write anything into the words: the sleeper then wakes up for nothing or not
 /// at all (its connection still tells it when the peer is gone), and ~Bell() still returns.
@@ -41,7 +41,8 @@ struct alignas(64) BellWords {
 };
 static_assert(sizeof(BellWords) == 64);
 
-/// After a sequentially consistent change of what the other side waits for: wakes it if it sleeps.
+/// After a sequentially consistent change of what the other side waits for, or a fence of that kind
+/// behind it: wakes it if it sleeps.
 /// True when it did. Any thread or process, one at a time per words.
 bool ring(BellWords& words);
 
