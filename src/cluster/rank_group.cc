@@ -135,7 +135,9 @@ Result<std::string> RankGroup::calibrate(std::size_t values_max) {
   }
   if (measured->points.empty()) return std::string();
   return fmt::format(
-      "{} (measured with up to {} in {})", describe_sums(measured->one_shot_values_max, values_max),
+      "{}{} (measured with up to {} in {})",
+      describe_sums(measured->one_shot_values_max, values_max),
+      measured->overlaps ? ", computing meanwhile" : "",
       format_bytes(measured->points.back().n_values * sizeof(float)),
       net::to_string(std::chrono::round<std::chrono::milliseconds>(clock_->now() - begin)));
 }
@@ -176,6 +178,16 @@ Result<void> RankGroup::all_gather(std::span<const float> mine, std::span<const 
 Result<void> RankGroup::broadcast(std::span<float> values, std::uint32_t root) {
   return n_ranks_ == 1 ? ok() : channels_->broadcast(values, root);
 }
+Result<void> RankGroup::begin_all_reduce(std::span<float> values) {
+  return n_ranks_ == 1 ? ok() : channels_->begin_all_reduce(values);
+}
+Result<void> RankGroup::finish_all_reduce() {
+  return n_ranks_ == 1 ? ok() : channels_->finish_all_reduce();
+}
+Result<void> RankGroup::help_all_reduce() {
+  return n_ranks_ == 1 ? ok() : channels_->help_all_reduce();
+}
+bool RankGroup::overlaps() const { return n_ranks_ > 1 && channels_->overlaps(); }
 Result<void> RankGroup::barrier() { return n_ranks_ == 1 ? ok() : channels_->barrier(); }
 
 }  // namespace recua::cluster

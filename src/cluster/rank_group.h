@@ -44,7 +44,7 @@ constexpr std::uint32_t group_report_number(std::uint32_t rank) {
 }
 
 /// Rings between ranks: pieces of a vector, several under way.
-inline constexpr rpc::RingShape kGroupRing{.n_slots = 8, .slot_bytes = (std::uint64_t{128} << 10)};
+inline constexpr rpc::RingShape kGroupRing{.n_slots = 16, .slot_bytes = (std::uint64_t{128} << 10)};
 /// What a rank's rings and buffers to send from take.
 std::uint64_t group_bytes(std::uint32_t n_ranks);
 
@@ -88,6 +88,10 @@ class RankGroup final : public model::Communicator {
                           std::span<float> out) override;
   Result<void> broadcast(std::span<float> values, std::uint32_t root) override;
   Result<void> barrier() override;
+  Result<void> begin_all_reduce(std::span<float> values) override;
+  Result<void> finish_all_reduce() override;
+  Result<void> help_all_reduce() override;
+  [[nodiscard]] bool overlaps() const override;
 
  private:
   struct Peer {

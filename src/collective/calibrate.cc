@@ -13,6 +13,8 @@ constexpr std::size_t kNoLimit = std::size_t{1} << 40U;
 constexpr std::size_t kRounds = 7;  // Of each way, in turns; after one to warm up.
 /// While a group starts, others are busy too: a call that waits for a processor takes milliseconds.
 constexpr int kDisturbance = 4;
+/// GB/s of sums beyond which they are over before it is worth while to compute meanwhile.
+constexpr double kFastBytesPerNs = 2.0;
 
 net::Duration median(std::array<net::Duration, kRounds>& times) {
   std::sort(times.begin(), times.end());
@@ -21,6 +23,12 @@ net::Duration median(std::array<net::Duration, kRounds>& times) {
 
 double nanoseconds(net::Duration duration) {
   return static_cast<double>(std::max<std::int64_t>(duration.count(), 1));
+}
+
+/// Whether to compute while sums travel pays off: products in pieces lose a few percent.
+bool is_slow(const Calibration::Point& longest) {
+  const double bytes = static_cast<double>(longest.n_values * sizeof(float));
+  return bytes / nanoseconds(std::min(longest.one_shot, longest.scattered)) < kFastBytesPerNs;
 }
 
 }  // namespace
@@ -77,11 +85,14 @@ Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Cloc
     if (go_on[0] == 0.0F) break;
   }
   // 0 or a power of two, which F32 has exactly.
-  std::array<float, 1> chosen{static_cast<float>(choose_switch(out.points))};
+  std::array<float, 2> chosen{static_cast<float>(choose_switch(out.points)),
+                              is_slow(out.points.back()) ? 1.0F : 0.0F};
   RECUA_RETURN_IF_ERROR(communicator.broadcast(chosen, 0));
   if (communicator.rank() != 0) out.points.clear();
   out.one_shot_values_max = static_cast<std::size_t>(chosen[0]);
+  out.overlaps = chosen[1] != 0.0F;
   communicator.set_one_shot_values_max(out.one_shot_values_max);
+  communicator.set_overlaps(out.overlaps);
   return out;
 }
 

@@ -18,6 +18,7 @@ struct Calibration {
   };
   std::vector<Point> points = {};  // On rank 0 only; empty where options fix the switch.
   std::size_t one_shot_values_max = 0;
+  bool overlaps = false;  // Links are so slow that callers should compute meanwhile.
 };
 
 struct CalibrationBounds {
@@ -29,9 +30,9 @@ struct CalibrationBounds {
   std::size_t values_max = std::size_t{1} << 20U;
 };
 
-/// Sums vectors of 4 KiB, 8 KiB, ... 4 MiB both ways, then all ranks take rank 0's switch. A
-/// collective call: every rank makes it, at start-up, with the same values_max. Nothing happens
-/// where the options fix the switch. Errors: those of the calls.
+/// Sums vectors of 4 KiB, 8 KiB, ... 4 MiB both ways, then all ranks take rank 0's switch, and
+/// whether to compute meanwhile. A collective call: every rank makes it, at start-up, with the same
+/// values_max. Nothing happens where the options fix the switch. Errors: those of the calls.
 Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
                               const CalibrationBounds& bounds = {});
 

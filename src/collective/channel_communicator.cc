@@ -176,6 +176,18 @@ Result<void> ChannelCommunicator::reduce_scatter(std::span<float> values,
   return run(start_reduce_scatter(values, counts));
 }
 
+Result<void> ChannelCommunicator::begin_all_reduce(std::span<float> values) {
+  RECUA_RETURN_IF_ERROR(start_all_reduce(values));
+  return help_all_reduce();
+}
+Result<void> ChannelCommunicator::help_all_reduce() {
+  while (true) {
+    RECUA_ASSIGN_OR_RETURN(const Progress progress, poll());
+    if (progress != Progress::kMoved) return ok();
+  }
+}
+Result<void> ChannelCommunicator::finish_all_reduce() { return finish(); }
+
 Result<void> ChannelCommunicator::run(Result<void> started) {
   if (!started.ok()) return started;
   return finish();

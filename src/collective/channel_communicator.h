@@ -75,6 +75,12 @@ class ChannelCommunicator final : public model::Communicator {
                           std::span<float> out) override;
   Result<void> broadcast(std::span<float> values, std::uint32_t root) override;
   Result<void> barrier() override;
+  /// Between the halves what fits into the rings, and into what the system buffers of connections,
+  /// travels by itself; the rest does with the caller's help.
+  Result<void> begin_all_reduce(std::span<float> values) override;
+  Result<void> finish_all_reduce() override;
+  Result<void> help_all_reduce() override;
+  [[nodiscard]] bool overlaps() const override { return overlaps_; }
   /// values: counts[r] floats for each rank r, one after another. Those of this rank become the sum
   /// over ranks; the others stay.
   Result<void> reduce_scatter(std::span<float> values, std::span<const std::size_t> counts);
@@ -106,6 +112,9 @@ class ChannelCommunicator final : public model::Communicator {
   [[nodiscard]] std::size_t one_shot_values_max() const { return one_shot_values_max_; }
   /// The same number on all ranks.
   void set_one_shot_values_max(std::size_t n) { one_shot_values_max_ = n; }
+  /// Whether it is worth while to compute between the halves of an all_reduce; false at first. The
+  /// same on all ranks.
+  void set_overlaps(bool overlaps) { overlaps_ = overlaps; }
   [[nodiscard]] const CommunicatorOptions& options() const { return options_; }
   /// "shared memory", or what each peer is reached by where that differs.
   [[nodiscard]] std::string transport() const;
@@ -125,6 +134,7 @@ class ChannelCommunicator final : public model::Communicator {
   Waiter* waiter_;
   CommunicatorOptions options_;
   std::size_t one_shot_values_max_;
+  bool overlaps_ = false;
   net::SpinBudget budget_;
   net::DirectSleep direct_;
 

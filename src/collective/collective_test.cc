@@ -57,6 +57,53 @@ TEST_P(Collective, AllReduceGivesTheSerialSumBitForBitBothWays) {
   });
 }
 
+TEST_P(Collective, AllReduceInTwoHalvesGivesTheSameBits) {
+  TestGroup group(options());
+  group.run([&](ChannelCommunicator& communicator) {
+    std::uint64_t seed = 100;
+    for (const std::size_t n : kSizes) {
+      const std::vector<float> expected = serial_sum(++seed, communicator.n_ranks(), n);
+      for (const std::size_t one_shot_max : {kAlways, std::size_t{0}}) {
+        communicator.set_one_shot_values_max(one_shot_max);
+        std::vector<float> values = test_values(seed, communicator.rank(), n);
+        ASSERT_TRUE(communicator.begin_all_reduce(values).ok());
+        for (std::size_t i = 0; i < seed % 4; ++i) {
+          std::this_thread::yield();
+          ASSERT_TRUE(communicator.help_all_reduce().ok());
+        }
+        const Result<void> reduced = communicator.finish_all_reduce();
+        ASSERT_TRUE(reduced.ok()) << reduced.error().message;
+        EXPECT_TRUE(same_bits(values, expected)) << fmt::format(
+            "rank {}, {} values, one-shot up to {}", communicator.rank(), n, one_shot_max);
+      }
+    }
+  });
+}
+
+// The others have slept for a while when rank 0 begins; then it does nothing until they are done.
+TEST_P(Collective, WhoBeginsIsWaitedForNoLonger) {
+  TestGroupOptions patient = options();
+  patient.communicator.spin = net::Duration::zero();
+  TestGroup group(patient);
+  std::atomic<std::uint32_t> n_done = 0;
+  group.run([&](ChannelCommunicator& communicator) {
+    communicator.set_one_shot_values_max(kAlways);
+    std::vector<float> values(100, 1.0F);
+    ASSERT_TRUE(communicator.barrier().ok());
+    if (communicator.rank() != 0) {
+      const Result<void> reduced = communicator.all_reduce(values);
+      ++n_done;
+      ASSERT_TRUE(reduced.ok()) << reduced.error().message;
+      return;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    ASSERT_TRUE(communicator.begin_all_reduce(values).ok());
+    while (n_done + 1 < communicator.n_ranks()) std::this_thread::yield();
+    ASSERT_TRUE(communicator.finish_all_reduce().ok());
+    EXPECT_EQ(values[99], static_cast<float>(communicator.n_ranks()));
+  });
+}
+
 TEST_P(Collective, ReduceScatterLeavesTheOtherPartsAlone) {
   TestGroup group(options());
   group.run([&](ChannelCommunicator& communicator) {

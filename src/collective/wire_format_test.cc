@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "collective/calibrate.h"
 #include "collective/test_group.h"
+#include "rpc/delayed_receiver.h"
 
 namespace recua::collective {
 namespace {
@@ -190,6 +191,24 @@ TEST(Calibrate, GivesAllRanksTheSameSwitch) {
       EXPECT_EQ(chosen[0], 77U);
     }
   }
+}
+
+TEST(Calibrate, HasAllRanksComputeMeanwhileOverSlowLinks) {
+  TestGroupOptions options{.n_ranks = 3, .links = Links::kTcp};
+  options.wrap = [](std::uint32_t to, std::uint32_t from,
+                    std::unique_ptr<rpc::ChannelReceiver> receiver, net::Env env) {
+    if (from != 2 || to != 1) return receiver;
+    return rpc::make_delayed_receiver(std::move(receiver), env, std::chrono::milliseconds(5));
+  };
+  TestGroup group(options);
+  group.run([&](ChannelCommunicator& communicator) {
+    EXPECT_FALSE(communicator.overlaps());
+    const auto out =
+        calibrate(communicator, group.clock, {.time_max = std::chrono::nanoseconds(1)});
+    ASSERT_TRUE(out.ok()) << out.error().message;
+    EXPECT_TRUE(out->overlaps) << "4 KiB in 5 ms";
+    EXPECT_TRUE(communicator.overlaps());
+  });
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ namespace {
 
 constexpr std::size_t kLineFloats = 16;  // Buffers begin at lines of 64 bytes.
 
-// Rows that a whole feed-forward takes at a time: its gate and up are most of the working memory,
+// Rows that a feed-forward takes at a time: its gate and up are most of the working memory,
 // and products of 256 rows are as fast as those of 512.
 constexpr std::size_t kFeedForwardRows = 256;
 
@@ -84,11 +84,8 @@ std::size_t shared_floats(const std::vector<NeededRows>& needed) {
   return shared.floats();
 }
 
-// Several ranks sum all rows of a product while they compute it, so they do not go in pieces; each
-// has only a part of the columns.
-std::size_t feed_forward_rows_of(const HyperParams& hp, const Share& share, std::size_t n_rows) {
-  const bool whole = share.ffn == whole_share(hp).ffn;
-  return whole && hp.n_experts == 0 ? std::min(n_rows, kFeedForwardRows) : n_rows;
+std::size_t feed_forward_rows_of(const HyperParams& hp, std::size_t n_rows) {
+  return hp.n_experts == 0 ? std::min(n_rows, kFeedForwardRows) : n_rows;
 }
 
 std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, std::size_t n_rows,
@@ -99,7 +96,7 @@ std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, s
   const std::size_t q_size = std::size_t{share.heads.size()} * hp.head_dim;
   const std::size_t kv_size = std::size_t{share.kv_heads.size()} * hp.head_dim;
   const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
-  const std::size_t n_ffn_rows = feed_forward_rows_of(hp, share, n_rows) * n_used;
+  const std::size_t n_ffn_rows = feed_forward_rows_of(hp, n_rows) * n_used;
   // Columns that must stay zero are in memory that nobody else writes.
   const Memory attended = attended_size == q_size ? Memory::kAttention : Memory::kOwn;
   const Memory gate = gate_size == share.ffn.size() ? Memory::kFeedForward : Memory::kOwn;
@@ -149,7 +146,7 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   Activations a;
   a.attended_cols = attended_cols_of(hp, share);
   a.gate_cols = gate_cols_of(hp, share);
-  a.feed_forward_rows = feed_forward_rows_of(hp, share, n_rows);
+  a.feed_forward_rows = feed_forward_rows_of(hp, n_rows);
   const std::vector<NeededRows> needed = needed_rows(
       hp, share, n_rows, n_logit_rows, a.attended_cols.held.size(), a.gate_cols.held.size());
   RECUA_RETURN_IF_ERROR(

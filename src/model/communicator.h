@@ -29,12 +29,14 @@ class Communicator {
   /// values[i] becomes the sum over ranks of their values[i], with the same bits on every rank.
   virtual Result<void> all_reduce(std::span<float> values) = 0;
   /// The same in two halves, so that the caller computes meanwhile. From begin on, values are the
-  /// communicator's until finish, and no other call comes between them. By default all of it
-  /// happens in the first half.
+  /// communicator's until finish, and no call but help_all_reduce() comes between them. By default
+  /// all of it happens in the first half.
   virtual Result<void> begin_all_reduce(std::span<float> values) { return all_reduce(values); }
   virtual Result<void> finish_all_reduce() { return {}; }
-  /// Whether values travel between begin and finish without the caller's help. If not, callers
-  /// need not cut what they reduce into pieces. The same on every rank.
+  /// Gets on with it as far as that goes without waiting; a few times per millisecond are enough.
+  virtual Result<void> help_all_reduce() { return {}; }
+  /// Whether so much of an all_reduce happens between its halves that it is worth computing in two
+  /// parts. The same on every rank.
   [[nodiscard]] virtual bool overlaps() const { return false; }
   /// out = the ranks' parts one after another; counts[r] floats from rank r, mine.size() ==
   /// counts[rank].

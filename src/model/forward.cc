@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 
@@ -47,32 +48,78 @@ Result<void> ForwardPass::run_layers(const ForwardRows& rows, Rows input, Rows o
   for (std::size_t i = 0; i < n_layers; ++i) {
     const LayerWeights& layer = weights_.layers[i];
     const bool last_of_slice = i + 1 == n_layers;
-    const bool select = last_of_slice && slice_.is_last() && rows.output_rows.size() < n;
-    RECUA_ASSIGN_OR_RETURN(x, attention(layer, i, rows, x, select));
-    if (x.n_rows == 0) break;  // Nothing is asked for; the cache has what later rows need.
-    RECUA_ASSIGN_OR_RETURN(const Rows delta, feed_forward(layer, x));
+    if (last_of_slice && slice_.is_last() && rows.output_rows.size() < n) {
+      RECUA_ASSIGN_OR_RETURN(x, attention_of_outputs(layer, i, rows, x));
+      if (x.n_rows == 0) break;  // Nothing is asked for; the cache has what later rows need.
+    } else {
+      for (const RowRange& part : parts_of(n)) {
+        RECUA_RETURN_IF_ERROR(attention(layer, i, rows, part, x.slice_rows(part.begin, part.size)));
+      }
+      x = a_.x.rows(n);
+    }
     const Rows sum = last_of_slice && !slice_.is_last() ? output : x;
-    device_.add(x, delta, sum);
+    for (const RowRange& part : parts_of(x.n_rows)) {
+      RECUA_RETURN_IF_ERROR(feed_forward(layer, part, x.slice_rows(part.begin, part.size),
+                                         sum.slice_rows(part.begin, part.size)));
+    }
     x = sum;
   }
+  RECUA_RETURN_IF_ERROR(settle());
   final_ = x;
   return ok();
 }
 
-// Returns the residual stream after attention, in our own memory (input is only read): all rows, or
-// those that are asked for.
-Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index,
-                                    const ForwardRows& rows, Rows x, bool select) {
-  const std::size_t n = x.n_rows;
-  const Rows normed = a_.normed.rows(n);
+// All rows, or two halves that are computed in turns: the sums of one travel meanwhile.
+std::span<const ForwardPass::RowRange> ForwardPass::parts_of(std::size_t n) {
+  const bool halves = slice_.n_ranks > 1 && communicator_.overlaps() && n >= 2 * kHalfRowsMin;
+  const std::size_t first = halves ? (n + 1) / 2 : n;
+  parts_ = {{{.begin = 0, .size = first}, {.begin = first, .size = n - first}}};
+  return std::span(parts_).first(halves ? 2 : 1);
+}
+
+// What a part needs of the one before it: everything if they are the same.
+Result<void> ForwardPass::begin_part(const RowRange& part) {
+  if (pending_ && pending_->part.begin != part.begin) return ok();
+  return settle();
+}
+
+// sum = x + the sum over ranks of delta: when settle() has been called, which the next such sum
+// does first.
+Result<void> ForwardPass::add_over_ranks(const RowRange& part, Rows x, Rows delta, Rows sum) {
+  if (slice_.n_ranks == 1) {
+    device_.add(x, delta, sum);
+    return ok();
+  }
+  RECUA_RETURN_IF_ERROR(settle());
+  device_.sync();
+  RECUA_RETURN_IF_ERROR(communicator_.begin_all_reduce(host_floats(delta)));
+  pending_ = {.part = part, .x = x, .delta = delta, .sum = sum};
+  return ok();
+}
+
+Result<void> ForwardPass::settle() {
+  if (!pending_) return ok();
+  const Pending sum = *std::exchange(pending_, std::nullopt);
+  RECUA_RETURN_IF_ERROR(communicator_.finish_all_reduce());
+  device_.add(sum.x, sum.delta, sum.sum);
+  return ok();
+}
+
+// Between operators, as some of what travels may need it.
+Result<void> ForwardPass::help_sums() { return pending_ ? communicator_.help_all_reduce() : ok(); }
+
+// Keys, values and, unless only the outputs' are wanted, queries of rows of the residual stream.
+Result<void> ForwardPass::project_rows(const LayerWeights& layer, std::size_t index,
+                                       const ForwardRows& rows, const RowRange& part, Rows x,
+                                       bool with_queries) {
+  const std::size_t n = part.size;
+  const Rows normed = a_.normed.rows(part.begin + n).slice_rows(part.begin, n);
   const Rows k = a_.k.rows(n);
   const Rows v = a_.v.rows(n);
-  const Rows rope = a_.rope.rows(n);
   device_.rms_norm(x, *layer.attn_norm, hp_.rms_eps, normed);
-  // Queries of the rows that are asked for come later.
   const std::array<compute::Product, 3> products = {
       {{layer.k.get(), k}, {layer.v.get(), v}, {layer.q.get(), a_.q.rows(n)}}};
-  device_.matmul_each(std::span(products).first(select ? 2 : 3), normed);
+  device_.matmul_each(std::span(products).first(with_queries ? 3 : 2), normed);
   adapt(layer.k_lora, normed, k);
   adapt(layer.v_lora, normed, v);
   if (layer.k_bias) device_.add_bias(k, *layer.k_bias);
@@ -81,40 +128,57 @@ Result<Rows> ForwardPass::attention(const LayerWeights& layer, std::size_t index
     const Rows heads = a_.k.split_rows(n, share_.kv_heads.size());
     device_.rms_norm(heads, *layer.k_norm, hp_.rms_eps, heads);
   }
-  device_.rope(k, share_.kv_heads.size(), hp_.architecture->rope, rope);
-  device_.store_kv(cache_.layer(index), k, v, rows.slots);
+  device_.rope(k, share_.kv_heads.size(), hp_.architecture->rope,
+               a_.rope.rows(part.begin + n).slice_rows(part.begin, n));
+  device_.store_kv(cache_.layer(index), k, v, rows.slots.subspan(part.begin, n));
+  return help_sums();
+}
 
-  if (!select) {
-    RECUA_ASSIGN_OR_RETURN(const Rows delta,
-                           attend(layer, index, rows, rows.attention, normed, rope));
-    const Rows sum = a_.x.rows(n);
-    device_.add(x, delta, sum);
-    return sum;
-  }
-  const std::size_t n_selected = rows.output_rows.size();
-  const Rows x_selected = a_.x_selected.rows(n_selected);
-  if (n_selected == 0) return x_selected;
-  const Rows normed_selected = a_.projected.rows(n_selected);  // Free until attend() writes it.
-  const Rows rope_selected = a_.rope_selected.rows(n_selected);
+// x + attention of a part of the rows, in our own memory (x, which may be the input, is only read).
+Result<void> ForwardPass::attention(const LayerWeights& layer, std::size_t index,
+                                    const ForwardRows& rows, const RowRange& part, Rows x) {
+  const std::size_t n = part.size;
+  const auto of_part = [&](const RowBuffer& buffer) {
+    return buffer.rows(part.begin + n).slice_rows(part.begin, n);
+  };
+  RECUA_RETURN_IF_ERROR(begin_part(part));
+  RECUA_RETURN_IF_ERROR(project_rows(layer, index, rows, part, x, /*with_queries=*/true));
+  const Rows delta = of_part(a_.projected);
+  RECUA_RETURN_IF_ERROR(attend(layer, index, rows, rows.attention.subspan(part.begin, n),
+                               of_part(a_.normed), of_part(a_.rope), delta));
+  return add_over_ranks(part, x, delta, of_part(a_.x));
+}
+
+// The same of those rows only that are asked for, which it returns; all rows' keys and values are
+// stored.
+Result<Rows> ForwardPass::attention_of_outputs(const LayerWeights& layer, std::size_t index,
+                                               const ForwardRows& rows, Rows x) {
+  const RowRange all = {.begin = 0, .size = x.n_rows};
+  RECUA_RETURN_IF_ERROR(settle());
+  RECUA_RETURN_IF_ERROR(project_rows(layer, index, rows, all, x, /*with_queries=*/false));
+  const std::size_t n = rows.output_rows.size();
+  const Rows x_selected = a_.x_selected.rows(n);
+  if (n == 0) return x_selected;
+  const Rows delta = a_.projected.rows(n);
+  const Rows normed = delta;  // Free until attend() writes it.
+  const Rows rope = a_.rope_selected.rows(n);
   device_.gather_rows(x, rows.output_rows, x_selected);
-  device_.gather_rows(normed, rows.output_rows, normed_selected);
-  device_.gather_rows(rope, rows.output_rows, rope_selected);
-  device_.matmul(*layer.q, normed_selected, a_.q.rows(n_selected));
+  device_.gather_rows(a_.normed.rows(x.n_rows), rows.output_rows, normed);
+  device_.gather_rows(a_.rope.rows(x.n_rows), rows.output_rows, rope);
+  device_.matmul(*layer.q, normed, a_.q.rows(n));
   selected_.clear();
   for (const std::uint32_t row : rows.output_rows) selected_.push_back(rows.attention[row]);
-  RECUA_ASSIGN_OR_RETURN(const Rows delta,
-                         attend(layer, index, rows, selected_, normed_selected, rope_selected));
-  device_.add(x_selected, delta, x_selected);
+  RECUA_RETURN_IF_ERROR(attend(layer, index, rows, selected_, normed, rope, delta));
+  RECUA_RETURN_IF_ERROR(add_over_ranks({.begin = 0, .size = n}, x_selected, delta, x_selected));
   return x_selected;
 }
 
-// Attention and its output matrix for the given rows, whose products with q's matrix are in a_.q;
-// the result is in a_.projected.
-// normed may lie there too: it has been read by then.
-Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
+// Attention and its output matrix for the given rows, whose products with q's matrix are in a_.q.
+// normed may lie where the result goes: it has been read by then.
+Result<void> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
                                  const ForwardRows& rows,
                                  std::span<const compute::AttentionRow> attention_rows, Rows normed,
-                                 Rows rope) {
+                                 Rows rope, Rows out) {
   const std::size_t n = normed.n_rows;
   const Rows q = a_.q.rows(n);
   adapt(layer.q_lora, normed, q);
@@ -131,18 +195,23 @@ Result<Rows> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
       .n_heads = share_.heads.size(), .n_group = n_group, .n_before = share_.heads.begin % n_group};
   device_.attention(cache_.layer(index), q, heads, batch, scale, hp_.sliding_window,
                     a_.attended_cols.own_cols(a_.attended, n));
-  const Rows projected = a_.projected.rows(n);
-  RECUA_RETURN_IF_ERROR(matmul_over_ranks(*layer.attn_output, layer.attn_output_lora, a_.attended,
-                                          a_.attended_cols, projected));
-  return projected;
+  RECUA_RETURN_IF_ERROR(help_sums());
+  matmul_of_share(*layer.attn_output, layer.attn_output_lora, a_.attended, a_.attended_cols, out);
+  return ok();
 }
 
-Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
-  const std::size_t n = x.n_rows;
-  const Rows normed = a_.normed.rows(n);
+// sum = x + the feed-forward of a part of the rows.
+Result<void> ForwardPass::feed_forward(const LayerWeights& layer, const RowRange& part, Rows x,
+                                       Rows sum) {
+  const std::size_t n = part.size;
+  RECUA_RETURN_IF_ERROR(begin_part(part));
+  const Rows normed = a_.normed.rows(part.begin + n).slice_rows(part.begin, n);
+  const Rows delta = a_.projected.rows(part.begin + n).slice_rows(part.begin, n);
   device_.rms_norm(x, *layer.ffn_norm, hp_.rms_eps, normed);
-  if (layer.router) return experts(layer, normed);
-  const Rows projected = a_.projected.rows(n);
+  if (layer.router) {
+    experts(layer, normed, delta);
+    return add_over_ranks(part, x, delta, sum);
+  }
   for (std::size_t begin = 0; begin < n; begin += a_.feed_forward_rows) {
     const std::size_t n_piece = std::min(a_.feed_forward_rows, n - begin);
     const Rows in = normed.slice_rows(begin, n_piece);
@@ -158,13 +227,15 @@ Result<Rows> ForwardPass::feed_forward(const LayerWeights& layer, Rows x) {
       adapt(layer.up_lora, in, up);
       device_.silu_mul(gate, up, gate);
     }
-    RECUA_RETURN_IF_ERROR(matmul_over_ranks(*layer.down, layer.down_lora, a_.gate, a_.gate_cols,
-                                            projected.slice_rows(begin, n_piece)));
+    RECUA_RETURN_IF_ERROR(help_sums());
+    matmul_of_share(*layer.down, layer.down_lora, a_.gate, a_.gate_cols,
+                    delta.slice_rows(begin, n_piece));
+    RECUA_RETURN_IF_ERROR(help_sums());
   }
-  return projected;
+  return add_over_ranks(part, x, delta, sum);
 }
 
-Result<Rows> ForwardPass::experts(const LayerWeights& layer, Rows normed) {
+void ForwardPass::experts(const LayerWeights& layer, Rows normed, Rows out) {
   const std::size_t n = normed.n_rows;
   const std::size_t n_used = hp_.n_experts_used;
   const Rows router = a_.router.rows(n);
@@ -175,7 +246,6 @@ Result<Rows> ForwardPass::experts(const LayerWeights& layer, Rows normed) {
   // (Qwen 3).
   device_.moe_route(router, /*renormalize=*/true, route);
   const std::size_t n_pairs = n * n_used;
-  const Rows projected = a_.projected.rows(n);
   device_.moe_feed_forward(
       {.gate = layer.gate.get(),
        .up = layer.up.get(),
@@ -184,9 +254,7 @@ Result<Rows> ForwardPass::experts(const LayerWeights& layer, Rows normed) {
        .up_out = a_.up.rows(n_pairs),
        .down_in = a_.gate_cols.whole_blocks(a_.gate, n_pairs, layer.down->type()),
        .down_out = a_.expert_out.rows(n_pairs)},
-      normed, route, projected);
-  RECUA_RETURN_IF_ERROR(sum_over_ranks(projected));
-  return projected;
+      normed, route, out);
 }
 
 Result<void> ForwardPass::sum_over_ranks(Rows rows) {
@@ -206,27 +274,12 @@ void ForwardPass::adapt(const Lora& lora, Rows x, Rows out) {
   device_.add(out, added, out);
 }
 
-// out = the sum over ranks of w x, where x is a buffer's columns of which this rank has some: w has
-// that part of the inputs. While the sums of some rows travel, those of the next rows are computed.
-Result<void> ForwardPass::matmul_over_ranks(const compute::Weight& w, const Lora& lora,
-                                            const RowBuffer& x, const SplitInput& cols, Rows out) {
-  const Rows blocks = cols.whole_blocks(x, out.n_rows, w.type());
-  const Rows own = cols.own_cols(x, out.n_rows);  // An adapter's matrices are not in blocks.
-  const bool whole = slice_.n_ranks == 1 || !communicator_.overlaps() || out.n_rows <= kReducedRows;
-  if (whole) {
-    device_.matmul(w, blocks, out);
-    adapt(lora, own, out);
-    return sum_over_ranks(out);
-  }
-  for (std::size_t begin = 0; begin < out.n_rows; begin += kReducedRows) {
-    const std::size_t n = std::min(kReducedRows, out.n_rows - begin);
-    device_.matmul(w, blocks.slice_rows(begin, n), out.slice_rows(begin, n));
-    adapt(lora, own.slice_rows(begin, n), out.slice_rows(begin, n));
-    device_.sync();
-    if (begin > 0) RECUA_RETURN_IF_ERROR(communicator_.finish_all_reduce());
-    RECUA_RETURN_IF_ERROR(communicator_.begin_all_reduce(host_floats(out.slice_rows(begin, n))));
-  }
-  return communicator_.finish_all_reduce();
+// out = this rank's summand of w x, where x is a buffer's columns of which this rank has some: w
+// has that part of the inputs.
+void ForwardPass::matmul_of_share(const compute::Weight& w, const Lora& lora, const RowBuffer& x,
+                                  const SplitInput& cols, Rows out) {
+  device_.matmul(w, cols.whole_blocks(x, out.n_rows, w.type()), out);
+  adapt(lora, cols.own_cols(x, out.n_rows), out);  // An adapter's matrices are not in blocks.
 }
 
 Rows ForwardPass::own_logits(std::size_t begin, std::size_t n) {

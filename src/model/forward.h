@@ -45,9 +45,9 @@ struct ForwardRows {
 
 /// How many rows of logits are computed at a time: enough to read the output matrix seldom.
 inline constexpr std::size_t kLogitRows = 64;
-/// Rows whose sum over ranks travels while the next ones are computed: enough for the product to
-/// read its weights seldom.
-inline constexpr std::size_t kReducedRows = 64;
+/// Each half of a micro-batch that is computed while the sums of the other travel has at least so
+/// many rows: products read their weights once per half.
+inline constexpr std::size_t kHalfRowsMin = 64;
 
 class ForwardPass {
  public:
@@ -67,17 +67,38 @@ class ForwardPass {
   Result<compute::Rows> gather_logits(std::size_t n);
 
  private:
-  Result<compute::Rows> attention(const LayerWeights& layer, std::size_t index,
-                                  const ForwardRows& rows, compute::Rows x, bool select);
-  Result<compute::Rows> attend(const LayerWeights& layer, std::size_t index,
-                               const ForwardRows& rows,
-                               std::span<const compute::AttentionRow> attention_rows,
-                               compute::Rows normed, compute::Rows rope);
-  Result<compute::Rows> feed_forward(const LayerWeights& layer, compute::Rows x);
-  Result<compute::Rows> experts(const LayerWeights& layer, compute::Rows normed);
+  /// Rows of the micro-batch that go through an operator together.
+  struct RowRange {
+    std::size_t begin = 0;
+    std::size_t size = 0;
+  };
+  /// A sum over ranks that has begun, and what it is for.
+  struct Pending {
+    RowRange part;
+    compute::Rows x, delta, sum;
+  };
+
+  std::span<const RowRange> parts_of(std::size_t n);
+  Result<void> begin_part(const RowRange& part);
+  Result<void> attention(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
+                         const RowRange& part, compute::Rows x);
+  Result<compute::Rows> attention_of_outputs(const LayerWeights& layer, std::size_t index,
+                                             const ForwardRows& rows, compute::Rows x);
+  Result<void> project_rows(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
+                            const RowRange& part, compute::Rows x, bool with_queries);
+  Result<void> attend(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
+                      std::span<const compute::AttentionRow> attention_rows, compute::Rows normed,
+                      compute::Rows rope, compute::Rows out);
+  Result<void> feed_forward(const LayerWeights& layer, const RowRange& part, compute::Rows x,
+                            compute::Rows sum);
+  void experts(const LayerWeights& layer, compute::Rows normed, compute::Rows out);
   Result<void> sum_over_ranks(compute::Rows rows);
-  Result<void> matmul_over_ranks(const compute::Weight& w, const Lora& lora, const RowBuffer& x,
-                                 const SplitInput& cols, compute::Rows out);
+  Result<void> add_over_ranks(const RowRange& part, compute::Rows x, compute::Rows delta,
+                              compute::Rows sum);
+  Result<void> settle();
+  Result<void> help_sums();
+  void matmul_of_share(const compute::Weight& w, const Lora& lora, const RowBuffer& x,
+                       const SplitInput& cols, compute::Rows out);
   void adapt(const Lora& lora, compute::Rows x, compute::Rows out);
 
   compute::Device& device_;
@@ -90,7 +111,9 @@ class ForwardPass {
   const Share share_;
   std::vector<std::size_t> gather_counts_;
   std::vector<compute::AttentionRow> selected_;
-  compute::Rows final_;  // The residual stream of the outputs after the last layer.
+  std::array<RowRange, 2> parts_;
+  std::optional<Pending> pending_;  // The newest sum over ranks, until settle().
+  compute::Rows final_;             // The residual stream of the outputs after the last layer.
 };
 
 }  // namespace recua::model
