@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RECUA = ROOT / "build" / "release" / "bin" / "recua"
@@ -17,16 +18,45 @@ SMALL = ["--arch", "llama", "--layers", "30", "--dim", "576", "--ffn", "1536", "
          "--vocab", "49152", "--tied"]
 
 
+class Host(typing.NamedTuple):
+    """Where a process runs: an address, and what is put before its command."""
+    address: str = "127.0.0.1"
+    prefix: tuple = ()
+
+
 @contextlib.contextmanager
-def workers(count, models, scratch, links=()):
-    """Addresses of workers of one thread on loopback, with these flags for links; they end with the block."""
+def slow_network(rate):
+    """Two network namespaces, each with an Ethernet card of this rate (as tc writes it: 1gbit) to the other. Needs root."""
+    names = [f"recua-{os.getpid()}-{rate}-{end}" for end in "ab"]
+    hosts = [Host(f"10.99.0.{i + 1}", ("ip", "netns", "exec", name)) for i, name in enumerate(names)]
+    call = lambda *command: subprocess.run(command, check=True)
+    try:
+        for name in names:
+            call("ip", "netns", "add", name)
+        call("ip", "link", "add", "card", "netns", names[0], "type", "veth", "peer", "name", "card", "netns", names[1])
+        for name, host in zip(names, hosts):
+            call("ip", "-n", name, "addr", "add", f"{host.address}/24", "dev", "card")
+            for device in ("lo", "card"):
+                call("ip", "-n", name, "link", "set", device, "up")
+            call(*host.prefix, "tc", "qdisc", "add", "dev", "card", "root", "tbf", "rate", rate, "burst", "256kb",
+                 "latency", "100ms")
+        yield hosts
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def workers(count, models, scratch, links=(), hosts=(Host(),)):
+    """Addresses of workers of one thread, with these flags for links, on these hosts in turns; they end with the block."""
     processes, addresses = [], []
     try:
         for i in range(count):
+            host = hosts[i % len(hosts)]
             port_file = scratch / f"port{'-'.join(map(str, links))}-{i}"
             port_file.unlink(missing_ok=True)
             processes.append(subprocess.Popen(
-                [RECUA, "worker", "--listen", "127.0.0.1:0", "--models", models, "-t", "1", "--quiet",
+                [*host.prefix, RECUA, "worker", "--listen", f"{host.address}:0", "--models", models, "-t", "1", "--quiet",
                  *links, "--port-file", port_file], stderr=subprocess.DEVNULL))
             while not (port_file.exists() and port_file.read_text().endswith("\n")):
                 if processes[-1].poll() is not None:
@@ -49,9 +79,9 @@ def random_model(name, shape):
     return model
 
 
-def bench_run(model, prompt, generate, more, repetitions):
+def bench_run(model, prompt, generate, more, repetitions, host=Host()):
     """The row of one test as `recua bench` gives it, and what was said on standard error."""
-    command = [RECUA, "bench", "-m", model, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions),
+    command = [*host.prefix, RECUA, "bench", "-m", model, "-p", str(prompt), "-n", str(generate), "-r", str(repetitions),
                "-o", "json", *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -63,9 +93,9 @@ def bench_row(model, prompt, generate, more, repetitions=2):
     return bench_run(model, prompt, generate, more, repetitions)[0]
 
 
-def bench(model, prompt, generate, more, repetitions=2):
+def bench(model, prompt, generate, more, repetitions=2, host=Host()):
     """Median tokens per second of one test, and what was said on standard error."""
-    row, said = bench_run(model, prompt, generate, more, repetitions)
+    row, said = bench_run(model, prompt, generate, more, repetitions, host)
     return statistics.median(row["samples_ts"]), said
 
 

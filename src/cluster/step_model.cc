@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "collective/calibrate.h"
+#include "model/forward.h"
 
 namespace recua::cluster {
 namespace {
@@ -21,6 +23,11 @@ constexpr double kOperatorsExperts = 18.0;
 constexpr double kHiddenPasses = 16.0;
 constexpr double kHeadPasses = 6.0;
 constexpr double kFfnPasses = 8.0;
+
+// Of what could travel while the other half of a micro-batch is computed, what does: 0.7 to 0.85 of
+// it between two ranks on links of 1 to 10 Gbit/s (docs/parallelism.md). The rest waits for a rank
+// to take it off its rings.
+constexpr double kHiddenShare = 0.7;
 
 // A row of logits is written, gathered, and read by the sampler.
 constexpr double kLogitPasses = 3.0;
@@ -314,7 +321,14 @@ LinkSpec StepModel::worst_link(const StagePlan& a, const StagePlan& b) const {
   return worst;
 }
 
-double StepModel::exchange_seconds(const StagePlan& stage, const StepWork& work) const {
+// As model/forward.h and collective/calibrate.h have it.
+bool StepModel::computes_meanwhile(double rows, double row_bytes, double sum_seconds) {
+  return rows >= 2.0 * static_cast<double>(model::kHalfRowsMin) &&
+         rows * row_bytes < collective::kFastBytesPerSecond * sum_seconds;
+}
+
+double StepModel::exchange_seconds(const StagePlan& stage, const StepWork& work,
+                                   double compute) const {
   const std::size_t n = stage.ranks.size();
   if (n <= 1) return 0.0;
   const LinkSpec link = worst_link(stage, stage);
@@ -322,13 +336,18 @@ double StepModel::exchange_seconds(const StagePlan& stage, const StepWork& work)
   const auto reduce = [&](double rows) { return all_reduce_seconds(rows * row_bytes, n, link); };
   const bool is_first = stage.layers.begin == 0;
   const bool is_last = stage.layers.end == model_.n_layers();
-  double n_full = 2.0 * stage.layers.size() + (is_first ? 1.0 : 0.0);
-  double seconds = 0.0;
+  double n_full = 2.0 * stage.layers.size();
+  double seconds = is_first ? reduce(work.n_rows) : 0.0;
   if (is_last && work.n_outputs < work.n_rows) {
     n_full -= 2.0;
     if (work.n_outputs > 0) seconds += 2.0 * reduce(work.n_outputs);
   }
-  seconds += n_full * reduce(work.n_rows);
+  double full = n_full * reduce(work.n_rows);
+  if (computes_meanwhile(work.n_rows, row_bytes, reduce(work.n_rows))) {
+    full = n_full * 2.0 * reduce(work.n_rows / 2.0);
+    full -= kHiddenShare * std::min(full, compute);
+  }
+  seconds += full;
   if (is_last && work.n_outputs > 0) {
     // The first rank gathers the logits.
     seconds += link.latency_seconds + static_cast<double>(sizeof(float)) * work.n_outputs *
@@ -360,7 +379,7 @@ StageSeconds StepModel::stage(const StagePlan& stage, const StepWork& work,
     out.ranks.push_back(seconds);
     out.compute = std::max(out.compute, seconds);
   }
-  out.exchange = exchange_seconds(stage, work);
+  out.exchange = exchange_seconds(stage, work, out.compute);
   return out;
 }
 

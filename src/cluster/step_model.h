@@ -8,7 +8,8 @@
 /// (experts: bytes of those that are touched, products of those that are used). Attention takes the
 /// larger of cached bytes / bandwidth and multiply-accumulates / attention speed. Each operator
 /// costs a fixed time, rows that pass between operators their bytes / bandwidth. The ranks of a
-/// stage wait for the slowest, then exchange partial sums twice per layer.
+/// stage wait for the slowest, then exchange partial sums twice per layer; sums of large micro-
+/// batches over slow links travel mostly while others are computed.
 ///
 /// Threads: none; keeps tables of what it was asked before, so one thread at a time.
 
@@ -34,7 +35,7 @@ struct StepWork {
 
 struct StageSeconds {
   double compute = 0.0;         // Of the slowest rank.
-  double exchange = 0.0;        // Partial sums among the ranks.
+  double exchange = 0.0;        // Partial sums among the ranks, beyond what computing hides.
   std::vector<double> ranks{};  // Each rank's own computing.
 
   [[nodiscard]] double total() const { return compute + exchange; }
@@ -98,7 +99,9 @@ class StepModel {
   [[nodiscard]] double attention_seconds(const MachineSpeed& speed, double kv_share,
                                          double head_share, const StepWork& work) const;
   [[nodiscard]] LinkSpec worst_link(const StagePlan& a, const StagePlan& b) const;
-  [[nodiscard]] double exchange_seconds(const StagePlan& stage, const StepWork& work) const;
+  [[nodiscard]] static bool computes_meanwhile(double rows, double row_bytes, double sum_seconds);
+  [[nodiscard]] double exchange_seconds(const StagePlan& stage, const StepWork& work,
+                                        double compute) const;
 
   const ModelShape& model_;
   const ClusterShape& cluster_;

@@ -13,8 +13,6 @@ constexpr std::size_t kNoLimit = std::size_t{1} << 40U;
 constexpr std::size_t kRounds = 7;  // Of each way, in turns; after one to warm up.
 /// While a group starts, others are busy too: a call that waits for a processor takes milliseconds.
 constexpr int kDisturbance = 4;
-/// GB/s of sums beyond which they are over before it is worth while to compute meanwhile.
-constexpr double kFastBytesPerNs = 2.0;
 
 net::Duration median(std::array<net::Duration, kRounds>& times) {
   std::sort(times.begin(), times.end());
@@ -28,7 +26,8 @@ double nanoseconds(net::Duration duration) {
 /// Whether to compute while sums travel pays off: products in pieces lose a few percent.
 bool is_slow(const Calibration::Point& longest) {
   const double bytes = static_cast<double>(longest.n_values * sizeof(float));
-  return bytes / nanoseconds(std::min(longest.one_shot, longest.scattered)) < kFastBytesPerNs;
+  const double seconds = 1e-9 * nanoseconds(std::min(longest.one_shot, longest.scattered));
+  return bytes / seconds < kFastBytesPerSecond;
 }
 
 }  // namespace

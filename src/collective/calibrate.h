@@ -9,6 +9,10 @@
 
 namespace recua::collective {
 
+/// Sums of so many bytes per second are over before it is worth while to compute meanwhile: two
+/// halves of a prompt lose some percent.
+inline constexpr double kFastBytesPerSecond = 1e9;
+
 struct Calibration {
   /// What both ways of an all_reduce took, as rank 0 saw it: medians.
   struct Point {
