@@ -80,6 +80,7 @@ class ClusterExecutor final : public model::Executor {
     cluster_options.n_batch = model.n_batch;
     cluster_options.fetch_allowed = flags.fetch;
     cluster_options.verify = flags.verify;
+    cluster_options.sums = flags.sums;
     cluster_options.cache_dir = cluster::default_cache_dir();
     cluster_options.n_threads = sys::default_thread_count(sys::detect_topology());
     cluster_options.link_policy = &links.policy;

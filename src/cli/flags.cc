@@ -168,6 +168,12 @@ void ClusterFlags::add(CLI::App& app, bool with_plan) {
       "--no-fetch", [this] { fetch = false; },
       "Fail rather than send weights to a worker that lacks them");
   app.add_flag("--verify", verify, "Let the workers hash their weights again");
+  app.add_option(
+         "--sum-type", sum_type,
+         "How workers that share layers send each other their sums: f32, or rounded to f16, "
+         "bf16 or i8 for slow networks")
+      ->capture_default_str()
+      ->type_name("TYPE");
   app.add_option("--worker-timeout", timeout_seconds, "Seconds to wait for a worker to answer")
       ->capture_default_str()
       ->type_name("SECONDS");
@@ -239,6 +245,10 @@ Result<void> ClusterFlags::check() {
   RECUA_RETURN_IF_ERROR(check_range("--local-workers", n_local_workers, 0, 64));
   RECUA_RETURN_IF_ERROR(check_range("--worker-timeout", timeout_seconds, 0.001, 86400));
   RECUA_RETURN_IF_ERROR(check_range("--tp", n_ranks, 1, cluster::kRanksMax));
+  const auto format = collective::wire_format_from_name(sum_type);
+  if (!format)
+    return invalid(fmt::format("--sum-type is '{}', need f32, f16, bf16 or i8", sum_type));
+  sums = *format;
   if (!workers_text.empty()) {
     for (const std::string_view part : split_at_commas(workers_text)) {
       if (part.empty()) {

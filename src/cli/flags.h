@@ -16,6 +16,7 @@
 #include "base/result.h"
 #include "cli/app.h"
 #include "cli/cpu_flags.h"
+#include "collective/wire_format.h"
 #include "model/slice.h"
 #include "net/connection.h"
 #include "quant/data_type.h"
@@ -73,7 +74,8 @@ struct ClusterFlags {
   std::vector<model::Slice> slices;    // By worker, when a plan gives them.
   bool fetch = true;                   // Workers may take missing weights from here.
   bool verify = false;                 // Workers hash their file again.
-  double timeout_seconds = 10.0;       // To reach a worker.
+  collective::WireFormat sums = collective::WireFormat::kF32;  // Filled by check().
+  double timeout_seconds = 10.0;                               // To reach a worker.
 
   /// plan_file is a file, not one of the words instead of it.
   [[nodiscard]] bool is_plan_named() const;
@@ -86,6 +88,7 @@ struct ClusterFlags {
   std::uint32_t n_ranks = 1;  // Workers that share their layers; check() fills it by n_stages.
   std::optional<std::uint32_t> n_stages;
   std::string split_text;
+  std::string sum_type = "f32";
 
  private:
   [[nodiscard]] Result<void> check_stages();

@@ -225,11 +225,12 @@ Result<std::string> plan(PlanFlags& flags) {
   shorten(flags, model);
   RECUA_ASSIGN_OR_RETURN(const std::uint32_t n_ctx, choose_ctx(flags, model));
   RECUA_ASSIGN_OR_RETURN(
-      const PlanMachines machines,
+      PlanMachines machines,
       flags.simulate.empty()
           ? measured_machines(planned, flags.cluster, flags.links, flags.model.n_threads,
                               flags.remeasure ? Measure::kAlways : Measure::kOnce)
           : described_machines(flags.simulate, flags.links));
+  machines.shape.sums = flags.cluster.sums;
   PlanReport report;
   report.model = &model;
   report.machines = &machines.shape;

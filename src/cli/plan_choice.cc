@@ -104,8 +104,9 @@ cluster::SearchOptions search_options(const model::SliceOptions& options) {
 
 Result<void> take_best(ClusterFlags& flags, const LinkFlags& links, const PlannedModel& planned,
                        model::SliceOptions& options) {
-  RECUA_ASSIGN_OR_RETURN(const PlanMachines machines,
+  RECUA_ASSIGN_OR_RETURN(PlanMachines machines,
                          measured_machines(planned, flags, links, 0, Measure::kOnce));
+  machines.shape.sums = flags.sums;
   RECUA_ASSIGN_OR_RETURN(
       cluster::PlanChoice choice,
       cluster::choose_plan(planned.shape, machines.shape, search_options(options)));

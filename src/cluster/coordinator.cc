@@ -57,6 +57,7 @@ ClusterImpl::ClusterImpl(net::Env env, Offload& offload, std::shared_ptr<const g
   }
   if (options_.n_ranks > 1) {
     self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
+    self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kGroupOptions));
   }
   if (model::has_lora(*file_)) {
     self_.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
@@ -126,6 +127,8 @@ asio::awaitable<Result<void>> ClusterImpl::make_plan() {
     std::string_view what;
   } needs[] = {{n_ranks() > 1, rpc::Feature::kTensorSplit,
                 "share layers with others (--tp; --plan layers does without)"},
+               {n_ranks() > 1 && options_.sums != collective::WireFormat::kF32,
+                rpc::Feature::kGroupOptions, "round what it sends (--sum-type)"},
                {model::has_lora(*file_), rpc::Feature::kLora, "apply an adapter (--lora)"}};
   for (const Peer& peer : peers_) {
     for (const auto& [needed, feature, what] : needs) {

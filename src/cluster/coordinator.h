@@ -19,6 +19,7 @@
 #include "cluster/plan.h"
 #include "cluster/remote_executor.h"
 #include "cluster/slice_weights.h"
+#include "collective/wire_format.h"
 #include "gguf/gguf_file.h"
 #include "model/slice_runner.h"
 #include "net/connection.h"
@@ -35,11 +36,12 @@ struct ClusterOptions {
   std::uint32_t n_ranks = 1;           // Workers that share their layers; consecutive ones.
   std::vector<model::Slice> slices;    // A plan made elsewhere, by worker; empty: plan_ranks().
   std::uint32_t n_batch = 2048;        // Most rows of a step.
-  bool fetch_allowed = true;           // Workers may ask us for chunks they do not have.
-  bool push_chunks = true;             // On channels of their own, where workers know that.
-  bool verify = false;                 // Hash everything again.
-  std::filesystem::path cache_dir;     // Remembered hashes.
-  std::size_t n_threads = 1;           // For hashing.
+  collective::WireFormat sums = collective::WireFormat::kF32;  // What ranks send each other.
+  bool fetch_allowed = true;        // Workers may ask us for chunks they do not have.
+  bool push_chunks = true;          // On channels of their own, where workers know that.
+  bool verify = false;              // Hash everything again.
+  std::filesystem::path cache_dir;  // Remembered hashes.
+  std::size_t n_threads = 1;        // For hashing.
   net::Duration connect_timeout = std::chrono::seconds(10);
   rpc::ControlOptions control;
   const rpc::LinkPolicy* link_policy = nullptr;  // Outlives the cluster. Null: TCP only.

@@ -75,6 +75,10 @@ asio::awaitable<Result<void>> ClusterImpl::load(std::size_t index) {
   to_wire(slice_options_, *load.mutable_options());
   load.set_fetch_allowed(options_.fetch_allowed);
   load.set_verify(options_.verify);
+  load.set_sum_format(static_cast<std::uint32_t>(options_.sums));
+  load.set_may_overlap(std::all_of(peers_.begin(), peers_.end(), [](const Peer& each) {
+    return each.info.has(rpc::Feature::kGroupOptions);
+  }));
   const Result<wire::ControlMessage> reply = co_await call(index, std::move(request), kLoadTimeout);
   peer.chunks->close();
   if (!reply.ok()) {

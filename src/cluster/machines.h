@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cluster/link_transport.h"
+#include "collective/wire_format.h"
 #include "quant/data_type.h"
 
 namespace recua::cluster {
@@ -85,8 +86,9 @@ struct ClusterShape {
   std::vector<Machine> machines;
   std::vector<HostLimits> hosts = {};
   std::uint32_t n_groups = 0;
-  std::vector<LinkSpec> links = {};              // [n_groups, n_groups], symmetric.
-  std::vector<LinkSpec> coordinator_links = {};  // [n_groups]
+  std::vector<LinkSpec> links = {};                            // [n_groups, n_groups], symmetric.
+  std::vector<LinkSpec> coordinator_links = {};                // [n_groups]
+  collective::WireFormat sums = collective::WireFormat::kF32;  // What ranks send each other.
 
   [[nodiscard]] const LinkSpec& link(std::uint32_t a, std::uint32_t b) const {
     return links[std::size_t{machines[a].group} * n_groups + machines[b].group];

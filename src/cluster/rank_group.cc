@@ -87,6 +87,7 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
   parts.waiter = waiter.get();
   parts.options.spin = loop_env.spin;
   parts.options.timeout = timeout_;
+  parts.options.sums = sums_;
   parts.channels.resize(n_ranks_);
   RECUA_ASSIGN_OR_RETURN(parts.ring, collective::SendRing::create(kGroupRing, n_ranks_, 0));
   for (std::uint32_t r = 0; r < n_ranks_; ++r) {
@@ -127,17 +128,18 @@ Result<std::string> RankGroup::calibrate(std::size_t values_max) {
   if (n_ranks_ == 1) return std::string();
   RECUA_RETURN_IF_ERROR(barrier());
   const net::TimePoint begin = clock_->now();
-  const collective::CalibrationBounds bounds{.time_max = kCalibrationTime,
-                                             .values_max = values_max};
+  const collective::CalibrationBounds bounds{
+      .time_max = kCalibrationTime, .values_max = values_max, .may_overlap = may_overlap_};
   Result<collective::Calibration> measured = collective::calibrate(*channels_, *clock_, bounds);
   if (!measured.ok()) {
     return std::move(measured).error().within("measuring sums between the ranks");
   }
   if (measured->points.empty()) return std::string();
   return fmt::format(
-      "{}{} (measured with up to {} in {})",
+      "{}{}{} (measured with up to {} in {})",
       describe_sums(measured->one_shot_values_max, values_max),
       measured->overlaps ? ", computing meanwhile" : "",
+      sums_ == collective::WireFormat::kF32 ? "" : ", sent as " + to_string(sums_),
       format_bytes(measured->points.back().n_values * sizeof(float)),
       net::to_string(std::chrono::round<std::chrono::milliseconds>(clock_->now() - begin)));
 }

@@ -78,6 +78,12 @@ class RankGroup final : public model::Communicator {
   /// For calls that model::Communicator does not have; null for the only rank. From connect() to
   /// disconnect().
   [[nodiscard]] collective::ChannelCommunicator* channels() const { return channels_.get(); }
+  /// How ranks send each other summands, and whether they may compute meanwhile, which older ones
+  /// cannot: the same on all of them. Before connect().
+  void set_sums(collective::WireFormat format, bool may_overlap) {
+    sums_ = format;
+    may_overlap_ = may_overlap;
+  }
   /// How long nothing may move in a call; before connect().
   void set_timeout(net::Duration timeout) { timeout_ = timeout; }
   /// Ends a call that waits for others, and all to come. Any thread.
@@ -106,6 +112,8 @@ class RankGroup final : public model::Communicator {
   std::vector<SessionLink> links_;  // What they did: once they were dropped.
   const net::Clock* clock_ = nullptr;
   net::Duration timeout_ = collective::CommunicatorOptions{}.timeout;
+  collective::WireFormat sums_ = collective::WireFormat::kF32;
+  bool may_overlap_ = false;
   std::unique_ptr<collective::Waiter> waiter_;
   std::unique_ptr<collective::ChannelCommunicator> channels_;
   std::mutex mutex_;  // Of channels_ as cancel() sees it.

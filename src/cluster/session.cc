@@ -123,6 +123,15 @@ Result<Session::Request> Session::parse(const wire::LoadSlice& message) {
   }
   request.fetch_allowed = message.fetch_allowed();
   request.verify = message.verify();
+  const auto sums = collective::wire_format_from_number(message.sum_format());
+  if (!sums) {
+    return Error{ErrorCode::kProtocol,
+                 fmt::format("load_slice.sum_format is {}, must be 0 (f32), 1 (f16), 30 (bf16) or "
+                             "32769 (i8)",
+                             message.sum_format())};
+  }
+  request.sums = *sums;
+  request.may_overlap = message.may_overlap();
   return request;
 }
 
@@ -131,7 +140,9 @@ Session::Session(SessionEnv env, Request request, SessionEvents events)
       request_(std::move(request)),
       events_(std::move(events)),
       group_(request_.slice.rank, request_.slice.n_ranks),
-      ended_(env_.env.executor) {}
+      ended_(env_.env.executor) {
+  group_.set_sums(request_.sums, request_.may_overlap);
+}
 
 Session::~Session() { group_.disconnect(); }  // Its loop goes before it does.
 

@@ -25,6 +25,7 @@
 #include "cluster/slice_weights.h"
 #include "cluster/stage.h"
 #include "cluster/weights_fetch.h"
+#include "collective/wire_format.h"
 #include "model/hyperparams.h"
 #include "model/slice_runner.h"
 #include "net/connection.h"
@@ -81,6 +82,8 @@ class Session final : public ChannelHost, public std::enable_shared_from_this<Se
     model::SliceOptions options;
     bool fetch_allowed = false;
     bool verify = false;
+    collective::WireFormat sums = collective::WireFormat::kF32;
+    bool may_overlap = false;
   };
   /// Checks a LoadSlice message. kProtocol, kUnsupported, kCorrupt: names the field.
   static Result<Request> parse(const wire::LoadSlice& message);

@@ -332,7 +332,8 @@ double StepModel::exchange_seconds(const StagePlan& stage, const StepWork& work,
   const std::size_t n = stage.ranks.size();
   if (n <= 1) return 0.0;
   const LinkSpec link = worst_link(stage, stage);
-  const double row_bytes = static_cast<double>(sizeof(float)) * model_.hidden_size;
+  const auto row_bytes =
+      static_cast<double>(collective::wire_bytes(cluster_.sums, model_.hidden_size));
   const auto reduce = [&](double rows) { return all_reduce_seconds(rows * row_bytes, n, link); };
   const bool is_first = stage.layers.begin == 0;
   const bool is_last = stage.layers.end == model_.n_layers();

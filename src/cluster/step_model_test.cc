@@ -79,7 +79,7 @@ TEST(StepModel, SumsOfPromptsTravelWhileOthersAreComputed) {
   const ModelShape model = test_model(8, 4096, 32, 8);
   const StagePlan stage = even_plan(model, 1, 2).stages[0];
   const double row_bytes = 4096 * 4;
-  // GB/s; what of 16 sums of 256 rows, two at a time, is still waited for.
+  // GB/s, and how much of 16 sums of 256 rows, two at a time, computing hides.
   for (const auto& [gbytes, hidden] : {std::pair(10.0, 0.0), std::pair(0.5, 0.7)}) {
     const ClusterShape cluster = cluster_of(test_machines(2), test_link(5, gbytes));
     const StageSeconds prompt =
@@ -91,15 +91,24 @@ TEST(StepModel, SumsOfPromptsTravelWhileOthersAreComputed) {
     const double logits = link.latency_seconds + 512 * 16000.0 * 4 / link.bytes_per_second;
     const double layers = hidden == 0.0 ? whole : halves;
     EXPECT_NEAR(prompt.exchange, whole + 16 * (1.0 - hidden) * layers + logits, 1e-9) << gbytes;
-    // Where nothing is left to hide behind, all of the rest is waited for.
-    std::vector<Machine> fast = test_machines(2);
-    for (Machine& machine : fast) machine.speed.macs_per_second = 1e18;
-    const ClusterShape fast_cluster = cluster_of(fast, test_link(5, 0.01));
-    const StageSeconds bound =
-        StepModel(model, fast_cluster).stage(stage, {.n_rows = 512, .n_outputs = 1});
-    EXPECT_GT(bound.exchange + 0.7 * bound.compute,
-              14 * 2.0 * all_reduce_seconds(256 * row_bytes, 2, fast_cluster.link(0, 1)));
   }
+  // Where there is less computing than there are sums, no more is hidden than it lasts; the last
+  // layer sums one row.
+  const ClusterShape slow = cluster_of(test_machines(2), test_link(5, 0.01));
+  const LinkSpec& link = slow.link(0, 1);
+  const StageSeconds bound = StepModel(model, slow).stage(stage, {.n_rows = 512, .n_outputs = 1});
+  EXPECT_NEAR(bound.exchange + 0.7 * bound.compute,
+              all_reduce_seconds(512 * row_bytes, 2, link) +
+                  14 * 2.0 * all_reduce_seconds(256 * row_bytes, 2, link) +
+                  2.0 * all_reduce_seconds(row_bytes, 2, link) + link.latency_seconds +
+                  16000.0 * 4 / link.bytes_per_second,
+              1e-9);
+  // Rounded to 16 bits a sum is half as long.
+  ClusterShape rounded = slow;
+  rounded.sums = collective::WireFormat::kF16;
+  const StageSeconds half = StepModel(model, rounded).stage(stage, {.n_rows = 1});
+  const StageSeconds full = StepModel(model, slow).stage(stage, {.n_rows = 1});
+  EXPECT_NEAR(full.exchange - half.exchange, 17 * row_bytes / 2 / link.bytes_per_second, 1e-9);
 }
 
 TEST(StepModel, ExpertsReadOnlyWhatIsTouched) {

@@ -66,6 +66,7 @@ rpc::PeerInfo WorkerState::self_info() {
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
+  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kGroupOptions));
   if (options.make_training) {
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTraining));
   }

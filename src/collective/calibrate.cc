@@ -23,14 +23,13 @@ double nanoseconds(net::Duration duration) {
   return static_cast<double>(std::max<std::int64_t>(duration.count(), 1));
 }
 
-/// Whether to compute while sums travel pays off: products in pieces lose a few percent.
+}  // namespace
+
 bool is_slow(const Calibration::Point& longest) {
   const double bytes = static_cast<double>(longest.n_values * sizeof(float));
   const double seconds = 1e-9 * nanoseconds(std::min(longest.one_shot, longest.scattered));
   return bytes / seconds < kFastBytesPerSecond;
 }
-
-}  // namespace
 
 std::size_t choose_switch(const std::vector<Calibration::Point>& points) {
   std::size_t best = 0;
@@ -86,7 +85,9 @@ Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Cloc
   // 0 or a power of two, which F32 has exactly.
   std::array<float, 2> chosen{static_cast<float>(choose_switch(out.points)),
                               is_slow(out.points.back()) ? 1.0F : 0.0F};
-  RECUA_RETURN_IF_ERROR(communicator.broadcast(chosen, 0));
+  const std::size_t n_told = bounds.may_overlap ? 2 : 1;
+  if (!bounds.may_overlap) chosen[1] = 0.0F;
+  RECUA_RETURN_IF_ERROR(communicator.broadcast(std::span(chosen).first(n_told), 0));
   if (communicator.rank() != 0) out.points.clear();
   out.one_shot_values_max = static_cast<std::size_t>(chosen[0]);
   out.overlaps = chosen[1] != 0.0F;

@@ -32,6 +32,7 @@ struct CalibrationBounds {
   net::Duration time_max = std::chrono::milliseconds(50);
   /// The longest vector that will ever be summed: no larger one is tried.
   std::size_t values_max = std::size_t{1} << 20U;
+  bool may_overlap = true;  // False: some rank knows nothing of it, and is not told.
 };
 
 /// Sums vectors of 4 KiB, 8 KiB, ... 4 MiB both ways, then all ranks take rank 0's switch, and
@@ -39,6 +40,9 @@ struct CalibrationBounds {
 /// values_max. Nothing happens where the options fix the switch. Errors: those of the calls.
 Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Clock& clock,
                               const CalibrationBounds& bounds = {});
+
+/// Whether to compute while sums travel pays off: the longest vector took so long.
+[[nodiscard]] bool is_slow(const Calibration::Point& longest);
 
 /// The largest one-shot vector, from these points: where the sum over sizes of (time as chosen /
 /// time of the better way) is least, so that one noisy size decides nothing. Beyond the sizes the

@@ -272,7 +272,7 @@ Result<bool> Exchange::send(Peer& peer) {
                                          .descriptor = descriptor,
                                          .starving = sender.credits() == kCreditsKept + 1,
                                          .flush = true,
-                                         .wakes_later = true});
+                                         .wakes_later = peer.n_out == 1});
     if (!sent.ok()) return gone(peer, std::move(sent).error());
     RECUA_CHECK(*sent);
     if (staged) ring_.sent(*staged, index_of(peer), sender);
@@ -465,6 +465,7 @@ std::string Exchange::missing() const {
 }
 
 void Exchange::give_up(const Error& why) {
+  wake_peers();
   // Who gave up before us has told all the others itself.
   if (std::any_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.gave_up; }))
     return;

@@ -14,6 +14,9 @@
 namespace recua::collective {
 namespace {
 
+constexpr WireFormat kFormats[] = {WireFormat::kF32, WireFormat::kF16, WireFormat::kBF16,
+                                   WireFormat::kI8};
+
 /// Below this the scale would not be a normal number.
 constexpr float kTiny = 0x1.0p-119F;
 /// Adding and taking it away rounds to a whole number, ties to even, for magnitudes below 2^22.
@@ -90,6 +93,20 @@ std::string to_string(WireFormat format) {
       return "i8";
   }
   return fmt::format("format {}", static_cast<unsigned>(format));
+}
+
+std::optional<WireFormat> wire_format_from_name(std::string_view name) {
+  for (const WireFormat format : kFormats) {
+    if (name == to_string(format)) return format;
+  }
+  return std::nullopt;
+}
+
+std::optional<WireFormat> wire_format_from_number(std::uint32_t number) {
+  for (const WireFormat format : kFormats) {
+    if (number == static_cast<std::uint32_t>(format)) return format;
+  }
+  return std::nullopt;
 }
 
 std::size_t wire_bytes(WireFormat format, std::size_t n_values) {

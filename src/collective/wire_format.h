@@ -17,15 +17,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace recua::collective {
 
 /// GGUF's numbers of the types, or one of our own from 0x8001 on.
 enum class WireFormat : std::uint16_t { kF32 = 0, kF16 = 1, kBF16 = 30, kI8 = 0x8001 };
 
+/// "f32", "f16", "bf16", "i8"
 [[nodiscard]] std::string to_string(WireFormat format);
+/// The format of this name, or number; nothing where there is none.
+[[nodiscard]] std::optional<WireFormat> wire_format_from_name(std::string_view name);
+[[nodiscard]] std::optional<WireFormat> wire_format_from_number(std::uint32_t number);
 
 /// Vectors may be cut between blocks only.
 inline constexpr std::size_t kFormatBlock = 32;

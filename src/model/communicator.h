@@ -33,7 +33,8 @@ class Communicator {
   /// all of it happens in the first half.
   virtual Result<void> begin_all_reduce(std::span<float> values) { return all_reduce(values); }
   virtual Result<void> finish_all_reduce() { return {}; }
-  /// Gets on with it as far as that goes without waiting; a few times per millisecond are enough.
+  /// Gets on with it as far as that goes without waiting. The oftener, the more of it is over when
+  /// it is finished; peers give up on who takes nothing for seconds.
   virtual Result<void> help_all_reduce() { return {}; }
   /// Whether so much of an all_reduce happens between its halves that it is worth computing in two
   /// parts. The same on every rank.

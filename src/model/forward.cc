@@ -37,6 +37,7 @@ ForwardPass::ForwardPass(compute::Device& device, const HyperParams& hp, const S
 
 Result<void> ForwardPass::run_layers(const ForwardRows& rows, Rows input, Rows output) {
   const std::size_t n = rows.positions.size();
+  pending_.reset();  // Of a pass that failed.
   Rows x = input;
   if (slice_.is_first()) {
     x = a_.x.rows(n);
@@ -189,13 +190,20 @@ Result<void> ForwardPass::attend(const LayerWeights& layer, std::size_t index,
   }
   device_.rope(q, share_.heads.size(), hp_.architecture->rope, rope);
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hp_.head_dim)));
-  const compute::AttentionBatch batch = {.rows = attention_rows, .page_tables = rows.page_tables};
   const std::size_t n_group = hp_.n_heads / hp_.n_kv_heads;
   const compute::HeadGroups heads = {
       .n_heads = share_.heads.size(), .n_group = n_group, .n_before = share_.heads.begin % n_group};
-  device_.attention(cache_.layer(index), q, heads, batch, scale, hp_.sliding_window,
-                    a_.attended_cols.own_cols(a_.attended, n));
-  RECUA_RETURN_IF_ERROR(help_sums());
+  // Over long contexts this takes longest, and peers must not wait for help forever.
+  const Rows attended = a_.attended_cols.own_cols(a_.attended, n);
+  const std::size_t n_at_once = pending_ ? kHalfRowsMin : n;
+  for (std::size_t begin = 0; begin < n; begin += n_at_once) {
+    const std::size_t n_piece = std::min(n_at_once, n - begin);
+    device_.attention(
+        cache_.layer(index), q.slice_rows(begin, n_piece), heads,
+        {.rows = attention_rows.subspan(begin, n_piece), .page_tables = rows.page_tables}, scale,
+        hp_.sliding_window, attended.slice_rows(begin, n_piece));
+    RECUA_RETURN_IF_ERROR(help_sums());
+  }
   matmul_of_share(*layer.attn_output, layer.attn_output_lora, a_.attended, a_.attended_cols, out);
   return ok();
 }

@@ -18,8 +18,11 @@
 /// Source: Touvron et al. 2023 (Llama); Jiang et al. 2024 (Mixtral); Qwen technical reports.
 /// Threads: the one compute thread of the slice.
 
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <vector>
 
 #include "compute/device.h"
 #include "kv/paged_cache.h"

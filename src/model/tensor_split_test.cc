@@ -201,8 +201,8 @@ TEST(TensorSplit, CombinesWithLayerRanges) {
   }
 }
 
-// The same plan gives the same bits: for any batch a row comes in, whether its sums travel in
-// pieces or at once, and again.
+// The same plan gives the same bits: for any batch a row comes in, whether micro-batches go in
+// halves or whole, over slices or not, and again.
 TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
   for (const char* const name :
        {kStories, "random/rnd-llama-q4_k.gguf", "random/rnd-mixtral-q4_0.gguf"}) {
@@ -217,13 +217,16 @@ TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
     ASSERT_TRUE(wanted.ok());
     const std::size_t n_at_once = at_once.n_reduces();
 
-    for (const bool overlaps : {false, true}) {
-      SplitModel pieces(file, shares, {}, exact_options(512), {.overlaps = overlaps});
+    using Cuts = std::vector<std::uint32_t>;
+    for (const auto& [overlaps, cuts] :
+         {std::pair(false, Cuts{}), std::pair(true, Cuts{}), std::pair(true, Cuts{2})}) {
+      if (!cuts.empty() && name != kStories) continue;  // The others have one layer.
+      SplitModel pieces(file, shares, cuts, exact_options(512), {.overlaps = overlaps});
       std::vector<std::vector<float>> got;
       TestSequence cut_up;
       TestSequence other{.seq = 1, .first_page = 8};
       for (std::size_t begin = 0; begin < tokens.size();) {
-        // Single rows, a few, and more than one piece of a sum; from token 20 on beside others.
+        // Single rows, a few, and two halves; from token 20 on beside others.
         const std::size_t n = std::min<std::size_t>(begin < 5    ? 1
                                                     : begin < 20 ? 15
                                                                  : 150,
@@ -242,14 +245,15 @@ TEST(TensorSplit, KeepsARowsBitsInAnyBatch) {
         expect_same_bits(got[row], wanted->outputs[row].logits, fmt::format("row {}", row));
       }
       sequence.length = 0;
-      SplitModel again(file, shares, {}, exact_options(512), {.overlaps = overlaps});
+      SplitModel again(file, shares, cuts, exact_options(512), {.overlaps = overlaps});
       const auto repeated = again.run(prompt_with_logits(sequence, tokens));
       ASSERT_TRUE(repeated.ok());
       for (std::size_t row = 0; row < got.size(); ++row) {
         expect_same_bits(repeated->outputs[row].logits, got[row], fmt::format("row {}", row));
       }
+      if (!cuts.empty()) continue;  // Another number of sums for each slice.
       if (overlaps) {
-        EXPECT_GT(again.n_reduces(), n_at_once) << "170 rows must travel in pieces";
+        EXPECT_GT(again.n_reduces(), n_at_once) << "170 rows must go in halves";
       } else {
         EXPECT_EQ(again.n_reduces(), n_at_once);
       }
@@ -339,6 +343,29 @@ TEST(TensorSplit, EndsAStepWithTheCommunicatorsError) {
   bad.outputs[0].row = 3;
   EXPECT_FALSE(model.run(bad).ok());
   EXPECT_EQ(model.n_reduces(), 0U);
+}
+
+// 170 rows in halves: the error meets sums that have begun, and what follows is as if it were the
+// first. One output: the last layer's sums are of one row.
+TEST(TensorSplit, EndsAStepInHalvesWithTheCommunicatorsError) {
+  const auto file = open_golden(kStories);
+  std::vector<TokenId> tokens;
+  for (TokenId i = 0; i < 170; ++i) tokens.push_back(3 + i * 7 % 300);
+  const std::size_t n_sums = 1 + 4 * 4 + 2;
+  for (std::size_t calls = 0; calls <= n_sums; ++calls) {
+    TestSequence sequence;
+    StepBatch batch;
+    batch.parts.push_back(sequence.next(tokens));
+    batch.outputs.push_back({.row = 169});
+    SplitModel model(file, shares_of(*file, {1, 1}), {}, exact_options(512),
+                     {.overlaps = true, .calls_max = calls});
+    const auto result = model.run(batch);
+    EXPECT_EQ(result.ok(), calls == n_sums) << calls;
+    if (!result.ok()) {
+      EXPECT_EQ(result.error().code, ErrorCode::kUnavailable);
+    }
+    EXPECT_EQ(model.n_reduces(), std::min(calls + 1, n_sums));
+  }
 }
 
 TEST(TensorSplit, IsRefusedWhenItCannotBe) {

@@ -28,16 +28,17 @@ inline constexpr std::uint32_t kOldestProtocolVersion = 1;
 
 /// Feature bits by number; docs/protocol.md, "Features" holds the list. Never reuse one.
 enum class Feature : std::uint32_t {
-  kTcpChannel = 1,   // Tensor messages on a TCP (later TLS) connection.
-  kFetchChunks = 2,  // FetchChunk is answered.
-  kLinks = 3,        // Link records on channels: offers, fences. docs/protocol.md, "Links".
-  kPushChunks = 4,   // FetchChunk may ask for the chunk on a channel.
-  kEcho = 5,         // OpenEcho is answered, for measuring links.
-  kTensorSplit = 6,  // A slice may be one rank of several. docs/protocol.md, "Collectives".
-  kLora = 7,         // Announced tensors may be those of an adapter (model/lora.h).
-  kTraining = 8,     // OpenTraining is answered. docs/protocol.md, "Training".
-  kMeasure = 9,      // MeasureSpeed and MeasureLink are answered.
-  kPadding = 10,     // Tensor messages on a connection may have padding behind them.
+  kTcpChannel = 1,     // Tensor messages on a TCP (later TLS) connection.
+  kFetchChunks = 2,    // FetchChunk is answered.
+  kLinks = 3,          // Link records on channels: offers, fences. docs/protocol.md, "Links".
+  kPushChunks = 4,     // FetchChunk may ask for the chunk on a channel.
+  kEcho = 5,           // OpenEcho is answered, for measuring links.
+  kTensorSplit = 6,    // A slice may be one rank of several. docs/protocol.md, "Collectives".
+  kLora = 7,           // Announced tensors may be those of an adapter (model/lora.h).
+  kTraining = 8,       // OpenTraining is answered. docs/protocol.md, "Training".
+  kMeasure = 9,        // MeasureSpeed and MeasureLink are answered.
+  kPadding = 10,       // Tensor messages on a connection may have padding behind them.
+  kGroupOptions = 11,  // LoadSlice may say how ranks sum: rounded, while they compute.
 };
 
 /// A port of an RDMA device as its owner describes it: for people, and to explain why a link runs

@@ -192,12 +192,12 @@ class LinkReceiver final : public ChannelReceiver {
   Result<void> begin_stream_message() {
     const TensorHeader& header = reader_.header();
     const std::uint64_t expected = window_.first_missing();
-    if (path_ == nullptr && !window_.holds(expected)) {
+    // Beside a fast path, any message that has not come yet may come here.
+    const bool plausible = path_ != nullptr && window_.is_empty(header.sequence);
+    if (!plausible && !window_.holds(expected)) {
       return broken(fmt::format("sent message {} without a credit: {} slots, {} released", expected,
                                 ring_.n_slots, expected - ring_.n_slots));
     }
-    // Beside a fast path, any message that has not come yet may come here.
-    const bool plausible = path_ != nullptr && window_.is_empty(header.sequence);
     RECUA_RETURN_IF_ERROR(check_header(header, plausible ? header.sequence : expected));
     reader_.begin_body(window_.begin_by_stream(header), counters_);
     return ok();

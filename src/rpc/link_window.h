@@ -134,7 +134,7 @@ class LinkWindow {
   /// Slots that the sender still has, as far as we know.
   [[nodiscard]] std::uint64_t n_left() const {
     const std::uint64_t n_spent = n_spent_ > n_told_ ? n_spent_ - n_told_ : 0;
-    return ring_.n_slots - n_spent;
+    return ring_.n_slots - std::min<std::uint64_t>(n_spent, ring_.n_slots);
   }
   /// The number of slots given back since the channel began, which the sender is told now.
   std::uint64_t tell() { return n_told_ = n_released_; }

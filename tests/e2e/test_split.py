@@ -104,6 +104,18 @@ class Split(TestCase):
                 for line in groups:
                     self.assertRegex(line, r": sums .*\(measured with up to [0-9.]+ [KM]?i?B in .*s\)$")
 
+    def test_computes_while_sums_travel_and_rounds_them(self):
+        expected = stories_perplexity()["results"][0]
+        flags = ["perplexity", "--json", "-m", STORIES, "-f", MODELS / "story.txt", "-c", expected["ctx"], *F32_CACHE,
+                 "--local-workers", 2, "--tp", 2, "--transport", "tcp", "--link-delay", 500]
+        for sums, within in (("f32", 1e-4), ("f16", 1e-3), ("bf16", 5e-3), ("i8", 2e-2)):
+            with self.subTest(sums=sums):
+                done = self.succeed(*flags, "--sum-type", sums)
+                self.assertAlmostEqual(done.json()["ppl"] / expected["ppl"], 1.0, delta=within)
+                self.assertIn(", computing meanwhile", done.message)
+                self.assertEqual(f", sent as {sums}" in done.message, sums != "f32")
+        self.fail_with(EXIT_USAGE, ["--sum-type", "f64", "f32, f16, bf16 or i8"], *flags, "--sum-type", "f64")
+
     def test_ranks_that_cannot_be_are_refused(self):
         workers = addresses(self.workers(3))
         self.fail_with(EXIT_USAGE, ["--tp 2", "multiple of 2"], "run", "-m", STORIES, "-p", "x", "--workers", workers,

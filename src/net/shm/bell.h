@@ -17,8 +17,9 @@
 /// read before `sleeps` was set, so the increment comes after it, and the kernel compares count
 /// with seen again before it puts anybody to sleep. A ringer that still sees an older `sleeps` does
 /// the same a little earlier: if `seen` already holds its increment, then the change that came
-/// before is visible to the look. (Plain atomic accesses where they cost no more than fences: the
-/// thread sanitizer understands them. A ringer of large messages fences: rpc/shm_sender.cc.)
+/// before is visible to the look. A ringer may also change the third word by a release store and
+/// put a sequentially consistent fence between that and its look (rpc/shm_sender.cc): the fence
+/// takes the change's place in the order.
 ///
 /// A hostile peer may write anything into the words: the sleeper then wakes up for nothing or not
 /// at all (its connection still tells it when the peer is gone), and ~Bell() still returns.
