@@ -78,6 +78,10 @@ std::span<const ForwardPass::RowRange> ForwardPass::parts_of(std::size_t n) {
   return std::span(parts_).first(halves ? 2 : 1);
 }
 
+Rows ForwardPass::rows_of(const RowBuffer& buffer, const RowRange& part) {
+  return buffer.rows(part.begin + part.size).slice_rows(part.begin, part.size);
+}
+
 // What a part needs of the one before it: everything if they are the same.
 Result<void> ForwardPass::begin_part(const RowRange& part) {
   if (pending_ && pending_->part.begin != part.begin) return ok();
@@ -114,7 +118,7 @@ Result<void> ForwardPass::project_rows(const LayerWeights& layer, std::size_t in
                                        const ForwardRows& rows, const RowRange& part, Rows x,
                                        bool with_queries) {
   const std::size_t n = part.size;
-  const Rows normed = a_.normed.rows(part.begin + n).slice_rows(part.begin, n);
+  const Rows normed = rows_of(a_.normed, part);
   const Rows k = a_.k.rows(n);
   const Rows v = a_.v.rows(n);
   device_.rms_norm(x, *layer.attn_norm, hp_.rms_eps, normed);
@@ -129,8 +133,7 @@ Result<void> ForwardPass::project_rows(const LayerWeights& layer, std::size_t in
     const Rows heads = a_.k.split_rows(n, share_.kv_heads.size());
     device_.rms_norm(heads, *layer.k_norm, hp_.rms_eps, heads);
   }
-  device_.rope(k, share_.kv_heads.size(), hp_.architecture->rope,
-               a_.rope.rows(part.begin + n).slice_rows(part.begin, n));
+  device_.rope(k, share_.kv_heads.size(), hp_.architecture->rope, rows_of(a_.rope, part));
   device_.store_kv(cache_.layer(index), k, v, rows.slots.subspan(part.begin, n));
   return help_sums();
 }
@@ -139,15 +142,12 @@ Result<void> ForwardPass::project_rows(const LayerWeights& layer, std::size_t in
 Result<void> ForwardPass::attention(const LayerWeights& layer, std::size_t index,
                                     const ForwardRows& rows, const RowRange& part, Rows x) {
   const std::size_t n = part.size;
-  const auto of_part = [&](const RowBuffer& buffer) {
-    return buffer.rows(part.begin + n).slice_rows(part.begin, n);
-  };
   RECUA_RETURN_IF_ERROR(begin_part(part));
   RECUA_RETURN_IF_ERROR(project_rows(layer, index, rows, part, x, /*with_queries=*/true));
-  const Rows delta = of_part(a_.projected);
+  const Rows delta = rows_of(a_.projected, part);
   RECUA_RETURN_IF_ERROR(attend(layer, index, rows, rows.attention.subspan(part.begin, n),
-                               of_part(a_.normed), of_part(a_.rope), delta));
-  return add_over_ranks(part, x, delta, of_part(a_.x));
+                               rows_of(a_.normed, part), rows_of(a_.rope, part), delta));
+  return add_over_ranks(part, x, delta, rows_of(a_.x, part));
 }
 
 // The same of those rows only that are asked for, which it returns; all rows' keys and values are
@@ -213,8 +213,8 @@ Result<void> ForwardPass::feed_forward(const LayerWeights& layer, const RowRange
                                        Rows sum) {
   const std::size_t n = part.size;
   RECUA_RETURN_IF_ERROR(begin_part(part));
-  const Rows normed = a_.normed.rows(part.begin + n).slice_rows(part.begin, n);
-  const Rows delta = a_.projected.rows(part.begin + n).slice_rows(part.begin, n);
+  const Rows normed = rows_of(a_.normed, part);
+  const Rows delta = rows_of(a_.projected, part);
   device_.rms_norm(x, *layer.ffn_norm, hp_.rms_eps, normed);
   if (layer.router) {
     experts(layer, normed, delta);

@@ -13,6 +13,9 @@
 /// which only one rank has: three kinds of all-reduce, after each of which all ranks have the same
 /// x, to the bit. Logits are gathered. Every rank makes the same calls with the same batch.
 ///
+/// Over slow links a large micro-batch goes in two halves, and the sums of one travel while the
+/// other is computed: docs/decisions/0017-prompts-in-two-halves.md.
+///
 /// In the last layer of the model all rows leave their keys and values in the cache, but only the
 /// rows that are asked for go on: nobody looks at the others.
 /// Source: Touvron et al. 2023 (Llama); Jiang et al. 2024 (Mixtral); Qwen technical reports.
@@ -82,6 +85,7 @@ class ForwardPass {
   };
 
   std::span<const RowRange> parts_of(std::size_t n);
+  static compute::Rows rows_of(const RowBuffer& buffer, const RowRange& part);
   Result<void> begin_part(const RowRange& part);
   Result<void> attention(const LayerWeights& layer, std::size_t index, const ForwardRows& rows,
                          const RowRange& part, compute::Rows x);

@@ -193,22 +193,22 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
   }
 
   // Now that the bytes no longer move: the way back. The first of equal tokens wins.
-  normal_.reserve(size());
+  const auto is_marked = [this](std::size_t i) {
+    return types_[i] == TokenType::kControl || types_[i] == TokenType::kUserDefined ||
+           types_[i] == TokenType::kUnknown;
+  };
+  std::size_t n_special = 0;
+  for (std::size_t i = 0; i < size(); ++i) n_special += is_marked(i) ? 1 : 0;
+  normal_ = PieceIndex(size() - n_special);
+  special_ = PieceIndex(n_special);
+  const auto piece_of = [this](TokenId id) { return piece(id); };
   for (std::size_t i = 0; i < size(); ++i) {
     const auto id = static_cast<TokenId>(i);
     if (piece(id).empty()) continue;
-    switch (types_[i]) {
-      case TokenType::kNormal:
-        normal_.emplace(piece(id), id);
-        break;
-      case TokenType::kControl:
-      case TokenType::kUserDefined:
-      case TokenType::kUnknown:
-        special_.emplace(piece(id), id);
-        break;
-      case TokenType::kByte:
-      case TokenType::kUnused:
-        break;
+    if (is_marked(i)) {
+      special_.add(id, piece_of);
+    } else if (types_[i] == TokenType::kNormal) {
+      normal_.add(id, piece_of);
     }
   }
   if (sentence_piece) return {};

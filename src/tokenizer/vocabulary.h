@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/result.h"
+#include "tokenizer/piece_index.h"
 #include "tokenizer/token.h"
 #include "tokenizer/vocab_data.h"
 
@@ -61,10 +61,8 @@ class Vocabulary {
   TokenId unk = kNoToken;
 
  private:
-  using Index = std::unordered_map<std::string_view, TokenId>;
-  static TokenId find(const Index& index, std::string_view bytes) {
-    const auto found = index.find(bytes);
-    return found == index.end() ? kNoToken : found->second;
+  [[nodiscard]] TokenId find(const PieceIndex& index, std::string_view bytes) const {
+    return index.find(bytes, [this](TokenId id) { return piece(id); });
   }
 
   Vocabulary() = default;
@@ -78,7 +76,7 @@ class Vocabulary {
   std::vector<std::size_t> ends_{0};  // Token i is bytes_[ends_[i] .. ends_[i + 1]).
   std::vector<TokenType> types_;
   std::vector<float> scores_;
-  Index normal_, special_;
+  PieceIndex normal_, special_;
   std::array<TokenId, 256> byte_tokens_{};
 };
 
