@@ -1,5 +1,6 @@
 #include "sys/aligned_buffer.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -13,7 +14,8 @@
 namespace recua::sys {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20U;
+constexpr std::size_t kMappedFrom = std::size_t{128} << 10U;
+constexpr std::size_t kPage = 4096;
 
 Error out_of_memory(std::size_t bytes) {
   return Error{ErrorCode::kResourceExhausted,
@@ -23,23 +25,24 @@ Error out_of_memory(std::size_t bytes) {
 
 }  // namespace
 
-Result<AlignedBuffer> AlignedBuffer::allocate(std::size_t bytes) {
+Result<AlignedBuffer> AlignedBuffer::allocate(std::size_t bytes, std::size_t huge_from) {
   if (bytes == 0) return AlignedBuffer{};
   if (bytes > static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max()) - kHugePage) {
     return out_of_memory(bytes);
   }
-  if (bytes < kHugePage) {
+  if (bytes < kMappedFrom) {
     const std::size_t rounded = align_up(bytes, kAlignment);
     void* memory = std::aligned_alloc(kAlignment, rounded);
     if (memory == nullptr) return out_of_memory(bytes);
     std::memset(memory, 0, rounded);
     return AlignedBuffer(static_cast<std::byte*>(memory), bytes, 0);
   }
-  const std::size_t rounded = align_up(bytes, kHugePage);
+  const bool huge = bytes >= std::max(huge_from, kHugePage);
+  const std::size_t rounded = align_up(bytes, huge ? kHugePage : kPage);
   void* memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return out_of_memory(bytes);
   // A hint only: a kernel without transparent huge pages refuses and nothing is lost.
-  (void)madvise(memory, rounded, MADV_HUGEPAGE);
+  if (huge) (void)madvise(memory, rounded, MADV_HUGEPAGE);
   return AlignedBuffer(static_cast<std::byte*>(memory), bytes, rounded);
 }
 

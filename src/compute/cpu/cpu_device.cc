@@ -21,6 +21,10 @@ namespace {
 
 constexpr std::size_t kThreadsMax = 1024;
 
+// Rows of a micro-batch are often used in part only, such as those of the logits of many tokens, of
+// which one is asked for; caches and the rows of large models are larger.
+constexpr std::size_t kHugeRowsFrom = std::size_t{16} << 20U;
+
 // The byte count that a tensor's shape asks for, or why there is none.
 Result<void> check_tensor(const TensorBytes& tensor) {
   const quant::DataTypeTraits traits = quant::traits(tensor.type);
@@ -88,7 +92,8 @@ std::string CpuDevice::description() const {
 }
 
 Result<std::unique_ptr<Buffer>> CpuDevice::allocate(std::size_t bytes) {
-  RECUA_ASSIGN_OR_RETURN(sys::AlignedBuffer memory, sys::AlignedBuffer::allocate(bytes));
+  RECUA_ASSIGN_OR_RETURN(sys::AlignedBuffer memory,
+                         sys::AlignedBuffer::allocate(bytes, kHugeRowsFrom));
   return std::make_unique<CpuBuffer>(std::move(memory));
 }
 
