@@ -83,10 +83,10 @@ Result<Calibration> calibrate(ChannelCommunicator& communicator, const net::Cloc
     if (go_on[0] == 0.0F) break;
   }
   // 0 or a power of two, which F32 has exactly.
+  const bool overlaps = bounds.may_overlap && is_slow(out.points.back());
   std::array<float, 2> chosen{static_cast<float>(choose_switch(out.points)),
-                              is_slow(out.points.back()) ? 1.0F : 0.0F};
-  const std::size_t n_told = bounds.may_overlap ? 2 : 1;
-  if (!bounds.may_overlap) chosen[1] = 0.0F;
+                              overlaps ? 1.0F : 0.0F};
+  const std::size_t n_told = bounds.may_overlap ? 2 : 1;  // Older ranks expect one value.
   RECUA_RETURN_IF_ERROR(communicator.broadcast(std::span(chosen).first(n_told), 0));
   if (communicator.rank() != 0) out.points.clear();
   out.one_shot_values_max = static_cast<std::size_t>(chosen[0]);

@@ -39,44 +39,44 @@ INSTANTIATE_TEST_SUITE_P(Groups, Collective,
                                               std::get<1>(test.param));
                          });
 
+/// Of vectors of all sizes, both ways, by reduce(values, seed): the serial sum, bit for bit.
+template <class Reduce>
+void expect_serial_sums(ChannelCommunicator& communicator, Reduce reduce) {
+  std::uint64_t seed = 0;
+  for (const std::size_t n : kSizes) {
+    const std::vector<float> expected = serial_sum(++seed, communicator.n_ranks(), n);
+    for (const std::size_t one_shot_max : {kAlways, std::size_t{0}}) {
+      communicator.set_one_shot_values_max(one_shot_max);
+      std::vector<float> values = test_values(seed, communicator.rank(), n);
+      const Result<void> reduced = reduce(std::span(values), seed);
+      ASSERT_TRUE(reduced.ok()) << reduced.error().message;
+      EXPECT_TRUE(same_bits(values, expected)) << fmt::format(
+          "rank {}, {} values, one-shot up to {}", communicator.rank(), n, one_shot_max);
+    }
+  }
+}
+
 TEST_P(Collective, AllReduceGivesTheSerialSumBitForBitBothWays) {
   TestGroup group(options());
   group.run([&](ChannelCommunicator& communicator) {
-    std::uint64_t seed = 0;
-    for (const std::size_t n : kSizes) {
-      const std::vector<float> expected = serial_sum(++seed, communicator.n_ranks(), n);
-      for (const std::size_t one_shot_max : {kAlways, std::size_t{0}}) {
-        communicator.set_one_shot_values_max(one_shot_max);
-        std::vector<float> values = test_values(seed, communicator.rank(), n);
-        const Result<void> reduced = communicator.all_reduce(values);
-        ASSERT_TRUE(reduced.ok()) << reduced.error().message;
-        EXPECT_TRUE(same_bits(values, expected)) << fmt::format(
-            "rank {}, {} values, one-shot up to {}", communicator.rank(), n, one_shot_max);
-      }
-    }
+    expect_serial_sums(communicator, [&](std::span<float> values, std::uint64_t) {
+      return communicator.all_reduce(values);
+    });
   });
 }
 
 TEST_P(Collective, AllReduceInTwoHalvesGivesTheSameBits) {
   TestGroup group(options());
   group.run([&](ChannelCommunicator& communicator) {
-    std::uint64_t seed = 100;
-    for (const std::size_t n : kSizes) {
-      const std::vector<float> expected = serial_sum(++seed, communicator.n_ranks(), n);
-      for (const std::size_t one_shot_max : {kAlways, std::size_t{0}}) {
-        communicator.set_one_shot_values_max(one_shot_max);
-        std::vector<float> values = test_values(seed, communicator.rank(), n);
-        ASSERT_TRUE(communicator.begin_all_reduce(values).ok());
-        for (std::size_t i = 0; i < seed % 4; ++i) {
-          std::this_thread::yield();
-          ASSERT_TRUE(communicator.help_all_reduce().ok());
-        }
-        const Result<void> reduced = communicator.finish_all_reduce();
-        ASSERT_TRUE(reduced.ok()) << reduced.error().message;
-        EXPECT_TRUE(same_bits(values, expected)) << fmt::format(
-            "rank {}, {} values, one-shot up to {}", communicator.rank(), n, one_shot_max);
-      }
-    }
+    expect_serial_sums(communicator,
+                       [&](std::span<float> values, std::uint64_t seed) -> Result<void> {
+                         RECUA_RETURN_IF_ERROR(communicator.begin_all_reduce(values));
+                         for (std::size_t i = 0; i < seed % 4; ++i) {
+                           std::this_thread::yield();
+                           RECUA_RETURN_IF_ERROR(communicator.help_all_reduce());
+                         }
+                         return communicator.finish_all_reduce();
+                       });
   });
 }
 

@@ -267,12 +267,14 @@ Result<bool> Exchange::send(Peer& peer) {
         .row_bytes = static_cast<std::uint32_t>(rows.size()),
         .descriptor_bytes = static_cast<std::uint32_t>(descriptor.size()),
         .last = peer.next_out + 1 == peer.n_out};
+    // Of a longer vector the peer could take the first messages while the rest is sent.
+    const bool wakes_later = peer.n_out == 1;
     Result<bool> sent = sender.try_send({.header = header,
                                          .rows = rows,
                                          .descriptor = descriptor,
                                          .starving = sender.credits() == kCreditsKept + 1,
                                          .flush = true,
-                                         .wakes_later = peer.n_out == 1});
+                                         .wakes_later = wakes_later});
     if (!sent.ok()) return gone(peer, std::move(sent).error());
     RECUA_CHECK(*sent);
     if (staged) ring_.sent(*staged, index_of(peer), sender);

@@ -15,7 +15,6 @@ namespace recua::sys {
 namespace {
 
 constexpr std::size_t kMappedFrom = std::size_t{128} << 10U;
-constexpr std::size_t kPage = 4096;
 
 Error out_of_memory(std::size_t bytes) {
   return Error{ErrorCode::kResourceExhausted,
@@ -38,7 +37,7 @@ Result<AlignedBuffer> AlignedBuffer::allocate(std::size_t bytes, std::size_t hug
     return AlignedBuffer(static_cast<std::byte*>(memory), bytes, 0);
   }
   const bool huge = bytes >= std::max(huge_from, kHugePage);
-  const std::size_t rounded = align_up(bytes, huge ? kHugePage : kPage);
+  const std::size_t rounded = huge ? align_up(bytes, kHugePage) : bytes;
   void* memory = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return out_of_memory(bytes);
   // A hint only: a kernel without transparent huge pages refuses and nothing is lost.

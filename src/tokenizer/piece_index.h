@@ -1,7 +1,6 @@
 #pragma once
 /// From the bytes of a token to its id: a hash table of ids alone, since the vocabulary has the
-/// bytes. A node per token, as std::unordered_map has, would take six times as much memory (8 MB
-/// for 150,000 tokens) and as long to make as the rest of the tokenizer.
+/// bytes. A node per token, as std::unordered_map has, would take four times as much memory.
 ///
 /// Linear probing, at most half full. Threads: never changes once it is filled.
 

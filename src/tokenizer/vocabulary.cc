@@ -193,21 +193,20 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
   }
 
   // Now that the bytes no longer move: the way back. The first of equal tokens wins.
-  const auto is_marked = [this](std::size_t i) {
-    return types_[i] == TokenType::kControl || types_[i] == TokenType::kUserDefined ||
-           types_[i] == TokenType::kUnknown;
+  const auto in_text = [this](TokenId id) {
+    return is_special(id) || type(id) == TokenType::kUserDefined;
   };
-  std::size_t n_special = 0;
-  for (std::size_t i = 0; i < size(); ++i) n_special += is_marked(i) ? 1 : 0;
-  normal_ = PieceIndex(size() - n_special);
-  special_ = PieceIndex(n_special);
+  const auto n = static_cast<TokenId>(size());
+  std::size_t n_in_text = 0;
+  for (TokenId id = 0; id < n; ++id) n_in_text += in_text(id) ? 1 : 0;
+  normal_ = PieceIndex(size() - n_in_text);
+  special_ = PieceIndex(n_in_text);
   const auto piece_of = [this](TokenId id) { return piece(id); };
-  for (std::size_t i = 0; i < size(); ++i) {
-    const auto id = static_cast<TokenId>(i);
+  for (TokenId id = 0; id < n; ++id) {
     if (piece(id).empty()) continue;
-    if (is_marked(i)) {
+    if (in_text(id)) {
       special_.add(id, piece_of);
-    } else if (types_[i] == TokenType::kNormal) {
+    } else if (type(id) == TokenType::kNormal) {
       normal_.add(id, piece_of);
     }
   }
