@@ -92,7 +92,7 @@ struct World {
   rpc::RingShape ring;
   asio::io_context setup{1};
   net::TcpNetwork network{setup.get_executor()};
-  std::array<Pair, 4> channels;  // Of the group: 0 to 1, 1 to 0; of the ping-pong: the same.
+  std::array<Pair, 2> channels;  // Of the group, of the ping-pong.
   std::array<tcp::socket, 2> plain{tcp::socket(setup), tcp::socket(setup)};
   std::array<SharedMemory, 2> bare;  // Written by rank 0, by rank 1.
 };
@@ -107,8 +107,8 @@ class End {
     collective::SendRing send_ring = *collective::SendRing::create(world.ring, 2, 0);
     std::vector<collective::PeerChannels> channels(2);
     channels[1 - rank] = {.sender = sender(0, send_ring.memory()), .receiver = receiver(0)};
-    ping_sender_ = sender(2, std::as_writable_bytes(std::span(message_)));
-    ping_receiver_ = receiver(2);
+    ping_sender_ = sender(1, std::as_writable_bytes(std::span(message_)));
+    ping_receiver_ = receiver(1);
     communicator_ = *collective::ChannelCommunicator::create(
         {.id = kId,
          .rank = rank,
@@ -156,16 +156,23 @@ class End {
     out.report = [](const std::string&) {};
     return out;
   }
-  std::unique_ptr<rpc::ChannelSender> sender(std::size_t first, std::span<std::byte> source) {
-    return rpc::make_link_sender(
-        context(), *world_.channels[first + rank_].client->move_to(loop_.get_executor()),
-        world_.ring, {source}, std::vector<std::uint32_t>{1, 2, 3});
+  /// Both ways on one connection, as between ranks.
+  std::shared_ptr<rpc::LinkStream> stream(std::size_t pair) {
+    std::shared_ptr<rpc::LinkStream>& out = streams_[pair];
+    Pair& ends = world_.channels[pair];
+    ConnectionPtr& mine = rank_ == 0 ? ends.client : ends.server;
+    if (out == nullptr) out = rpc::make_link_stream(*mine->move_to(loop_.get_executor()));
+    return out;
   }
-  std::unique_ptr<rpc::ChannelReceiver> receiver(std::size_t first) {
+  std::unique_ptr<rpc::ChannelSender> sender(std::size_t pair, std::span<std::byte> source) {
+    return rpc::make_link_sender(context(), stream(pair), world_.ring, {source},
+                                 std::vector<std::uint32_t>{1, 2, 3});
+  }
+  std::unique_ptr<rpc::ChannelReceiver> receiver(std::size_t pair) {
     rings_.push_back(*SharedMemory::create(kSlots * world_.ring.slot_bytes));
     return *rpc::make_link_receiver(
-        context(), *world_.channels[first + 1 - rank_].server->move_to(loop_.get_executor()), kId,
-        world_.ring, {.bytes = rings_.back().bytes(), .shared_fd = rings_.back().fd()});
+        context(), stream(pair), kId, world_.ring,
+        {.bytes = rings_.back().bytes(), .shared_fd = rings_.back().fd()});
   }
 
   void send() {
@@ -230,6 +237,7 @@ class End {
   rpc::LinkPolicy policy_;
   std::uint64_t n_random_ = 0;
   std::vector<SharedMemory> rings_;
+  std::array<std::shared_ptr<rpc::LinkStream>, 2> streams_;
   std::unique_ptr<rpc::ChannelSender> ping_sender_;
   std::unique_ptr<rpc::ChannelReceiver> ping_receiver_;
   std::optional<rpc::Incoming> held_;

@@ -71,6 +71,23 @@ Result<void> RankGroup::check_complete() const {
   return ok();
 }
 
+Result<RankGroup::Streams> RankGroup::streams_of(std::uint32_t rank,
+                                                 const net::asio::any_io_executor& executor) {
+  ChannelEnd& in = peers_[rank].in;
+  ChannelEnd& out = peers_[rank].out;
+  const bool share = rpc::has_feature(in.features, rpc::Feature::kSharedConnection) &&
+                     rpc::has_feature(out.features, rpc::Feature::kSharedConnection);
+  if (share) (rank_ < rank ? in : out).connection.reset();
+  Streams streams;
+  for (auto [end, stream] : {std::pair(&in, &streams.in), std::pair(&out, &streams.out)}) {
+    if (end->connection == nullptr) continue;
+    RECUA_ASSIGN_OR_RETURN(auto moved, std::exchange(end->connection, {})->move_to(executor));
+    *stream = rpc::make_link_stream(std::move(moved));
+  }
+  if (share) (rank_ < rank ? streams.in : streams.out) = rank_ < rank ? streams.out : streams.in;
+  return streams;
+}
+
 Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
                                 const rpc::LinkPolicy* policy, const MakeContext& make_context,
                                 std::unique_ptr<collective::Waiter> waiter) {
@@ -94,16 +111,13 @@ Result<void> RankGroup::connect(rpc::ChannelId id, const net::Env& loop_env,
     if (r == rank_) continue;
     Peer& peer = peers_[r];
     RECUA_ASSIGN_OR_RETURN(peer.ring, RingBuffer::create(nullptr, kGroupRing, policy));
-    RECUA_ASSIGN_OR_RETURN(auto in,
-                           std::exchange(peer.in.connection, {})->move_to(loop_env.executor));
-    RECUA_ASSIGN_OR_RETURN(auto out,
-                           std::exchange(peer.out.connection, {})->move_to(loop_env.executor));
+    RECUA_ASSIGN_OR_RETURN(const Streams streams, streams_of(r, loop_env.executor));
     RECUA_ASSIGN_OR_RETURN(parts.channels[r].receiver,
-                           rpc::make_link_receiver(make_context(peer.in, false), std::move(in), id,
+                           rpc::make_link_receiver(make_context(peer.in, false), streams.in, id,
                                                    kGroupRing, peer.ring->memory()));
     std::vector<std::span<std::byte>> sources(1, parts.ring.memory());
     parts.channels[r].sender =
-        rpc::make_link_sender(make_context(peer.out, true), std::move(out), peer.out.ring,
+        rpc::make_link_sender(make_context(peer.out, true), streams.out, peer.out.ring,
                               std::move(sources), peer.out.features);
   }
   RECUA_ASSIGN_OR_RETURN(auto made, collective::ChannelCommunicator::create(std::move(parts)));

@@ -105,6 +105,14 @@ class RankGroup final : public model::Communicator {
     ChannelEnd out;
     std::unique_ptr<RingBuffer> ring;  // What `in` writes to.
   };
+  /// What the links from a peer and to it run on.
+  struct Streams {
+    std::shared_ptr<rpc::LinkStream> in;
+    std::shared_ptr<rpc::LinkStream> out;
+  };
+  /// One connection for both where both ranks know that: the one from the lower rank to the higher;
+  /// the other is closed.
+  Result<Streams> streams_of(std::uint32_t rank, const net::asio::any_io_executor& executor);
 
   std::uint32_t rank_;
   std::uint32_t n_ranks_;

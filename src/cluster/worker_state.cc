@@ -67,6 +67,7 @@ rpc::PeerInfo WorkerState::self_info() {
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
   info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kGroupOptions));
+  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kSharedConnection));
   if (options.make_training) {
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTraining));
   }

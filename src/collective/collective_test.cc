@@ -31,8 +31,8 @@ class Collective : public testing::TestWithParam<std::tuple<Links, std::uint32_t
 };
 
 INSTANTIATE_TEST_SUITE_P(Groups, Collective,
-                         testing::Combine(testing::Values(Links::kTcp, Links::kSharedMemory,
-                                                          Links::kRdma),
+                         testing::Combine(testing::Values(Links::kTcp, Links::kTcpApart,
+                                                          Links::kSharedMemory, Links::kRdma),
                                           testing::Values(1U, 2U, 3U, 5U, 7U)),
                          [](const auto& test) {
                            return fmt::format("{}_{}", to_string(std::get<0>(test.param)),
@@ -218,8 +218,8 @@ TEST_P(Collective, SumsInRegisteredMemory) {
 class CollectiveMix : public testing::TestWithParam<std::tuple<Links, std::uint32_t, bool>> {};
 
 INSTANTIATE_TEST_SUITE_P(Groups, CollectiveMix,
-                         testing::Combine(testing::Values(Links::kTcp, Links::kSharedMemory,
-                                                          Links::kRdma),
+                         testing::Combine(testing::Values(Links::kTcp, Links::kTcpApart,
+                                                          Links::kSharedMemory, Links::kRdma),
                                           testing::Values(2U, 3U, 5U), testing::Bool()),
                          [](const auto& test) {
                            return fmt::format("{}_{}_{}", to_string(std::get<0>(test.param)),

@@ -217,13 +217,14 @@ Result<bool> Exchange::look_around() {
     Peer& peer = peer_after(i);
     const bool waits = peer.next_out < peer.n_out || !peer.channels.sender->flushed() ||
                        !is_free(peer, peer.direct_until);
-    if (waits || everybody) {
-      RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
-      moved = moved || polled;
-    }
     if (everybody && !peer.held) {
       RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
       moved = moved || came;
+    }
+    // Last: on a shared connection the receiver may have read what is the sender's.
+    if (waits || everybody) {
+      RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
+      moved = moved || polled;
     }
   }
   return moved;
@@ -409,6 +410,19 @@ Result<bool> Exchange::sum() {
   ++next_sum_;
   for (std::uint32_t i = 1; i < n_ranks(); ++i) RECUA_RETURN_IF_ERROR(release(peer_after(i)));
   return true;
+}
+
+bool Exchange::is_quiet() const {
+  bool waits = false;
+  for (std::size_t r = 0; r < peers_.size(); ++r) {
+    if (r == rank_) continue;
+    const Peer& peer = peers_[r];
+    if (peer.next_out < peer.n_out) return false;
+    if (peer.next_in == peer.n_in || peer.held) continue;
+    if (!peer.channels.receiver->is_quiet()) return false;
+    waits = true;
+  }
+  return waits;
 }
 
 // ---- The end ----------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ class Exchange {
 
   /// Moves what can be moved; true when something did.
   Result<bool> poll();
+  /// Whether there is nothing to do but to wait for peers of whom nothing has come.
+  [[nodiscard]] bool is_quiet() const;
   /// All is sent and all has come.
   [[nodiscard]] bool is_done() const;
   /// Besides, nobody reads this rank's vectors any more, and nothing waits for another poll().

@@ -31,7 +31,8 @@ constexpr net::Duration kLong = std::chrono::seconds(30);
 constexpr net::Duration kShort = std::chrono::milliseconds(200);
 
 INSTANTIATE_TEST_SUITE_P(Links, CollectiveFailure,
-                         testing::Values(Links::kTcp, Links::kSharedMemory, Links::kRdma),
+                         testing::Values(Links::kTcp, Links::kTcpApart, Links::kSharedMemory,
+                                         Links::kRdma),
                          [](const auto& test) { return to_string(test.param); });
 
 TEST_P(CollectiveFailure, NamesTheRankThatDied) {

@@ -26,11 +26,22 @@ namespace recua::collective {
 
 namespace asio = boost::asio;
 
-/// What links may use besides their connections.
-enum class Links { kTcp, kSharedMemory, kRdma };
+/// What links may use besides the one connection that two ranks share; or, as with an older one,
+/// a connection for each.
+enum class Links { kTcp, kTcpApart, kSharedMemory, kRdma };
 
 inline std::string to_string(Links links) {
-  return links == Links::kTcp ? "tcp" : links == Links::kRdma ? "rdma" : "shm";
+  switch (links) {
+    case Links::kTcp:
+      return "tcp";
+    case Links::kTcpApart:
+      return "tcp_apart";
+    case Links::kSharedMemory:
+      return "shm";
+    case Links::kRdma:
+      return "rdma";
+  }
+  return {};
 }
 
 struct TestGroupOptions {
@@ -73,18 +84,31 @@ class TestGroup {
       channels[r].resize(n);
       send_rings.push_back(*SendRing::create(options.ring, n, options.caller_bytes));
     }
+    // streams[a][b]: at rank a, of what goes to rank b.
+    std::vector<std::vector<std::shared_ptr<rpc::LinkStream>>> streams(n);
+    for (auto& of_rank : streams) of_rank.resize(n);
+    const bool shares = options.links != Links::kTcpApart;
     for (std::uint32_t from = 0; from < n; ++from) {
       for (std::uint32_t to = 0; to < n; ++to) {
         if (from == to) continue;
-        auto [client, server] = connect();
-        channels[from][to].sender = rpc::make_link_sender(
-            context(from), *client->move_to(ranks[from]->loop.get_executor()), options.ring,
-            {send_rings[from].memory()}, std::vector<std::uint32_t>{1, 2, 3});
+        std::shared_ptr<rpc::LinkStream> at_receiver;
+        if (shares && from > to) {
+          at_receiver = streams[to][from];
+        } else {
+          auto [client, server] = connect();
+          streams[from][to] =
+              rpc::make_link_stream(*client->move_to(ranks[from]->loop.get_executor()));
+          at_receiver = rpc::make_link_stream(*server->move_to(ranks[to]->loop.get_executor()));
+          if (shares) streams[to][from] = at_receiver;
+        }
+        channels[from][to].sender =
+            rpc::make_link_sender(context(from), streams[from][to], options.ring,
+                                  {send_rings[from].memory()}, std::vector<std::uint32_t>{1, 2, 3});
         Rank& receiver = *ranks[to];
         receiver.rings.push_back(
             *net::shm::SharedMemory::create(options.ring.n_slots * options.ring.slot_bytes));
         channels[to][from].receiver = *rpc::make_link_receiver(
-            context(to), *server->move_to(receiver.loop.get_executor()), kId, options.ring,
+            context(to), at_receiver, kId, options.ring,
             {.bytes = receiver.rings.back().bytes(), .shared_fd = receiver.rings.back().fd()});
         if (options.wrap) {
           channels[to][from].receiver =

@@ -160,6 +160,10 @@ class ChannelReceiver {
   [[nodiscard]] virtual const RingShape& ring() const = 0;
   [[nodiscard]] virtual std::string transport() const = 0;
 
+  /// Whether no message has come since the last poll(), as a counter in memory tells; false where
+  /// there is none. For who looks again and again, perhaps on a core that it shares with whom it
+  /// waits for. What has gone wrong only poll() notices.
+  [[nodiscard]] virtual bool is_quiet() const { return false; }
   /// The next complete message, in order, or nothing. Its slot belongs to the caller until
   /// release().
   virtual Result<std::optional<Incoming>> poll() = 0;

@@ -110,6 +110,8 @@ class FastReceiver {
   virtual ~FastReceiver() = default;
 
   [[nodiscard]] virtual std::string description() const = 0;
+  /// As ChannelReceiver's.
+  [[nodiscard]] virtual bool is_quiet() const { return false; }
   /// Appends what has arrived, in the order of its lanes. n_expected is the oldest message that is
   /// not complete; sequence numbers are those within 2^15 of it. kProtocol: the peer broke the
   /// rules (bits that mean nothing, a write where it may not).

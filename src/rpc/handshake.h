@@ -39,6 +39,8 @@ enum class Feature : std::uint32_t {
   kMeasure = 9,        // MeasureSpeed and MeasureLink are answered.
   kPadding = 10,       // Tensor messages on a connection may have padding behind them.
   kGroupOptions = 11,  // LoadSlice may say how ranks sum: rounded, while they compute.
+  // Both channels of two ranks run on one connection. docs/protocol.md, "Shared connections".
+  kSharedConnection = 12,
 };
 
 /// A port of an RDMA device as its owner describes it: for people, and to explain why a link runs

@@ -15,6 +15,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "net/connection.h"
@@ -59,17 +60,35 @@ struct RingMemory {
   int shared_fd = -1;  // A sealed memfd whose mapping bytes is, from its start; -1: private memory.
 };
 
+/// What a link starts on. Two links of opposite directions between the same two processes, on one
+/// thread at either end, may share it where both ends do (Feature::kSharedConnection): then each
+/// message carries the acknowledgement of the one before it, and an error of one ends both.
+class LinkStream;
+std::shared_ptr<LinkStream> make_link_stream(std::unique_ptr<net::Connection> connection);
+
 /// sources: memory that messages' rows will lie in; outlives the sender. Rows elsewhere are copied.
 /// peer_features: what the handshake agreed on.
 std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
-                                                std::unique_ptr<net::Connection> connection,
-                                                RingShape ring,
+                                                std::shared_ptr<LinkStream> stream, RingShape ring,
                                                 std::vector<std::span<std::byte>> sources,
                                                 std::span<const std::uint32_t> peer_features);
+inline std::unique_ptr<ChannelSender> make_link_sender(
+    LinkContext context, std::unique_ptr<net::Connection> connection, RingShape ring,
+    std::vector<std::span<std::byte>> sources, std::span<const std::uint32_t> peer_features) {
+  return make_link_sender(std::move(context), make_link_stream(std::move(connection)), ring,
+                          std::move(sources), peer_features);
+}
 
 /// memory outlives the receiver. kInvalidArgument: too little memory, or no room for a header.
-Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
+Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(LinkContext context,
+                                                            std::shared_ptr<LinkStream> stream,
+                                                            ChannelId id, RingShape ring,
+                                                            RingMemory memory);
+inline Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
     LinkContext context, std::unique_ptr<net::Connection> connection, ChannelId id, RingShape ring,
-    RingMemory memory);
+    RingMemory memory) {
+  return make_link_receiver(std::move(context), make_link_stream(std::move(connection)), id, ring,
+                            memory);
+}
 
 }  // namespace recua::rpc

@@ -89,15 +89,13 @@ Result<void> LinkOutbox::resend(FastSender* path) {
   return ok();
 }
 
-Result<bool> LinkOutbox::write(net::Connection& connection, ChannelCounters& counters) {
-  if (writer_.empty()) return false;
-  RECUA_ASSIGN_OR_RETURN(const bool wrote, writer_.flush(connection, counters));
+void LinkOutbox::note_written() {
   for (const std::uint64_t sequence : writer_.finished()) entry(sequence).done = true;
   writer_.finished().clear();
-  return wrote;
 }
 
 void LinkOutbox::advance(const FastSender* path) {
+  note_written();
   while (n_completed_ < n_dispatched_) {
     Entry& oldest = entry(n_completed_);
     const bool is_fast = oldest.carrier == Carrier::kFast;
@@ -113,6 +111,7 @@ void LinkOutbox::advance(const FastSender* path) {
 Result<void> LinkOutbox::take_released(std::uint64_t n_released, std::string_view peer,
                                        std::string_view how) {
   if (n_released <= n_released_) return ok();
+  note_written();
   bool honest = n_released <= n_dispatched_;
   for (std::uint64_t i = std::max(n_released_, n_completed_); honest && i < n_released; ++i) {
     honest = entry(i).carrier == Carrier::kFast || entry(i).done;

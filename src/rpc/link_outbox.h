@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "base/result.h"
-#include "net/connection.h"
 #include "rpc/channel.h"
 #include "rpc/fast_path.h"
 #include "rpc/link_record.h"
@@ -24,9 +23,10 @@ namespace recua::rpc {
 
 class LinkOutbox {
  public:
-  /// pads: the receiver knows padding.
-  LinkOutbox(RingShape ring, bool pads)
-      : entries_(ring.n_slots),
+  /// writer: of the link's stream. pads: the receiver knows padding.
+  LinkOutbox(RingShape ring, bool pads, StreamWriter& writer)
+      : writer_(writer),
+        entries_(ring.n_slots),
         index_(ring.n_slots),
         padded_bytes_(pads ? std::min(ring.slot_bytes, kPaddedBytes) : 0) {}
 
@@ -43,8 +43,6 @@ class LinkOutbox {
   [[nodiscard]] bool all_handed_over() const {
     return n_dispatched_ == n_sent_ && n_reopened_ == 0;
   }
-  /// Whether something is to be written on the connection.
-  [[nodiscard]] bool writes() const { return !writer_.empty(); }
 
   /// Takes a message; there is a free slot. Sets what the channel sets in its header.
   void push(const Outgoing& message);
@@ -52,9 +50,7 @@ class LinkOutbox {
 
   /// Hands waiting messages over, in order; path: null for the stream. What the path fails with.
   Result<void> dispatch(FastSender* path);
-  /// Writes as far as the connection takes it. True when bytes left.
-  Result<bool> write(net::Connection& connection, ChannelCounters& counters);
-  /// Counts what has become complete.
+  /// Counts what has become complete, also of what the stream has written.
   void advance(const FastSender* path);
   /// The receiver `how` (says, wrote) that it gave back so many slots since the channel began.
   /// kProtocol: more than it can have; the sentence begins with the peer.
@@ -86,12 +82,14 @@ class LinkOutbox {
     bool wakes_later = false;
   };
 
+  void note_written();
   [[nodiscard]] Entry& entry(std::uint64_t sequence) { return entries_[index_(sequence)]; }
   [[nodiscard]] SlotWrite slot_write(std::uint64_t sequence);
   Result<bool> hand_over(std::uint64_t sequence, FastSender* path);
   void write_to_stream(std::uint64_t sequence);
   Result<void> resend(FastSender* path);
 
+  StreamWriter& writer_;
   // Message i in entries_[index_(i)]. n_completed_ <= n_dispatched_ <= n_sent_.
   std::vector<Entry> entries_;
   RingIndex index_;
@@ -102,7 +100,6 @@ class LinkOutbox {
   std::uint64_t n_released_ = 0;
   bool starving_ = false;
   std::size_t n_reopened_ = 0;
-  StreamWriter writer_;
 };
 
 }  // namespace recua::rpc

@@ -16,10 +16,9 @@
 #include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
+#include "rpc/link_stream.h"
 #include "rpc/link_window.h"
 #include "rpc/rows_alone.h"
-#include "rpc/stream_reader.h"
-#include "rpc/stream_writer.h"
 #include "rpc/tensor_header.h"
 #include "rpc/wire_error.h"
 
@@ -29,17 +28,20 @@ namespace {
 /// While a fast path works, the connection is silent: a look costs a system call.
 constexpr std::uint32_t kPollsPerStreamRead = 64;
 
-class LinkReceiver final : public ChannelReceiver {
+class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
  public:
-  LinkReceiver(LinkContext context, std::unique_ptr<net::Connection> connection, ChannelId id,
+  LinkReceiver(LinkContext context, std::shared_ptr<LinkStream> stream, ChannelId id,
                RingShape ring, RingMemory memory)
       : context_(std::move(context)),
-        connection_(std::move(connection)),
+        stream_(std::move(stream)),
         ring_(ring),
         memory_(memory),
-        window_(id, ring, memory.bytes) {}
+        window_(id, ring, memory.bytes) {
+    stream_->join(*this);
+  }
+  ~LinkReceiver() override { stream_->leave(*this); }
 
-  [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
+  [[nodiscard]] const std::string& peer() const override { return stream_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
   [[nodiscard]] std::string transport() const override {
     if (failure_) return carried_;
@@ -52,13 +54,18 @@ class LinkReceiver final : public ChannelReceiver {
     return shown_;
   }
 
+  [[nodiscard]] bool is_quiet() const override {
+    return path_ != nullptr && path_ready_ && path_->is_quiet() && !window_.has_next();
+  }
   Result<std::optional<Incoming>> poll() override {
     if (failure_) return *failure_;
-    if (!writer_.empty()) RECUA_RETURN_IF_ERROR(flush());
+    if (stream_->writes()) RECUA_RETURN_IF_ERROR(flush());
     for (bool again = true; again;) {
       again = false;
       if (stream_is_due()) {
-        RECUA_ASSIGN_OR_RETURN(again, read_stream());
+        const std::uint64_t n_before = counters_.messages;
+        RECUA_RETURN_IF_ERROR(read_stream());
+        again = counters_.messages != n_before;
       }
       if (path_ != nullptr) RECUA_RETURN_IF_ERROR(read_path());
       if (std::optional<Incoming> message = window_.take()) return message;
@@ -81,36 +88,32 @@ class LinkReceiver final : public ChannelReceiver {
 
   void arm(net::ReadyCallback ready) override {
     ++counters_.sleeps;
-    if (!writer_.empty()) connection_->arm_write(ready);
-    connection_->arm_read(on_readable_.through(ready));
+    stream_->arm(ready);
     if (path_ != nullptr) path_->arm(context_.env.executor, ready);
   }
 
   bool arm_in(const net::WaitSet& set) override {
-    if (failure_ || !writer_.empty()) return false;
-    if (!readable_) readable_.emplace(connection_->descriptor());
-    if (!readable_->join(set)) return false;
+    if (failure_ || !stream_->arm_in(set)) return false;
     if (path_ != nullptr && !path_->arm_in(set)) return false;
     ++counters_.sleeps;
     return true;
   }
   void leave_set() override {
-    if (readable_) readable_->leave();
+    stream_->leave_set();
     if (path_ != nullptr) path_->leave_set();
   }
 
  private:
   [[nodiscard]] bool stream_is_due() {
-    return path_ == nullptr || !path_ready_ || reader_.in_item() || on_readable_.take() ||
-           (readable_ && readable_->take()) || ++n_polls_ % kPollsPerStreamRead == 0;
+    return path_ == nullptr || !path_ready_ || stream_->in_item() || stream_->take_readable() ||
+           ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
     if (!failure_ && carried_.empty()) carried_ = transport();
     failure_ = error;
     drop_path();
-    readable_.reset();
-    connection_->close();
+    stream_->close(error);
     return error;
   }
   Error broken(const std::string& what) {
@@ -149,48 +152,20 @@ class LinkReceiver final : public ChannelReceiver {
 
   // ---- By the connection ------------------------------------------------------------------------
 
-  /// Reads on until a message is complete (true) or nothing is left.
-  Result<bool> read_stream() {
-    while (true) {
-      std::span<std::byte> guess;
-      if (path_ == nullptr && !reader_.in_item()) {
-        const std::uint64_t next = window_.first_missing();
-        if (window_.holds(next)) {
-          const std::uint64_t likely = std::min(last_body_, before_last_body_);
-          guess = window_.slot_bytes(next);
-          guess = guess.first(std::min<std::size_t>(guess.size(), kTensorHeaderBytes + likely));
-        }
-      }
-      Result<StreamReader::Item> item = reader_.poll(*connection_, guess, counters_);
-      if (!item.ok()) {
-        Error error = std::move(item).error();
-        return fail(error.code == ErrorCode::kProtocol ? std::move(error).within(peer()) : error);
-      }
-      switch (*item) {
-        case StreamReader::Item::kNothing:
-          return false;
-        case StreamReader::Item::kHead:
-          RECUA_RETURN_IF_ERROR(begin_stream_message());
-          break;
-        case StreamReader::Item::kMessage:
-          before_last_body_ =
-              std::exchange(last_body_, padded_bytes(reader_.header()) - kTensorHeaderBytes);
-          // The path does not see that this one took the last credit.
-          starving_ = starving_ || path_ != nullptr || reader_.header().starving;
-          RECUA_RETURN_IF_ERROR(complete(reader_.header()));
-          return true;
-        case StreamReader::Item::kRecord: {
-          Result<void> taken = take_record();
-          if (failure_) return *failure_;
-          if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
-          break;
-        }
-      }
-    }
+  Result<void> read_stream() {
+    Result<bool> read = stream_->read(counters_);
+    return read.ok() ? ok() : Result<void>(fail(std::move(read).error()));
   }
 
-  Result<void> begin_stream_message() {
-    const TensorHeader& header = reader_.header();
+  std::span<std::byte> guess() override {
+    const std::uint64_t next = window_.first_missing();
+    if (path_ != nullptr || !window_.holds(next)) return {};
+    const std::uint64_t likely = std::min(last_body_, before_last_body_);
+    const std::span<std::byte> slot = window_.slot_bytes(next);
+    return slot.first(std::min<std::size_t>(slot.size(), kTensorHeaderBytes + likely));
+  }
+
+  Result<std::span<std::byte>> begin_message(const TensorHeader& header) override {
     const std::uint64_t expected = window_.first_missing();
     // Beside a fast path, any message that has not come yet may come here.
     const bool plausible = path_ != nullptr && window_.is_empty(header.sequence);
@@ -199,25 +174,40 @@ class LinkReceiver final : public ChannelReceiver {
                                 ring_.n_slots, expected - ring_.n_slots));
     }
     RECUA_RETURN_IF_ERROR(check_header(header, plausible ? header.sequence : expected));
-    reader_.begin_body(window_.begin_by_stream(header), counters_);
+    return window_.begin_by_stream(header);
+  }
+
+  ChannelCounters& message_counters() override { return counters_; }
+
+  Result<void> end_message(const TensorHeader& header) override {
+    before_last_body_ = std::exchange(last_body_, padded_bytes(header) - kTensorHeaderBytes);
+    // The path does not see that this one took the last credit.
+    starving_ = starving_ || path_ != nullptr || header.starving;
+    return complete(header);
+  }
+
+  Result<void> take_record(RecordKind kind, std::span<const std::byte> payload) override {
+    Result<void> taken = act_on(kind, payload);
+    if (failure_) return *failure_;
+    if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
     return ok();
   }
 
-  Result<void> take_record() {
-    switch (reader_.record()) {
+  Result<void> act_on(RecordKind kind, std::span<const std::byte> payload) {
+    switch (kind) {
       case RecordKind::kOffer: {
         wire::LinkOffer offer;
-        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), offer));
+        RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), offer));
         return take_offer(offer);
       }
       case RecordKind::kReady: {
         wire::LinkReady ready;
-        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), ready));
+        RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), ready));
         return take_ready(ready);
       }
       case RecordKind::kFence: {
         wire::LinkFence fence;
-        RECUA_RETURN_IF_ERROR(parse_record(reader_.payload(), peer(), fence));
+        RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), fence));
         return take_fence(fence);
       }
       case RecordKind::kAnswer:
@@ -225,7 +215,7 @@ class LinkReceiver final : public ChannelReceiver {
         break;
     }
     return Error{ErrorCode::kProtocol, fmt::format("link record of kind {} does not belong here",
-                                                   static_cast<int>(reader_.record()))};
+                                                   static_cast<int>(kind))};
   }
 
   // ---- By a fast path ---------------------------------------------------------------------------
@@ -234,7 +224,9 @@ class LinkReceiver final : public ChannelReceiver {
     arrivals_.clear();
     const Result<bool> polled = path_->poll(window_.n_delivered(), arrivals_);
     if (!polled.ok()) return fail(Error(polled.error()).within(peer()));
-    for (const Arrival& arrival : arrivals_) window_.prefetch(arrival.sequence);
+    for (const Arrival& arrival : arrivals_) {
+      window_.prefetch(arrival.sequence, descriptor_at_);
+    }
     RECUA_RETURN_IF_ERROR(take_arrivals());
     if (path_ == nullptr) return ok();
     const LaneMask failed = path_->failed_lanes();
@@ -269,8 +261,9 @@ class LinkReceiver final : public ChannelReceiver {
     }
     const std::uint64_t size = message_bytes(*header);
     RECUA_RETURN_IF_ERROR(check_written(message, arrival, size));
-    const std::span<const std::byte> in_slot = bytes.subspan(
-        static_cast<std::size_t>(size) - header->descriptor_bytes, header->descriptor_bytes);
+    descriptor_at_ = static_cast<std::size_t>(size) - header->descriptor_bytes;
+    const std::span<const std::byte> in_slot =
+        bytes.subspan(descriptor_at_, header->descriptor_bytes);
     std::vector<std::byte>& descriptor = window_.own_descriptor(message);
     descriptor.assign(in_slot.begin(), in_slot.end());
     last_by_path_.set(*header, descriptor);
@@ -316,15 +309,15 @@ class LinkReceiver final : public ChannelReceiver {
     none.set_generation(generation_);
     if (context_.policy == nullptr) {
       none.set_reason("uses its connection only");
-      writer_.push_record(encode_record(RecordKind::kAnswer, none));
+      stream_->writer().push_record(encode_record(RecordKind::kAnswer, none));
       return flush();
     }
-    RECUA_ASSIGN_OR_RETURN(LinkChoice choice, choose_path(context_, ring_, memory_,
-                                                          connection_->local_address(), offer));
+    RECUA_ASSIGN_OR_RETURN(LinkChoice choice,
+                           choose_path(context_, ring_, memory_, stream_->local_address(), offer));
     path_ = std::move(choice.path);
     path_ready_ = false;
     last_by_path_.begin(choice.answer.takes_rows_alone());
-    writer_.push_record(encode_record(RecordKind::kAnswer, choice.answer));
+    stream_->writer().push_record(encode_record(RecordKind::kAnswer, choice.answer));
     if (path_ == nullptr && why_stream_ != choice.why) {
       why_stream_ = choice.why;
       report(fmt::format("tcp, because {}", why_stream_));
@@ -388,7 +381,7 @@ class LinkReceiver final : public ChannelReceiver {
     record.set_lanes(lanes);
     record.set_reason(wire_text(reason, kReasonBytesMax));
     window_.tell(record);
-    writer_.push_record(encode_record(RecordKind::kFenced, record));
+    stream_->writer().push_record(encode_record(RecordKind::kFenced, record));
     return flush();
   }
 
@@ -405,32 +398,28 @@ class LinkReceiver final : public ChannelReceiver {
       starving_ = false;
       return ok();
     }
-    if (!writer_.empty()) return ok();  // The next one goes out when this one has.
+    if (stream_->writes()) return ok();  // The next one goes out when this one has.
     const auto credit = encode_credit(window_.tell());
-    writer_.push_record(std::vector<std::byte>(credit.begin(), credit.end()));
+    stream_->writer().push_record(std::vector<std::byte>(credit.begin(), credit.end()));
     starving_ = false;
     return flush();
   }
 
   Result<void> flush() {
-    Result<bool> wrote = writer_.flush(*connection_, counters_);
+    Result<bool> wrote = stream_->write(counters_);
     if (!wrote.ok()) return fail(std::move(wrote).error());
-    return writer_.empty() && *wrote ? return_credits() : ok();
+    return !stream_->writes() && *wrote ? return_credits() : ok();
   }
 
   LinkContext context_;
-  std::unique_ptr<net::Connection> connection_;
+  std::shared_ptr<LinkStream> stream_;
   RingShape ring_;
   RingMemory memory_;
   LinkWindow window_;
   bool starving_ = false;  // The sender waits for a credit and may sleep.
 
-  StreamReader reader_;
-  StreamWriter writer_;
   std::uint64_t last_body_ = 0;
   std::uint64_t before_last_body_ = 0;
-  net::NotedCallback on_readable_;
-  std::optional<net::WaitHandle> readable_;  // Of the connection; made by the first arm_in().
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;
@@ -438,6 +427,7 @@ class LinkReceiver final : public ChannelReceiver {
   bool path_ready_ = false;  // The sender said so: it may be written to.
   LastReceived last_by_path_;
   std::vector<Arrival> arrivals_;
+  std::size_t descriptor_at_ = 0;  // Of the last message by a fast path, in its slot.
   std::uint64_t uncut_bytes_ = 0;
   std::string why_stream_;
   std::string fence_reason_;
@@ -452,9 +442,10 @@ class LinkReceiver final : public ChannelReceiver {
 
 }  // namespace
 
-Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
-    LinkContext context, std::unique_ptr<net::Connection> connection, ChannelId id, RingShape ring,
-    RingMemory memory) {
+Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(LinkContext context,
+                                                            std::shared_ptr<LinkStream> stream,
+                                                            ChannelId id, RingShape ring,
+                                                            RingMemory memory) {
   const bool shape_ok = ring.n_slots > 0 && ring.slot_bytes >= kTensorHeaderBytes;
   if (!shape_ok || memory.bytes.size() / ring.n_slots < ring.slot_bytes) {
     return Error{
@@ -465,7 +456,7 @@ Result<std::unique_ptr<ChannelReceiver>> make_link_receiver(
   const net::Env env = context.env;
   const net::Duration delay = context.policy ? context.policy->delay : net::Duration::zero();
   std::unique_ptr<ChannelReceiver> out =
-      std::make_unique<LinkReceiver>(std::move(context), std::move(connection), id, ring, memory);
+      std::make_unique<LinkReceiver>(std::move(context), std::move(stream), id, ring, memory);
   if (delay > net::Duration::zero()) out = make_delayed_receiver(std::move(out), env, delay);
   return out;
 }

@@ -14,9 +14,9 @@
 #include "rpc/background_end.h"
 #include "rpc/handshake.h"
 #include "rpc/link.h"
-#include "rpc/link_inbox.h"
 #include "rpc/link_negotiation.h"
 #include "rpc/link_outbox.h"
+#include "rpc/link_stream.h"
 #include "rpc/tensor_header.h"
 #include "rpc/wire_error.h"
 
@@ -30,24 +30,26 @@ constexpr net::Duration kWatchAfter = std::chrono::milliseconds(20);
 /// A receiver that lives confirms a fence at once.
 constexpr net::Duration kFenceTimeout = std::chrono::seconds(10);
 
-class LinkSender final : public ChannelSender {
+class LinkSender final : public ChannelSender, private StreamSender {
  public:
-  LinkSender(LinkContext context, std::unique_ptr<net::Connection> connection, RingShape ring,
+  LinkSender(LinkContext context, std::shared_ptr<LinkStream> stream, RingShape ring,
              std::vector<std::span<std::byte>> sources, std::string no_links, bool pads)
       : context_(std::move(context)),
-        connection_(std::move(connection)),
+        stream_(std::move(stream)),
         ring_(ring),
         sources_(std::move(sources)),
         state_(no_links.empty() ? State::kStart : State::kStream),
         why_stream_(std::move(no_links)),
-        outbox_(ring, pads) {
+        outbox_(ring, pads, stream_->writer()) {
+    stream_->join(*this);
     if (context_.policy != nullptr) {
       retry_delay_ = context_.policy->retry_min;
       if (state_ == State::kStream) report(fmt::format("tcp, because {}", why_stream_));
     }
   }
+  ~LinkSender() override { stream_->leave(*this); }
 
-  [[nodiscard]] const std::string& peer() const override { return connection_->peer(); }
+  [[nodiscard]] const std::string& peer() const override { return stream_->peer(); }
   [[nodiscard]] const RingShape& ring() const override { return ring_; }
   [[nodiscard]] std::string transport() const override {
     if (failure_) return carried_;
@@ -61,7 +63,7 @@ class LinkSender final : public ChannelSender {
   [[nodiscard]] std::uint64_t n_sent() const override { return outbox_.n_sent(); }
   [[nodiscard]] std::uint64_t n_completed() const override { return outbox_.n_completed(); }
   [[nodiscard]] bool flushed() const override {
-    return outbox_.all_handed_over() && !outbox_.writes() && settled() &&
+    return outbox_.all_handed_over() && !stream_->writes() && settled() &&
            (path_ == nullptr || path_->flushed());
   }
   [[nodiscard]] bool completes_at_once() const override {
@@ -104,8 +106,6 @@ class LinkSender final : public ChannelSender {
 
   Result<bool> poll() override {
     if (failure_) return *failure_;
-    const std::uint64_t completed_before = outbox_.n_completed();
-    const std::uint64_t released_before = outbox_.n_released();
     bool moved = false;
     if (state_ == State::kStart) {
       offer();
@@ -128,14 +128,15 @@ class LinkSender final : public ChannelSender {
     RECUA_ASSIGN_OR_RETURN(const bool wrote, write());
     outbox_.advance(path_.get());
     consider_retry();
-    return moved || wrote || outbox_.n_completed() != completed_before ||
-           outbox_.n_released() != released_before;
+    const std::uint64_t completed_before = std::exchange(n_completed_seen_, n_completed());
+    const std::uint64_t released_before = std::exchange(n_released_seen_, outbox_.n_released());
+    return moved || wrote || n_completed_seen_ != completed_before ||
+           n_released_seen_ != released_before;
   }
 
   void arm(net::ReadyCallback ready, bool for_completions) override {
     ++counters_.sleeps;
-    if (outbox_.writes()) connection_->arm_write(ready);
-    connection_->arm_read(on_readable_.through(ready));
+    stream_->arm(ready);
     if (path_ != nullptr) {
       const bool waits =
           for_completions || credits() == 0 || !outbox_.all_handed_over() || watch(ready);
@@ -147,10 +148,8 @@ class LinkSender final : public ChannelSender {
   }
 
   bool arm_in(const net::WaitSet& set, bool for_completions) override {
-    // What a loop has to watch over: room on the connection, deadlines, an agreement under way.
-    if (failure_ || outbox_.writes() || deadline_ || !settled()) return false;
-    if (!readable_) readable_.emplace(connection_->descriptor());
-    if (!readable_->join(set)) return false;
+    // What a loop has to watch over: deadlines, an agreement under way.
+    if (failure_ || deadline_ || !settled() || !stream_->arm_in(set)) return false;
     const bool waits = for_completions || credits() == 0 || !outbox_.all_handed_over();
     if (path_ != nullptr && !path_->arm_in(set, waits)) return false;
     ++counters_.sleeps;
@@ -164,16 +163,15 @@ class LinkSender final : public ChannelSender {
     // With credits left, nothing that the receiver says is urgent.
     const bool is_quiet =
         path_ != nullptr || (state_ == State::kStream && credits() > 0 && !outbox_.starving());
-    return !is_quiet || fencing_ != 0 || outbox_.writes() || on_readable_.take() ||
-           (readable_ && readable_->take()) || ++n_polls_ % kPollsPerStreamRead == 0;
+    return !is_quiet || fencing_ != 0 || stream_->writes() || stream_->take_readable() ||
+           ++n_polls_ % kPollsPerStreamRead == 0;
   }
 
   Error fail(Error error) {
     if (!failure_) carried_ = transport();
     failure_ = error;
     drop_path();
-    readable_.reset();
-    connection_->close();
+    stream_->close(error);
     return error;
   }
   void drop_path() {
@@ -220,7 +218,7 @@ class LinkSender final : public ChannelSender {
   }
 
   Result<bool> write() {
-    Result<bool> wrote = outbox_.write(*connection_, counters_);
+    Result<bool> wrote = stream_->write(counters_);
     if (!wrote.ok()) return fail(std::move(wrote).error());
     return wrote;
   }
@@ -234,23 +232,33 @@ class LinkSender final : public ChannelSender {
   // ---- What the receiver says on the connection -------------------------------------------------
 
   Result<bool> read_stream() {
-    bool moved = false;
-    while (true) {
-      Result<LinkInbox::Item> item = inbox_.next(*connection_, counters_);
-      if (!item.ok()) return fail(std::move(item).error());
-      if (*item == LinkInbox::Item::kNothing) return moved;
-      moved = true;
-      if (*item == LinkInbox::Item::kCredit) {
-        RECUA_RETURN_IF_ERROR(take_released(inbox_.n_released(), "says"));
-        continue;
-      }
-      Result<void> taken = take_record(inbox_.record(), inbox_.payload());
-      if (failure_) return *failure_;
-      if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
-    }
+    Result<bool> read = stream_->read(counters_);
+    if (!read.ok()) return fail(std::move(read).error());
+    return read;
   }
 
-  Result<void> take_record(RecordKind kind, std::span<const std::byte> payload) {
+  Result<void> take_credit(std::uint64_t n_released) override {
+    if (n_released < n_told_) {
+      return fail(Error{ErrorCode::kProtocol,
+                        fmt::format("{} says that it released {} slots; it had said {}", peer(),
+                                    n_released, n_told_)});
+    }
+    n_told_ = n_released;
+    return take_released(n_released, "says");
+  }
+
+  /// What follows from a record goes out at once: the other link of the connection may have read it
+  /// after this one's last poll().
+  Result<void> take_record(RecordKind kind, std::span<const std::byte> payload) override {
+    Result<void> taken = act_on(kind, payload);
+    if (failure_) return *failure_;
+    if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
+    RECUA_RETURN_IF_ERROR(dispatch());
+    RECUA_RETURN_IF_ERROR(write());
+    return ok();
+  }
+
+  Result<void> act_on(RecordKind kind, std::span<const std::byte> payload) {
     if (kind == RecordKind::kAnswer) {
       wire::LinkAnswer answer;
       RECUA_RETURN_IF_ERROR(parse_record(payload, peer(), answer));
@@ -269,7 +277,7 @@ class LinkSender final : public ChannelSender {
 
   void offer() {
     ++generation_;
-    proposal_ = LinkProposal::prepare(context_, ring_, sources_, connection_->local_address(),
+    proposal_ = LinkProposal::prepare(context_, ring_, sources_, stream_->local_address(),
                                       outbox_.n_released(), generation_, !shared_memory_failed_);
     if (!proposal_->worth_offering()) {
       settle_on_stream("this end " + proposal_->none().reason, proposal_->none().temporary);
@@ -311,7 +319,7 @@ class LinkSender final : public ChannelSender {
     } else if (state_ == State::kFast) {
       // Fewer lanes than there were. If a port is back, end the rest as well, then offer all again.
       NoLanes none;
-      const auto ports = usable_ports(*context_.policy, connection_->local_address(), none);
+      const auto ports = usable_ports(*context_.policy, stream_->local_address(), none);
       if (ports.size() <= static_cast<std::size_t>(std::popcount(path_->lanes()))) {
         plan_retry(true);
         return;
@@ -465,16 +473,17 @@ class LinkSender final : public ChannelSender {
   }
 
   LinkContext context_;
-  std::unique_ptr<net::Connection> connection_;
+  std::shared_ptr<LinkStream> stream_;
   RingShape ring_;
   std::vector<std::span<std::byte>> sources_;
   State state_;
   std::string why_stream_;
 
   LinkOutbox outbox_;
-  LinkInbox inbox_;
-  net::NotedCallback on_readable_;
-  std::optional<net::WaitHandle> readable_;  // Of the connection; made by the first arm_in().
+  std::uint64_t n_told_ = 0;  // By the last credit.
+  // As of the last poll().
+  std::uint64_t n_completed_seen_ = 0;
+  std::uint64_t n_released_seen_ = 0;
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;
@@ -504,8 +513,7 @@ class LinkSender final : public ChannelSender {
 }  // namespace
 
 std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
-                                                std::unique_ptr<net::Connection> connection,
-                                                RingShape ring,
+                                                std::shared_ptr<LinkStream> stream, RingShape ring,
                                                 std::vector<std::span<std::byte>> sources,
                                                 std::span<const std::uint32_t> peer_features) {
   RECUA_CHECK(ring.n_slots > 0);
@@ -515,7 +523,7 @@ std::unique_ptr<ChannelSender> make_link_sender(LinkContext context,
   } else if (!has_feature(peer_features, Feature::kLinks)) {
     no_links = "the peer is an older recua that knows nothing else";
   }
-  return std::make_unique<LinkSender>(std::move(context), std::move(connection), ring,
+  return std::make_unique<LinkSender>(std::move(context), std::move(stream), ring,
                                       std::move(sources), std::move(no_links),
                                       has_feature(peer_features, Feature::kPadding));
 }

@@ -41,8 +41,10 @@ class LinkWindow {
   /// lines come while its header is checked (8 KiB one way over shared memory: 0.9 of the time).
   /// Always as many lines: a loop that asks how many there are takes what is gained. (Past the ring
   /// it names memory that may not exist; a prefetch does not mind.)
-  void prefetch(std::uint64_t message) const {
+  /// descriptor_at: where in its slot its descriptor probably lies.
+  void prefetch(std::uint64_t message, std::size_t descriptor_at) const {
     const std::byte* const at = slot_bytes(message).data();
+    __builtin_prefetch(at + descriptor_at);
     for (std::size_t i = 0; i < 2048; i += 64) __builtin_prefetch(at + i);
   }
   /// The first message that is not complete; perhaps one whose slot the sender does not hold.
@@ -107,6 +109,7 @@ class LinkWindow {
 
   // ---- Out and back -----------------------------------------------------------------------------
 
+  [[nodiscard]] bool has_next() const { return slot(n_delivered_).complete; }
   /// The next message if it is complete. Those of an earlier epoch are passed over.
   std::optional<Incoming> take() {
     while (slot(n_delivered_).complete) {

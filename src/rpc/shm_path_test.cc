@@ -87,14 +87,17 @@ struct Pair {
 TEST(ShmPath, CarriesMessagesIntoTheirSlots) {
   Pair pair;
   EXPECT_EQ(pair.arrived(0), "");
+  EXPECT_TRUE(pair.receiver->is_quiet());
   EXPECT_FALSE(pair.sender->is_complete(0));
   EXPECT_TRUE(pair.post(0, "first"));
+  EXPECT_FALSE(pair.receiver->is_quiet());
   EXPECT_TRUE(pair.post(1, "second"));
   EXPECT_TRUE(pair.sender->is_complete(1));
   EXPECT_FALSE(pair.sender->is_complete(2));
   EXPECT_EQ(pair.arrived(0), "0 1 ");
   EXPECT_EQ(pair.slot(0, 12), "headfirstend");
   EXPECT_EQ(pair.slot(1, 13), "headsecondend");
+  EXPECT_TRUE(pair.receiver->is_quiet());
   EXPECT_EQ(pair.arrived(2), "");
 }
 

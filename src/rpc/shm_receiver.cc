@@ -22,6 +22,9 @@ class ShmReceiver : public FastReceiver {
 
   [[nodiscard]] std::string description() const override { return "shared memory"; }
 
+  [[nodiscard]] bool is_quiet() const override {
+    return shared(control_.n_published).load(std::memory_order_relaxed) == n_seen_;
+  }
   Result<bool> poll(std::uint64_t n_expected, std::vector<Arrival>& arrivals) override {
     if (closed_) return false;
     ++n_polls_;

@@ -4,9 +4,22 @@
 #include <cstring>
 #include <utility>
 
+#include <fmt/format.h>
+
+#include "base/sha256.h"
 #include "rpc/tensor_header.h"
 
 namespace recua::rpc {
+namespace {
+
+Error no_message(std::span<const std::byte> head) {
+  return {ErrorCode::kProtocol,
+          fmt::format("sent {} where a credit (52434352, RCCR) or a link record (52434c52, RCLR) "
+                      "begins",
+                      to_hex(head.first(4)))};
+}
+
+}  // namespace
 
 /// From what was read too far first, then from the connection.
 Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<std::byte> out,
@@ -18,11 +31,22 @@ Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<st
     return n;
   }
   ++counters.system_calls;
-  return connection.try_read(out);
+  RECUA_ASSIGN_OR_RETURN(const std::size_t n, connection.try_read(out));
+  exhausted_ = n < out.size();
+  return n;
+}
+
+/// What was read behind the first n_taken bytes of the head comes first again.
+void StreamReader::put_back(std::size_t n_taken) {
+  const std::span<const std::byte> rest = std::span(head_).first(n_head_).subspan(n_taken);
+  surplus_.insert(surplus_.begin(), early_.begin(), early_.end());
+  surplus_.insert(surplus_.begin(), rest.begin(), rest.end());
+  n_head_ = 0;
+  early_ = {};
 }
 
 Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
-                                                   std::span<std::byte> guess,
+                                                   std::span<std::byte> guess, bool takes_messages,
                                                    ChannelCounters& counters) {
   const std::span<std::byte> rest = std::span(head_).subspan(n_head_);
   const bool guesses = n_head_ == 0 && surplus_.empty() && guess.size() > head_.size();
@@ -35,17 +59,19 @@ Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
   }
   n_head_ += n_in_head;
   const std::span<const std::byte> head = std::span(head_).first(n_head_);
-  if (n_head_ >= 4 && !is_record(head)) RECUA_RETURN_IF_ERROR(check_magic(head));
+  if (n_head_ >= 4 && !is_record(head) && !is_credit(head)) {
+    RECUA_RETURN_IF_ERROR(takes_messages ? check_magic(head) : no_message(head));
+  }
+  static_assert(kRecordHeaderBytes == kCreditBytes);
+  if (n_head_ >= kCreditBytes && is_credit(head)) {
+    RECUA_ASSIGN_OR_RETURN(n_released_, decode_credit(std::span(head_).first<kCreditBytes>()));
+    put_back(kCreditBytes);
+    return Item::kCredit;
+  }
   if (n_head_ >= kRecordHeaderBytes && is_record(head)) {
     RECUA_ASSIGN_OR_RETURN(record_,
                            decode_record_header(std::span(head_).first<kRecordHeaderBytes>()));
-    // Whatever is behind its header comes first again.
-    std::vector<std::byte> behind(head_.begin() + kRecordHeaderBytes,
-                                  head_.begin() + static_cast<std::ptrdiff_t>(n_head_));
-    behind.insert(behind.end(), early_.begin(), early_.end());
-    surplus_.insert(surplus_.begin(), behind.begin(), behind.end());
-    n_head_ = 0;
-    early_ = {};
+    put_back(kRecordHeaderBytes);
     payload_.resize(record_.payload_bytes);
     n_payload_ = 0;
     state_ = State::kRecord;
@@ -74,20 +100,21 @@ void StreamReader::begin_body(std::span<std::byte> body, ChannelCounters& counte
 }
 
 Result<StreamReader::Item> StreamReader::poll(net::Connection& connection,
-                                              std::span<std::byte> guess,
+                                              std::span<std::byte> guess, bool takes_messages,
                                               ChannelCounters& counters) {
   while (true) {
     if (state_ == State::kHead) {
       const bool may_guess = surplus_.empty();
-      RECUA_ASSIGN_OR_RETURN(
-          const Item item,
-          read_head(connection, may_guess ? guess : std::span<std::byte>(), counters));
+      if (may_guess && n_head_ == 0 && exhausted_) return Item::kNothing;
+      RECUA_ASSIGN_OR_RETURN(const Item item,
+                             read_head(connection, may_guess ? guess : std::span<std::byte>(),
+                                       takes_messages, counters));
       if (item == Item::kNothing) {
         // Bytes that were left over may not have been enough; the connection may have more.
         if (may_guess || n_head_ == 0) return item;
         continue;
       }
-      if (item == Item::kHead) return item;
+      if (item != Item::kRecord) return item;
     }
     RECUA_CHECK(state_ != State::kAwaitBody);
     const bool is_body = state_ == State::kBody;

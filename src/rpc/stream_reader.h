@@ -1,6 +1,6 @@
 #pragma once
-/// What a channel's receiver reads from its connection: messages, whose bodies go straight into
-/// slots, and records.
+/// What links read from their connection: messages, whose bodies go straight into slots, credits
+/// and records.
 ///
 /// A stream of equal messages costs one call each: as many bytes as the next message will probably
 /// have are read to where it will probably belong, into one piece of memory, which Linux fills by a
@@ -25,16 +25,20 @@ class StreamReader {
     kNothing,  // The connection has no more bytes now.
     kHead,     // header() is a message's: call begin_body(), then poll() again.
     kMessage,  // The body is complete.
+    kCredit,   // n_released() is.
     kRecord,   // record() and payload() are.
   };
 
+  /// Before the first of several polls: the connection may have bytes again.
+  void begin() { exhausted_ = false; }
   /// guess: where the next message probably goes, head and body, as long as it probably is; empty:
-  /// do not guess. kProtocol: no head of either kind.
-  Result<Item> poll(net::Connection& connection, std::span<std::byte> guess,
+  /// do not guess. takes_messages: whether some may come. kProtocol: no head of any kind.
+  Result<Item> poll(net::Connection& connection, std::span<std::byte> guess, bool takes_messages,
                     ChannelCounters& counters);
 
   [[nodiscard]] const TensorHeader& header() const { return header_; }
   void begin_body(std::span<std::byte> body, ChannelCounters& counters);
+  [[nodiscard]] std::uint64_t n_released() const { return n_released_; }
   [[nodiscard]] RecordKind record() const { return record_.kind; }
   [[nodiscard]] std::span<const std::byte> payload() const { return payload_; }
   /// Whether an item has begun and is not complete.
@@ -46,7 +50,8 @@ class StreamReader {
   Result<std::size_t> read(net::Connection& connection, std::span<std::byte> out,
                            ChannelCounters& counters);
   Result<Item> read_head(net::Connection& connection, std::span<std::byte> guess,
-                         ChannelCounters& counters);
+                         bool takes_messages, ChannelCounters& counters);
+  void put_back(std::size_t n_taken);
 
   State state_ = State::kHead;
   std::array<std::byte, kTensorHeaderBytes> head_{};
@@ -55,10 +60,12 @@ class StreamReader {
   TensorHeader header_;
   std::span<std::byte> body_;
   std::size_t n_body_ = 0;
+  std::uint64_t n_released_ = 0;
   RecordHeader record_;
   std::vector<std::byte> payload_;
   std::size_t n_payload_ = 0;
   std::vector<std::byte> surplus_;  // Bytes of later items, read already.
+  bool exhausted_ = false;          // The last read found less than it asked for.
 };
 
 }  // namespace recua::rpc

@@ -124,6 +124,11 @@ bool is_successor(std::span<const std::byte, kTensorHeaderBytes> before,
                      kTensorHeaderBytes - kRowsOffset) == 0;
 }
 
+bool is_credit(std::span<const std::byte> bytes) {
+  return bytes.size() >= kCreditMagic.size() &&
+         std::memcmp(bytes.data(), kCreditMagic.data(), kCreditMagic.size()) == 0;
+}
+
 std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released) {
   FieldWriter<kCreditBytes> writer;
   writer.write(kCreditMagic);
@@ -133,7 +138,7 @@ std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released) {
 }
 
 Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes) {
-  if (std::memcmp(bytes.data(), kCreditMagic.data(), kCreditMagic.size()) != 0) {
+  if (!is_credit(bytes)) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("broken credit: magic at byte 0 is {}, must be 52434352 (RCCR)",
                              hex(bytes.first(kCreditMagic.size())))};

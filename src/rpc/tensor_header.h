@@ -42,6 +42,8 @@ Result<void> check_magic(std::span<const std::byte> bytes);
 [[nodiscard]] bool is_successor(std::span<const std::byte, kTensorHeaderBytes> before,
                                 std::span<const std::byte, kTensorHeaderBytes> head);
 
+/// Whether these first four bytes begin a credit.
+bool is_credit(std::span<const std::byte> bytes);
 /// n_released: slots given back since the channel began.
 std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released);
 Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes);
