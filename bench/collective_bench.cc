@@ -24,8 +24,6 @@
 #include <unistd.h>
 #include <vector>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <fmt/format.h>
@@ -33,7 +31,7 @@
 #include "collective/channel_communicator.h"
 #include "net/real_clock.h"
 #include "net/shm/shared_memory.h"
-#include "net/tcp/tcp_network.h"
+#include "net/tcp/tcp_pair.h"
 #include "rpc/link.h"
 #include "sys/pause.h"
 
@@ -50,33 +48,13 @@ constexpr std::uint32_t kSlots = 16;
 constexpr std::size_t kFlagBytes = 4096;
 constexpr rpc::ChannelId kId{.session = 1, .epoch = 1};
 
-/// Both ends of a connection, before the fork.
-struct Pair {
-  ConnectionPtr client;
-  ConnectionPtr server;
-};
-
-asio::awaitable<void> take(asio::awaitable<Result<ConnectionPtr>> coroutine, ConnectionPtr& out) {
-  auto result = co_await std::move(coroutine);
-  RECUA_CHECK(result.ok());
-  out = std::move(*result);
-}
-
 /// What both processes inherit.
 struct World {
   World(bool with_shared_memory, std::size_t vector_bytes)
       : shared(with_shared_memory),
         bytes(vector_bytes),
         ring{.n_slots = kSlots, .slot_bytes = (vector_bytes + 128 + 63) / 64 * 64} {
-    for (Pair& pair : channels) {
-      auto listener = *network.listen({.host = "127.0.0.1", .port = 0});
-      asio::co_spawn(
-          setup, take(network.connect(listener->endpoint(), std::chrono::seconds(5)), pair.client),
-          asio::detached);
-      asio::co_spawn(setup, take(listener->accept(), pair.server), asio::detached);
-      setup.restart();
-      setup.run();
-    }
+    for (net::TcpPair& pair : channels) pair = net::connect_over_loopback(setup, network);
     tcp::acceptor acceptor(setup, tcp::endpoint(tcp::v4(), 0));
     plain[0].connect(
         tcp::endpoint(asio::ip::address_v4::loopback(), acceptor.local_endpoint().port()));
@@ -92,7 +70,7 @@ struct World {
   rpc::RingShape ring;
   asio::io_context setup{1};
   net::TcpNetwork network{setup.get_executor()};
-  std::array<Pair, 2> channels;  // Of the group, of the ping-pong.
+  std::array<net::TcpPair, 2> channels;  // Of the group, of the ping-pong.
   std::array<tcp::socket, 2> plain{tcp::socket(setup), tcp::socket(setup)};
   std::array<SharedMemory, 2> bare;  // Written by rank 0, by rank 1.
 };
@@ -159,7 +137,7 @@ class End {
   /// Both ways on one connection, as between ranks.
   std::shared_ptr<rpc::LinkStream> stream(std::size_t pair) {
     std::shared_ptr<rpc::LinkStream>& out = streams_[pair];
-    Pair& ends = world_.channels[pair];
+    net::TcpPair& ends = world_.channels[pair];
     ConnectionPtr& mine = rank_ == 0 ? ends.client : ends.server;
     if (out == nullptr) out = rpc::make_link_stream(*mine->move_to(loop_.get_executor()));
     return out;

@@ -13,14 +13,12 @@
 #include <thread>
 #include <vector>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <fmt/format.h>
 
 #include "median.h"
-#include "net/tcp/tcp_network.h"
+#include "net/tcp/tcp_pair.h"
 #include "rpc/handshake.h"
 #include "rpc/tcp_channel.h"
 
@@ -34,13 +32,6 @@ using ConnectionPtr = std::unique_ptr<net::Connection>;
 constexpr rpc::ChannelId kId{.session = 1, .epoch = 1};
 constexpr std::uint64_t kSlotBytesMin = 4096;                    // No model's slots are smaller.
 constexpr std::uint64_t kRingBytes = std::uint64_t{512} << 10U;  // Stays in a cache.
-
-net::asio::awaitable<void> take(net::asio::awaitable<Result<ConnectionPtr>> coroutine,
-                                ConnectionPtr& out) {
-  auto result = co_await std::move(coroutine);
-  RECUA_CHECK(result.ok());
-  out = std::move(*result);
-}
 
 /// One end: sends on one connection, receives on another.
 struct End {
@@ -83,20 +74,11 @@ double one_way(std::vector<Nanoseconds>& times) {
 double channel_ping_pong(std::size_t bytes, int n_rounds) {
   net::asio::io_context io{1};
   net::TcpNetwork network(io.get_executor());
-  ConnectionPtr there[2];  // a sends on there, b on back.
-  ConnectionPtr back[2];
-  for (ConnectionPtr* pair : {there, back}) {
-    auto listener = *network.listen(net::Endpoint{"127.0.0.1", 0});
-    const net::Endpoint endpoint = listener->endpoint();
-    net::asio::co_spawn(io, take(network.connect(endpoint, std::chrono::seconds(5)), pair[0]),
-                        net::asio::detached);
-    net::asio::co_spawn(io, take(listener->accept(), pair[1]), net::asio::detached);
-    io.restart();
-    io.run();
-  }
+  net::TcpPair there = net::connect_over_loopback(io, network);  // a sends on there, b on back.
+  net::TcpPair back = net::connect_over_loopback(io, network);
   const std::uint64_t slot_bytes = bytes + rpc::kTensorHeaderBytes;
-  End a(std::move(there[0]), std::move(back[1]), slot_bytes);
-  End b(std::move(back[0]), std::move(there[1]), slot_bytes);
+  End a(std::move(there.client), std::move(back.server), slot_bytes);
+  End b(std::move(back.client), std::move(there.server), slot_bytes);
   const std::vector<std::byte> rows(bytes, std::byte{1});
 
   std::jthread echo([&] {

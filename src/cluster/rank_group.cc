@@ -73,18 +73,23 @@ Result<void> RankGroup::check_complete() const {
 
 Result<RankGroup::Streams> RankGroup::streams_of(std::uint32_t rank,
                                                  const net::asio::any_io_executor& executor) {
+  const auto open = [&](ChannelEnd& end) -> Result<std::shared_ptr<rpc::LinkStream>> {
+    RECUA_ASSIGN_OR_RETURN(auto moved, std::exchange(end.connection, {})->move_to(executor));
+    return rpc::make_link_stream(std::move(moved));
+  };
   ChannelEnd& in = peers_[rank].in;
   ChannelEnd& out = peers_[rank].out;
-  const bool share = rpc::has_feature(in.features, rpc::Feature::kSharedConnection) &&
-                     rpc::has_feature(out.features, rpc::Feature::kSharedConnection);
-  if (share) (rank_ < rank ? in : out).connection.reset();
   Streams streams;
-  for (auto [end, stream] : {std::pair(&in, &streams.in), std::pair(&out, &streams.out)}) {
-    if (end->connection == nullptr) continue;
-    RECUA_ASSIGN_OR_RETURN(auto moved, std::exchange(end->connection, {})->move_to(executor));
-    *stream = rpc::make_link_stream(std::move(moved));
+  if (rpc::has_feature(in.features, rpc::Feature::kSharedConnection) &&
+      rpc::has_feature(out.features, rpc::Feature::kSharedConnection)) {
+    ChannelEnd& kept = rank_ < rank ? out : in;
+    RECUA_ASSIGN_OR_RETURN(streams.in, open(kept));
+    streams.out = streams.in;
+    (rank_ < rank ? in : out).connection.reset();
+    return streams;
   }
-  if (share) (rank_ < rank ? streams.in : streams.out) = rank_ < rank ? streams.out : streams.in;
+  RECUA_ASSIGN_OR_RETURN(streams.in, open(in));
+  RECUA_ASSIGN_OR_RETURN(streams.out, open(out));
   return streams;
 }
 

@@ -5,14 +5,12 @@
 #include <thread>
 #include <vector>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <gtest/gtest.h>
 
 #include "net/real_clock.h"
 #include "net/recording_connection.h"
-#include "net/tcp/tcp_network.h"
+#include "net/tcp/tcp_pair.h"
 
 namespace recua::cluster {
 namespace {
@@ -22,26 +20,16 @@ using Features = std::vector<std::uint32_t>;
 
 const auto kShared = static_cast<std::uint32_t>(rpc::Feature::kSharedConnection);
 
-asio::awaitable<void> take(asio::awaitable<Result<std::unique_ptr<net::Connection>>> coroutine,
-                           std::unique_ptr<net::Connection>& out) {
-  out = std::move(*co_await std::move(coroutine));
-}
-
 /// Two ranks that sum a few times; what rank 0 read and wrote on the connection that each opened.
 class TwoRanks {
  public:
   /// features: that the ends of the connection from rank 0 to rank 1 agreed on, and from 1 to 0.
   explicit TwoRanks(const std::array<Features, 2>& features) {
     for (std::uint32_t from = 0; from < 2; ++from) {
-      const auto listener = *network_.listen({.host = "127.0.0.1", .port = 0});
+      auto [opener, other] = net::connect_over_loopback(loops_[0], network_);
       std::array<std::unique_ptr<net::Connection>, 2> ends;  // Of rank 0, of rank 1.
-      asio::co_spawn(
-          loops_[0],
-          take(network_.connect(listener->endpoint(), std::chrono::seconds(5)), ends[from]),
-          asio::detached);
-      asio::co_spawn(loops_[0], take(listener->accept(), ends[1 - from]), asio::detached);
-      loops_[0].restart();
-      loops_[0].run();
+      ends[from] = std::move(opener);
+      ends[1 - from] = std::move(other);
       ends[0] = net::record(std::move(ends[0]), transcripts_[from]);
       const GroupChannel channel{.from = from, .to = 1 - from};
       for (std::uint32_t rank = 0; rank < 2; ++rank) {
@@ -54,7 +42,6 @@ class TwoRanks {
         RECUA_CHECK(attached.ok());
       }
     }
-    loops_[0].restart();
   }
 
   void sum() {

@@ -63,11 +63,11 @@ rpc::PeerInfo WorkerState::self_info() {
   info.memory_total_bytes =
       options.memory_bytes != 0 ? options.memory_bytes : sys::memory_info().total_bytes;
   info.n_threads = static_cast<std::uint32_t>(options.n_threads);
-  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kEcho));
-  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTensorSplit));
-  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kLora));
-  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kGroupOptions));
-  info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kSharedConnection));
+  for (const rpc::Feature feature :
+       {rpc::Feature::kEcho, rpc::Feature::kTensorSplit, rpc::Feature::kLora,
+        rpc::Feature::kGroupOptions, rpc::Feature::kSharedConnection}) {
+    info.features.push_back(static_cast<std::uint32_t>(feature));
+  }
   if (options.make_training) {
     info.features.push_back(static_cast<std::uint32_t>(rpc::Feature::kTraining));
   }

@@ -10,15 +10,13 @@
 #include <utility>
 #include <vector>
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 
 #include "base/random.h"
 #include "collective/channel_communicator.h"
 #include "net/real_clock.h"
 #include "net/shm/shared_memory.h"
-#include "net/tcp/tcp_network.h"
+#include "net/tcp/tcp_pair.h"
 #include "net/verbs/fake_fabric.h"
 #include "rpc/link.h"
 
@@ -95,7 +93,7 @@ class TestGroup {
         if (shares && from > to) {
           at_receiver = streams[to][from];
         } else {
-          auto [client, server] = connect();
+          auto [client, server] = net::connect_over_loopback(setup, network);
           streams[from][to] =
               rpc::make_link_stream(*client->move_to(ranks[from]->loop.get_executor()));
           at_receiver = rpc::make_link_stream(*server->move_to(ranks[to]->loop.get_executor()));
@@ -156,30 +154,12 @@ class TestGroup {
   std::vector<std::unique_ptr<Rank>> ranks;
 
  private:
-  using ConnectionPtr = std::unique_ptr<net::Connection>;
-
   rpc::LinkContext context(std::uint32_t rank) {
     rpc::LinkContext out{.env = env(rank), .policy = &policy};
-    if (options.links == Links::kTcp) out.policy = nullptr;
+    const bool is_tcp = options.links == Links::kTcp || options.links == Links::kTcpApart;
+    if (is_tcp) out.policy = nullptr;
     out.report = [](const std::string&) {};
     return out;
-  }
-  std::pair<ConnectionPtr, ConnectionPtr> connect() {
-    std::pair<ConnectionPtr, ConnectionPtr> out;
-    auto listener = *network.listen({.host = "127.0.0.1", .port = 0});
-    asio::co_spawn(setup,
-                   take(network.connect(listener->endpoint(), std::chrono::seconds(5)), out.first),
-                   asio::detached);
-    asio::co_spawn(setup, take(listener->accept(), out.second), asio::detached);
-    setup.restart();
-    setup.run();
-    return out;
-  }
-  static asio::awaitable<void> take(asio::awaitable<Result<ConnectionPtr>> coroutine,
-                                    ConnectionPtr& out) {
-    auto result = co_await std::move(coroutine);
-    RECUA_CHECK(result.ok());
-    out = std::move(*result);
   }
 };
 

@@ -10,7 +10,7 @@
 #include "base/random.h"
 #include "net/direct_sleep.h"
 #include "net/real_clock.h"
-#include "net/tcp/tcp_network.h"
+#include "net/tcp/tcp_pair.h"
 #include "rpc/delayed_receiver.h"
 #include "rpc/handshake.h"
 #include "rpc/tcp_channel.h"
@@ -402,36 +402,14 @@ TEST(TcpChannel, NeedsMemoryForItsRing) {
             ErrorCode::kInvalidArgument);
 }
 
-/// A connected pair of real sockets.
-struct RealPair {
-  net::asio::io_context io{1};
-  net::TcpNetwork network{io.get_executor()};
-  std::unique_ptr<net::Connection> client;
-  std::unique_ptr<net::Connection> server;
-
-  RealPair() {
-    auto listener = *network.listen(net::Endpoint{"127.0.0.1", 0});
-    const net::Endpoint endpoint = listener->endpoint();
-    net::asio::co_spawn(io, take(network.connect(endpoint, std::chrono::seconds(5)), client),
-                        net::asio::detached);
-    net::asio::co_spawn(io, take(listener->accept(), server), net::asio::detached);
-    io.run();
-  }
-  static net::asio::awaitable<void> take(
-      net::asio::awaitable<Result<std::unique_ptr<net::Connection>>> coroutine,
-      std::unique_ptr<net::Connection>& out) {
-    auto result = co_await std::move(coroutine);
-    RECUA_CHECK(result.ok());
-    out = std::move(*result);
-  }
-};
-
 // As a worker does it: each end on its own thread and loop, polling a while, then asleep in its
 // loop or, where direct, in a set.
 void run_between_threads(bool direct) {
   constexpr std::uint64_t kMessages = 2000;
   constexpr RingShape kRing{.n_slots = 4, .slot_bytes = 20'000};
-  RealPair pair;
+  net::asio::io_context setup{1};
+  net::TcpNetwork network{setup.get_executor()};
+  net::TcpPair pair = net::connect_over_loopback(setup, network);
 
   std::jthread receiving([&] {
     net::asio::io_context io{1};
@@ -495,7 +473,9 @@ void run_between_threads(bool direct) {
 // As a stage does it that cannot send on: it holds a message, and reads no more.
 TEST(TcpChannel, WakesNobodyWhoHasLeftTheSet) {
   constexpr RingShape kRing{.n_slots = 4, .slot_bytes = 4096};
-  RealPair pair;
+  net::asio::io_context setup{1};
+  net::TcpNetwork network{setup.get_executor()};
+  net::TcpPair pair = net::connect_over_loopback(setup, network);
   net::asio::io_context io;
   std::vector<std::byte> memory(kRing.n_slots * kRing.slot_bytes);
   auto sender = make_tcp_sender(*pair.client->move_to(io.get_executor()), kRing);

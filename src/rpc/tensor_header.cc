@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
+#include "base/sha256.h"
 
 namespace recua::rpc {
 namespace {
@@ -42,12 +43,6 @@ Error bad_header(std::string_view field, std::size_t offset, std::string_view wh
                fmt::format("broken tensor message: {} at byte {} {}", field, offset, why)};
 }
 
-std::string hex(std::span<const std::byte> bytes) {
-  std::string out;
-  for (const std::byte byte : bytes) out += fmt::format("{:02x}", static_cast<unsigned>(byte));
-  return out;
-}
-
 }  // namespace
 
 std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
@@ -74,8 +69,9 @@ void set_padding(std::array<std::byte, kTensorHeaderBytes>& encoded, std::uint16
 
 Result<void> check_magic(std::span<const std::byte> bytes) {
   if (std::memcmp(bytes.data(), kMagic.data(), kMagic.size()) == 0) return ok();
-  return bad_header("magic", 0,
-                    fmt::format("is {}, must be 5243544d (RCTM)", hex(bytes.first(kMagic.size()))));
+  return bad_header(
+      "magic", 0,
+      fmt::format("is {}, must be 5243544d (RCTM)", to_hex(bytes.first(kMagic.size()))));
 }
 
 Result<TensorHeader> decode_tensor_header(std::span<const std::byte, kTensorHeaderBytes> bytes) {
@@ -141,7 +137,7 @@ Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> byt
   if (!is_credit(bytes)) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("broken credit: magic at byte 0 is {}, must be 52434352 (RCCR)",
-                             hex(bytes.first(kCreditMagic.size())))};
+                             to_hex(bytes.first(kCreditMagic.size())))};
   }
   ByteReader reader(bytes.subspan<4>());
   if (*reader.read<std::uint32_t>() != 0)
