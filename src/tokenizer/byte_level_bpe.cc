@@ -39,28 +39,30 @@ struct Candidate {
 
 }  // namespace
 
-MergeTable::MergeTable(std::size_t n_merges)
-    : slots_(std::bit_ceil(2 * n_merges + 2)), used_(slots_.size()) {}
+MergeTable::MergeTable(std::size_t n_merges) : slots_(std::bit_ceil(2 * n_merges + 2), kNone) {
+  merges_.reserve(n_merges);
+}
 
 std::size_t MergeTable::slot_of(std::uint32_t left, std::uint32_t right) const {
   const std::size_t mask = slots_.size() - 1;
+  const auto is_other = [&](std::uint32_t place) {
+    return merges_[place].left != left || merges_[place].right != right;
+  };
   std::size_t slot = static_cast<std::size_t>(mix(std::uint64_t{left} << 32 | right)) & mask;
-  while (used_[slot] && (slots_[slot].left != left || slots_[slot].right != right)) {
-    slot = (slot + 1) & mask;
-  }
+  while (slots_[slot] != kNone && is_other(slots_[slot])) slot = (slot + 1) & mask;
   return slot;
 }
 
 void MergeTable::add(const Merge& merge) {
-  const std::size_t slot = slot_of(merge.left, merge.right);
-  if (used_[slot]) return;
-  slots_[slot] = merge;
-  used_[slot] = true;
+  std::uint32_t& place = slots_[slot_of(merge.left, merge.right)];
+  if (place != kNone) return;
+  place = static_cast<std::uint32_t>(merges_.size());
+  merges_.push_back(merge);
 }
 
 const MergeTable::Merge* MergeTable::find(std::uint32_t left, std::uint32_t right) const {
-  const std::size_t slot = slot_of(left, right);
-  return used_[slot] ? &slots_[slot] : nullptr;
+  const std::uint32_t place = slots_[slot_of(left, right)];
+  return place != kNone ? &merges_[place] : nullptr;
 }
 
 /// Reused from word to word, so that a text costs a few allocations and not a few per word.

@@ -20,7 +20,8 @@
 
 namespace recua::tokenizer {
 
-/// The merges of a vocabulary, by pair. A hash table that is filled once and then only read.
+/// The merges of a vocabulary, by pair: a hash table of places in their list, filled once and then
+/// only read. (With the merges in the table itself half of its memory is empty.)
 class MergeTable {
  public:
   struct Merge {
@@ -37,8 +38,8 @@ class MergeTable {
  private:
   [[nodiscard]] std::size_t slot_of(std::uint32_t left, std::uint32_t right) const;
 
-  std::vector<Merge> slots_;  // A power of two, at most half full.
-  std::vector<bool> used_;
+  std::vector<Merge> merges_;
+  std::vector<std::uint32_t> slots_;  // A power of two, at most half full.
 };
 
 class ByteLevelBpe {

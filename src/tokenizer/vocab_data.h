@@ -12,7 +12,7 @@
 namespace recua::tokenizer {
 
 /// Numbers as in tokenizer.ggml.token_type.
-enum class TokenType : std::int32_t {
+enum class TokenType : std::uint8_t {
   kNormal = 1,
   kUnknown = 2,      // Stands for text that has no token.
   kControl = 3,      // <s>, <|im_end|>: structure, not text.

@@ -164,6 +164,10 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
   byte_tokens_.fill(kNoToken);
   std::size_t n_bytes_max = 0;  // No piece is longer than it is written.
   for (const std::string& token : data.tokens) n_bytes_max += token.size();
+  if (n_bytes_max > std::numeric_limits<std::uint32_t>::max()) {
+    return corrupt(fmt::format("tokenizer.ggml.tokens has {} bytes of text; at most 4 GiB can be",
+                               n_bytes_max));
+  }
   bytes_.reserve(n_bytes_max);
   ends_.reserve(data.tokens.size() + 1);
 
@@ -189,7 +193,7 @@ Result<void> Vocabulary::add_pieces(const VocabData& data) {
       piece = sentence_piece ? unmark_spaces(written) : from_byte_level(written);
     }
     bytes_.insert(bytes_.end(), piece.begin(), piece.end());
-    ends_.push_back(bytes_.size());
+    ends_.push_back(static_cast<std::uint32_t>(bytes_.size()));
   }
 
   // Now that the bytes no longer move: the way back. The first of equal tokens wins.

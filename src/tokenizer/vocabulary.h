@@ -73,7 +73,7 @@ class Vocabulary {
 
   VocabKind kind_ = VocabKind::kSentencePiece;
   std::vector<char> bytes_;
-  std::vector<std::size_t> ends_{0};  // Token i is bytes_[ends_[i] .. ends_[i + 1]).
+  std::vector<std::uint32_t> ends_{0};  // Token i is bytes_[ends_[i] .. ends_[i + 1]).
   std::vector<TokenType> types_;
   std::vector<float> scores_;
   PieceIndex normal_, special_;
