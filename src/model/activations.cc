@@ -1,6 +1,7 @@
 #include "model/activations.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -48,9 +49,16 @@ constexpr std::size_t kLineFloats = 16;  // Buffers begin at lines of 64 bytes.
 // and products of 256 rows are as fast as those of 512.
 constexpr std::size_t kFeedForwardRows = 256;
 
-// Rows of one kind lie one after another in Activations::shared, those of both kinds at the same
-// place.
-enum class Memory { kOwn, kAttention, kFeedForward };
+// Matrices that stay in a second-level cache from piece to piece can have smaller ones, which
+// matters where a model is small: one of 135 M weights was as fast in pieces of 128 rows, one of
+// 1.24 B up to 2 % slower.
+constexpr std::size_t kSmallMatrix = std::size_t{1} << 20U;  // Weights.
+constexpr std::size_t kSmallFeedForwardRows = 128;
+
+// Where rows lie: in memory of their own, or in Activations::shared. There those of one kind lie
+// one after another: the queries and the feed-forward's from the beginning on, the two others
+// behind the queries.
+enum class Memory { kOwn, kQueries, kKeysValues, kAttended, kFeedForward };
 
 struct NeededRows {
   RowBuffer Activations::* buffer;
@@ -62,18 +70,24 @@ struct NeededRows {
   [[nodiscard]] std::size_t floats() const { return n_rows * n_cols; }
 };
 
-// Where shared rows begin, in floats.
+// Where shared rows begin, in floats; queries are placed first.
 class SharedMemory {
  public:
   std::size_t place(const NeededRows& rows) {
-    std::size_t& used = rows.memory == Memory::kAttention ? attention_ : feed_forward_;
-    return std::exchange(used, used + align_up(rows.floats(), kLineFloats));
+    const bool behind = rows.memory == Memory::kKeysValues || rows.memory == Memory::kAttended;
+    const std::size_t size = align_up(rows.floats(), kLineFloats);
+    const std::size_t begin = std::exchange(used(rows.memory), used(rows.memory) + size);
+    return begin + (behind ? used(Memory::kQueries) : 0);
   }
-  [[nodiscard]] std::size_t floats() const { return std::max(attention_, feed_forward_); }
+  [[nodiscard]] std::size_t floats() {
+    const std::size_t behind = std::max(used(Memory::kKeysValues), used(Memory::kAttended));
+    return std::max(used(Memory::kQueries) + behind, used(Memory::kFeedForward));
+  }
 
  private:
-  std::size_t attention_ = 0;
-  std::size_t feed_forward_ = 0;
+  std::size_t& used(Memory kind) { return used_.at(static_cast<std::size_t>(kind)); }
+
+  std::array<std::size_t, 5> used_{};  // By kind.
 };
 
 std::size_t shared_floats(const std::vector<NeededRows>& needed) {
@@ -84,8 +98,10 @@ std::size_t shared_floats(const std::vector<NeededRows>& needed) {
   return shared.floats();
 }
 
-std::size_t feed_forward_rows_of(const HyperParams& hp, std::size_t n_rows) {
-  return hp.n_experts == 0 ? std::min(n_rows, kFeedForwardRows) : n_rows;
+std::size_t feed_forward_rows_of(const HyperParams& hp, const Share& share, std::size_t n_rows) {
+  if (hp.n_experts > 0) return n_rows;
+  const bool small = std::size_t{hp.hidden_size} * share.ffn.size() <= kSmallMatrix;
+  return std::min(n_rows, small ? kSmallFeedForwardRows : kFeedForwardRows);
 }
 
 std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, std::size_t n_rows,
@@ -96,18 +112,17 @@ std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, s
   const std::size_t q_size = std::size_t{share.heads.size()} * hp.head_dim;
   const std::size_t kv_size = std::size_t{share.kv_heads.size()} * hp.head_dim;
   const std::size_t n_used = hp.n_experts == 0 ? 1 : hp.n_experts_used;
-  const std::size_t n_ffn_rows = feed_forward_rows_of(hp, n_rows) * n_used;
+  const std::size_t n_ffn_rows = feed_forward_rows_of(hp, share, n_rows) * n_used;
   // Columns that must stay zero are in memory that nobody else writes.
-  const Memory attended = attended_size == q_size ? Memory::kAttention : Memory::kOwn;
+  const Memory attended = attended_size == q_size ? Memory::kAttended : Memory::kOwn;
   const Memory gate = gate_size == share.ffn.size() ? Memory::kFeedForward : Memory::kOwn;
   std::vector<NeededRows> out = {
       {&A::x, "x", n_rows, hidden},
       {&A::x_selected, "x", n_rows, hidden},
       {&A::normed, "norm", n_rows, hidden},
-      {&A::projected, "projection", n_rows, hidden},
-      {&A::q, "q", n_rows, q_size, Memory::kAttention},
-      {&A::k, "k", n_rows, kv_size, Memory::kAttention},
-      {&A::v, "v", n_rows, kv_size, Memory::kAttention},
+      {&A::q, "q", n_rows, q_size, Memory::kQueries},
+      {&A::k, "k", n_rows, kv_size, Memory::kKeysValues},
+      {&A::v, "v", n_rows, kv_size, Memory::kKeysValues},
       {&A::attended, "attention", n_rows, attended_size, attended},
       {&A::rope, "RoPE", n_rows, hp.rope_dim},
       {&A::rope_selected, "RoPE", n_rows, hp.rope_dim},
@@ -116,6 +131,7 @@ std::vector<NeededRows> needed_rows(const HyperParams& hp, const Share& share, s
   };
   if (hp.n_experts > 0) {
     static_assert(sizeof(std::int32_t) == sizeof(float));
+    out.push_back({&A::projected, "projection", n_rows, hidden});
     out.push_back({&A::expert_out, "experts", n_ffn_rows, hidden});
     out.push_back({&A::router, "router", n_rows, hp.n_experts});
     out.push_back({&A::expert_ids, "router", n_rows, n_used});
@@ -146,7 +162,7 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
   Activations a;
   a.attended_cols = attended_cols_of(hp, share);
   a.gate_cols = gate_cols_of(hp, share);
-  a.feed_forward_rows = feed_forward_rows_of(hp, n_rows);
+  a.feed_forward_rows = feed_forward_rows_of(hp, share, n_rows);
   const std::vector<NeededRows> needed = needed_rows(
       hp, share, n_rows, n_logit_rows, a.attended_cols.held.size(), a.gate_cols.held.size());
   RECUA_RETURN_IF_ERROR(
@@ -159,6 +175,7 @@ Result<Activations> Activations::create(compute::Device& device, const HyperPara
       (a.*rows.buffer).share(a.shared, shared.place(rows), rows.n_cols);
     }
   }
+  if (a.projected.buffer() == nullptr) a.projected.share(a.normed, 0, hp.hidden_size);
   return a;
 }
 

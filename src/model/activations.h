@@ -61,8 +61,9 @@ struct SplitInput {
 
 /// Widths: see model/weights.h; those of heads, ffn_size and vocab_size are the rank's own. With
 /// experts gate, up and expert_out hold n_experts_used rows for each row of the micro-batch;
-/// without them gate and up hold feed_forward_rows. Attention's q, k, v and attended lie where the
-/// feed-forward's gate and up do: neither needs the other's.
+/// without them gate and up hold feed_forward_rows, and projected lies where normed does: a row of
+/// it is written when the same row of normed is of no more use. In the same way attended lies where
+/// k and v do, which are in the cache by then, and gate and up where attention's rows do.
 struct Activations {
   RowBuffer x;                    // The residual stream.
   RowBuffer x_selected;           // Its rows that are asked for, in the last layer of the model.

@@ -161,7 +161,7 @@ Result<Rows> ForwardPass::attention_of_outputs(const LayerWeights& layer, std::s
   const Rows x_selected = a_.x_selected.rows(n);
   if (n == 0) return x_selected;
   const Rows delta = a_.projected.rows(n);
-  const Rows normed = delta;  // Free until attend() writes it.
+  const Rows normed = a_.x.rows(n);  // Free once the rows that are asked for were taken from it.
   const Rows rope = a_.rope_selected.rows(n);
   device_.gather_rows(x, rows.output_rows, x_selected);
   device_.gather_rows(a_.normed.rows(x.n_rows), rows.output_rows, normed);
