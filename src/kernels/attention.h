@@ -103,6 +103,14 @@ void cache_q8_0(const float* x, std::size_t n, std::byte* out);
 void cache_q4_0(const float* x, std::size_t n, std::byte* out);
 }  // namespace avx2
 
+namespace avx512 {
+void attention_scores(const float* q, std::size_t n_rows, const KeyRun& keys, float* scores,
+                      std::size_t scores_stride);
+SoftmaxPart softmax_part(float* scores, std::size_t n);
+void attention_values(const float* p, std::size_t p_stride, std::size_t n_rows,
+                      const ValueRun& values, float* out);
+}  // namespace avx512
+
 namespace neon {
 void attention_scores(const float* q, std::size_t n_rows, const KeyRun& keys, float* scores,
                       std::size_t scores_stride);

@@ -140,6 +140,9 @@ constexpr KernelTable make_avx2() {
 constexpr KernelTable make_avx512() {
   KernelTable t = make_avx2();
   t.instruction_set = sys::InstructionSet::kAvx512;
+  t.attention_scores = avx512::attention_scores;
+  t.softmax_part = avx512::softmax_part;
+  t.attention_values = avx512::attention_values;
   t.gemm = avx512::gemm;
   put(t, ActivationKind::kBlocks32, avx512::quantize_blocks32);
   put(t, ActivationKind::kBlocks256, avx512::quantize_blocks256);
