@@ -35,6 +35,9 @@ struct PeerChannels {
   std::unique_ptr<rpc::ChannelReceiver> receiver;
 };
 
+/// Of each peer's credits, for saying that this rank gives up.
+inline constexpr std::uint32_t kCreditsKept = 1;
+
 /// kInvalidArgument: says what a ring must be like to serve a group.
 Result<void> check_ring(const rpc::RingShape& ring);
 
