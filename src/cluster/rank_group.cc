@@ -73,9 +73,12 @@ Result<void> RankGroup::check_complete() const {
 
 Result<RankGroup::Streams> RankGroup::streams_of(std::uint32_t rank,
                                                  const net::asio::any_io_executor& executor) {
+  // The rank that opened a connection knows the other by the address that it listens at, the other
+  // one only a port of the moment.
+  const std::string name = peers_[rank].out.connection->peer();
   const auto open = [&](ChannelEnd& end) -> Result<std::shared_ptr<rpc::LinkStream>> {
     RECUA_ASSIGN_OR_RETURN(auto moved, std::exchange(end.connection, {})->move_to(executor));
-    return rpc::make_link_stream(std::move(moved));
+    return rpc::make_link_stream(std::move(moved), name);
   };
   ChannelEnd& in = peers_[rank].in;
   ChannelEnd& out = peers_[rank].out;

@@ -17,12 +17,13 @@ namespace {
 constexpr std::size_t kOneShotValues = 16 * 1024;
 /// Parts of a vector begin at multiples of this many values, whatever the number of ranks.
 constexpr std::size_t kPartValues = 32;
-/// The first polls that find nothing follow each other closely: over shared memory what is awaited
+/// The first looks that find nothing follow each other closely: over shared memory what is awaited
 /// mostly comes within them (a microsecond or two). After that the processor is offered to others.
-constexpr std::uint32_t kEagerPolls = 64;
-/// Between them come looks at the counters that alone can change, where there are such: they leave
-/// more of a core to the peer that has its other thread, and find its message sooner.
-constexpr int kQuietLooks = 8;
+constexpr std::uint32_t kEagerLooks = 128;
+/// Of so many one is a poll, the others look only at the counters that alone can change, where
+/// there are such: they leave more of a core to the peer that has its other thread, and find its
+/// message sooner.
+constexpr std::uint32_t kLooksPerPoll = 9;
 
 }  // namespace
 
@@ -215,34 +216,33 @@ Result<ChannelCommunicator::Progress> ChannelCommunicator::poll() {
 }
 
 Result<void> ChannelCommunicator::finish() {
-  std::uint32_t n_idle = 0;  // Polls that found nothing, one after another.
-  net::TimePoint idle_since;
+  std::uint32_t n_looks = 0;                 // Eager ones that found nothing, one after another.
+  std::optional<net::TimePoint> idle_since;  // Since the last of them.
   net::TimePoint polling_since;
   bool armed = false;
   while (true) {
     RECUA_ASSIGN_OR_RETURN(const Progress progress, poll());
     if (progress != Progress::kNothing) {
-      if (n_idle > kEagerPolls) budget_.came_after(clock_->now() - idle_since);
+      if (idle_since) budget_.came_after(clock_->now() - *idle_since);
       if (progress == Progress::kDone) return ok();
-      n_idle = 0;
+      n_looks = 0;
+      idle_since.reset();
       armed = false;
       continue;
     }
     if (cancelled_.load(std::memory_order_relaxed)) {
       return fail(Error{ErrorCode::kCancelled, "this rank was told to stop"});
     }
-    if (++n_idle < kEagerPolls && options_.spin > net::Duration::zero()) {
-      sys::pause_cpu();
-      for (int i = 0; i < kQuietLooks && exchange_->is_quiet(); ++i) sys::pause_cpu();
+    if (n_looks < kEagerLooks && options_.spin > net::Duration::zero()) {
+      const std::uint32_t next_poll = n_looks + kLooksPerPoll;
+      do {
+        sys::pause_cpu();
+      } while (++n_looks < next_poll && exchange_->is_quiet());
       continue;
     }
     const net::TimePoint now = clock_->now();
-    if (n_idle <= kEagerPolls) {
-      n_idle = kEagerPolls;
-      idle_since = polling_since = now;
-    }
-    ++n_idle;
-    if (now - idle_since >= options_.timeout) {
+    if (!idle_since) idle_since = polling_since = now;
+    if (now - *idle_since >= options_.timeout) {
       return fail(Error{ErrorCode::kTimeout, fmt::format("{} within {}", exchange_->missing(),
                                                          net::to_string(options_.timeout))});
     }
@@ -261,7 +261,7 @@ Result<void> ChannelCommunicator::finish() {
     if (direct_.is_armed()) {
       if (!direct_.sleep()) continue;
     } else {
-      const net::TimePoint give_up = idle_since + options_.timeout;
+      const net::TimePoint give_up = *idle_since + options_.timeout;
       while (!*woken_ && !cancelled_.load() && clock_->now() < give_up) {
         waiter_->sleep_until(give_up);
       }

@@ -16,7 +16,7 @@
 #include "net/deadline.h"
 #include "net/event.h"
 #include "rpc/frame.h"
-#include "rpc/request_name.h"
+#include "rpc/message_name.h"
 #include "rpc/wire_error.h"
 
 namespace recua::rpc {
@@ -295,7 +295,7 @@ net::asio::awaitable<Result<wire::ControlMessage>> do_call(std::shared_ptr<State
     co_return std::move(sent).error();
   }
   const net::TimePoint deadline = state->env.clock->now() + timeout;
-  const std::string_view name = request_name(request.body_case());
+  const std::string_view name = message_name(request.body_case());
   const auto timer = state->env.clock->start_timer(
       state->env.executor, deadline, [call, timeout, name, peer = state->peer()] {
         call->finish(Error{ErrorCode::kTimeout, fmt::format("no reply to {} from {} within {}",

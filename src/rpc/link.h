@@ -64,7 +64,9 @@ struct RingMemory {
 /// thread at either end, may share it where both ends do (Feature::kSharedConnection): then each
 /// message carries the acknowledgement of the one before it, and an error of one ends both.
 class LinkStream;
-std::shared_ptr<LinkStream> make_link_stream(std::unique_ptr<net::Connection> connection);
+/// peer: what messages call the other end; empty: as the connection does.
+std::shared_ptr<LinkStream> make_link_stream(std::unique_ptr<net::Connection> connection,
+                                             std::string peer = {});
 
 /// sources: memory that messages' rows will lie in; outlives the sender. Rows elsewhere are copied.
 /// peer_features: what the handshake agreed on.

@@ -11,6 +11,7 @@
 namespace recua::rpc {
 
 void LinkOutbox::push(const Outgoing& message) {
+  RECUA_CHECK(n_sent_ - n_completed_ < entries_.size());
   TensorHeader numbered = message.header;
   numbered.sequence = n_sent_;
   numbered.starving = message.starving;

@@ -90,7 +90,8 @@ class LinkOutbox {
   Result<void> resend(FastSender* path);
 
   StreamWriter& writer_;
-  // Message i in entries_[index_(i)]. n_completed_ <= n_dispatched_ <= n_sent_.
+  // Message i in entries_[index_(i)]. n_completed_ <= n_dispatched_ <= n_sent_, and after advance()
+  // n_released_ <= n_completed_.
   std::vector<Entry> entries_;
   RingIndex index_;
   std::uint64_t padded_bytes_;  // Shorter messages on the connection are made as long.

@@ -398,11 +398,10 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
       starving_ = false;
       return ok();
     }
-    if (stream_->writes()) return ok();  // The next one goes out when this one has.
-    const auto credit = encode_credit(window_.tell());
-    stream_->writer().push_record(std::vector<std::byte>(credit.begin(), credit.end()));
+    const bool waits = stream_->writes();  // Then polls try to write, ours and the sender's.
+    stream_->writer().push_credit(encode_credit(window_.tell()));
     starving_ = false;
-    return flush();
+    return waits ? ok() : flush();
   }
 
   Result<void> flush() {

@@ -106,6 +106,8 @@ class LinkSender final : public ChannelSender, private StreamSender {
 
   Result<bool> poll() override {
     if (failure_) return *failure_;
+    const std::uint64_t completed_before = n_completed();
+    const std::uint64_t released_before = outbox_.n_released();
     bool moved = false;
     if (state_ == State::kStart) {
       offer();
@@ -128,10 +130,9 @@ class LinkSender final : public ChannelSender, private StreamSender {
     RECUA_ASSIGN_OR_RETURN(const bool wrote, write());
     outbox_.advance(path_.get());
     consider_retry();
-    const std::uint64_t completed_before = std::exchange(n_completed_seen_, n_completed());
-    const std::uint64_t released_before = std::exchange(n_released_seen_, outbox_.n_released());
-    return moved || wrote || n_completed_seen_ != completed_before ||
-           n_released_seen_ != released_before;
+    const bool news = std::exchange(has_news_, false);
+    return moved || wrote || news || n_completed() != completed_before ||
+           outbox_.n_released() != released_before;
   }
 
   void arm(net::ReadyCallback ready, bool for_completions) override {
@@ -244,7 +245,9 @@ class LinkSender final : public ChannelSender, private StreamSender {
                                     n_released, n_told_)});
     }
     n_told_ = n_released;
-    return take_released(n_released, "says");
+    RECUA_RETURN_IF_ERROR(take_released(n_released, "says"));
+    note_news();
+    return ok();
   }
 
   /// What follows from a record goes out at once: the other link of the connection may have read it
@@ -255,7 +258,14 @@ class LinkSender final : public ChannelSender, private StreamSender {
     if (!taken.ok()) return fail(std::move(taken).error().within(peer()));
     RECUA_RETURN_IF_ERROR(dispatch());
     RECUA_RETURN_IF_ERROR(write());
+    note_news();
     return ok();
+  }
+
+  /// The connection's other link may have read it, long before the next poll().
+  void note_news() {
+    has_news_ = true;
+    outbox_.advance(path_.get());
   }
 
   Result<void> act_on(RecordKind kind, std::span<const std::byte> payload) {
@@ -481,9 +491,7 @@ class LinkSender final : public ChannelSender, private StreamSender {
 
   LinkOutbox outbox_;
   std::uint64_t n_told_ = 0;  // By the last credit.
-  // As of the last poll().
-  std::uint64_t n_completed_seen_ = 0;
-  std::uint64_t n_released_seen_ = 0;
+  bool has_news_ = false;     // The receiver has said something since the last poll().
   std::uint32_t n_polls_ = 0;
 
   std::uint32_t generation_ = 0;

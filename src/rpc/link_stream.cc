@@ -8,8 +8,10 @@
 
 namespace recua::rpc {
 
-std::shared_ptr<LinkStream> make_link_stream(std::unique_ptr<net::Connection> connection) {
-  return std::make_shared<LinkStream>(std::move(connection));
+std::shared_ptr<LinkStream> make_link_stream(std::unique_ptr<net::Connection> connection,
+                                             std::string peer) {
+  if (peer.empty()) peer = connection->peer();
+  return std::make_shared<LinkStream>(std::move(connection), std::move(peer));
 }
 
 void LinkStream::leave(const StreamUser& user) {
@@ -33,7 +35,7 @@ Result<bool> LinkStream::read(ChannelCounters& counters) {
     const bool may_guess = receiver_ != nullptr && !reader_.in_item();
     Result<StreamReader::Item> item =
         reader_.poll(*connection_, may_guess ? receiver_->guess() : std::span<std::byte>(),
-                     receiver_ != nullptr, counters);
+                     receiver_ != nullptr ? &receiver_->message_counters() : nullptr, counters);
     if (!item.ok()) {
       Error error = std::move(item).error();
       return error.code == ErrorCode::kProtocol ? std::move(error).within(peer()) : error;

@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "base/result.h"
 #include "net/connection.h"
@@ -63,15 +64,16 @@ class StreamReceiver : public StreamUser {
 
 class LinkStream {
  public:
-  explicit LinkStream(std::unique_ptr<net::Connection> connection)
-      : connection_(std::move(connection)) {}
+  /// peer: what messages call the other end.
+  LinkStream(std::unique_ptr<net::Connection> connection, std::string peer)
+      : connection_(std::move(connection)), peer_(std::move(peer)) {}
 
   /// One of each at most; each leaves before it ends, after which nothing is read any more.
   void join(StreamSender& sender) { sender_ = &sender; }
   void join(StreamReceiver& receiver) { receiver_ = &receiver; }
   void leave(const StreamUser& user);
 
-  [[nodiscard]] const std::string& peer() const { return connection_->peer(); }
+  [[nodiscard]] const std::string& peer() const { return peer_; }
   [[nodiscard]] std::string local_address() const { return connection_->local_address(); }
 
   /// Reads until a message is complete or nothing is left. True: something came.
@@ -90,8 +92,8 @@ class LinkStream {
   void arm(const net::ReadyCallback& ready);
   /// The same for who waits in a set; false as a channel's.
   bool arm_in(const net::WaitSet& set);
-  /// For a receiver whose messages nobody takes for now. A sender on the same connection stays: it
-  /// reads what comes to where it belongs, and has peace.
+  /// For a receiver whose messages nobody takes for now. A sender on the same connection stays, and
+  /// reads what comes to where it belongs: at most as many messages as the ring has slots.
   void leave_set();
   /// Whether one of those waits has found something to read; takes that note away.
   bool take_readable();
@@ -104,6 +106,7 @@ class LinkStream {
   Error not_ours(const std::string& what) const;
 
   std::unique_ptr<net::Connection> connection_;
+  std::string peer_;
   StreamSender* sender_ = nullptr;
   StreamReceiver* receiver_ = nullptr;
   StreamReader reader_;

@@ -24,10 +24,11 @@ Error no_message(std::span<const std::byte> head) {
 /// From what was read too far first, then from the connection.
 Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<std::byte> out,
                                        ChannelCounters& counters) {
-  if (!surplus_.empty()) {
-    const std::size_t n = std::min(surplus_.size(), out.size());
-    std::copy_n(surplus_.begin(), n, out.begin());
-    surplus_.erase(surplus_.begin(), surplus_.begin() + static_cast<std::ptrdiff_t>(n));
+  if (has_surplus()) {
+    const std::span<const std::byte> left = std::span(surplus_).subspan(surplus_at_);
+    const std::size_t n = std::min(left.size(), out.size());
+    std::copy_n(left.begin(), n, out.begin());
+    surplus_at_ += n;
     return n;
   }
   ++counters.system_calls;
@@ -37,19 +38,28 @@ Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<st
 }
 
 /// What was read behind the first n_taken bytes of the head comes first again.
-void StreamReader::put_back(std::size_t n_taken) {
+void StreamReader::put_back(std::size_t n_taken, ChannelCounters* messages) {
   const std::span<const std::byte> rest = std::span(head_).first(n_head_).subspan(n_taken);
-  surplus_.insert(surplus_.begin(), early_.begin(), early_.end());
-  surplus_.insert(surplus_.begin(), rest.begin(), rest.end());
   n_head_ = 0;
-  early_ = {};
+  if (has_surplus()) {  // Then the head came out of it.
+    surplus_at_ -= rest.size();
+    return;
+  }
+  const std::span<std::byte> early = std::exchange(early_, {});
+  surplus_.assign(rest.begin(), rest.end());
+  surplus_.insert(surplus_.end(), early.begin(), early.end());
+  surplus_at_ = 0;
+  if (early.empty() || messages == nullptr) return;
+  ++messages->payload_copies;
+  messages->payload_bytes_copied += early.size();
 }
 
 Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
-                                                   std::span<std::byte> guess, bool takes_messages,
+                                                   std::span<std::byte> guess,
+                                                   ChannelCounters* messages,
                                                    ChannelCounters& counters) {
   const std::span<std::byte> rest = std::span(head_).subspan(n_head_);
-  const bool guesses = n_head_ == 0 && surplus_.empty() && guess.size() > head_.size();
+  const bool guesses = n_head_ == 0 && !has_surplus() && guess.size() > head_.size();
   RECUA_ASSIGN_OR_RETURN(const std::size_t n, read(connection, guesses ? guess : rest, counters));
   if (n == 0) return Item::kNothing;
   const std::size_t n_in_head = std::min(n, rest.size());
@@ -60,18 +70,18 @@ Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
   n_head_ += n_in_head;
   const std::span<const std::byte> head = std::span(head_).first(n_head_);
   if (n_head_ >= 4 && !is_record(head) && !is_credit(head)) {
-    RECUA_RETURN_IF_ERROR(takes_messages ? check_magic(head) : no_message(head));
+    RECUA_RETURN_IF_ERROR(messages != nullptr ? check_magic(head) : no_message(head));
   }
   static_assert(kRecordHeaderBytes == kCreditBytes);
   if (n_head_ >= kCreditBytes && is_credit(head)) {
     RECUA_ASSIGN_OR_RETURN(n_released_, decode_credit(std::span(head_).first<kCreditBytes>()));
-    put_back(kCreditBytes);
+    put_back(kCreditBytes, messages);
     return Item::kCredit;
   }
   if (n_head_ >= kRecordHeaderBytes && is_record(head)) {
     RECUA_ASSIGN_OR_RETURN(record_,
                            decode_record_header(std::span(head_).first<kRecordHeaderBytes>()));
-    put_back(kRecordHeaderBytes);
+    put_back(kRecordHeaderBytes, messages);
     payload_.resize(record_.payload_bytes);
     n_payload_ = 0;
     state_ = State::kRecord;
@@ -96,19 +106,20 @@ void StreamReader::begin_body(std::span<std::byte> body, ChannelCounters& counte
   if (beyond.empty()) return;
   ++counters.payload_copies;
   counters.payload_bytes_copied += beyond.size();
-  surplus_.insert(surplus_.begin(), beyond.begin(), beyond.end());
+  surplus_.assign(beyond.begin(), beyond.end());
+  surplus_at_ = 0;
 }
 
 Result<StreamReader::Item> StreamReader::poll(net::Connection& connection,
-                                              std::span<std::byte> guess, bool takes_messages,
+                                              std::span<std::byte> guess, ChannelCounters* messages,
                                               ChannelCounters& counters) {
   while (true) {
     if (state_ == State::kHead) {
-      const bool may_guess = surplus_.empty();
+      const bool may_guess = !has_surplus();
       if (may_guess && n_head_ == 0 && exhausted_) return Item::kNothing;
-      RECUA_ASSIGN_OR_RETURN(const Item item,
-                             read_head(connection, may_guess ? guess : std::span<std::byte>(),
-                                       takes_messages, counters));
+      RECUA_ASSIGN_OR_RETURN(
+          const Item item,
+          read_head(connection, may_guess ? guess : std::span<std::byte>(), messages, counters));
       if (item == Item::kNothing) {
         // Bytes that were left over may not have been enough; the connection may have more.
         if (may_guess || n_head_ == 0) return item;

@@ -32,9 +32,10 @@ class StreamReader {
   /// Before the first of several polls: the connection may have bytes again.
   void begin() { exhausted_ = false; }
   /// guess: where the next message probably goes, head and body, as long as it probably is; empty:
-  /// do not guess. takes_messages: whether some may come. kProtocol: no head of any kind.
-  Result<Item> poll(net::Connection& connection, std::span<std::byte> guess, bool takes_messages,
-                    ChannelCounters& counters);
+  /// do not guess. messages: the counters of those that may come, or null. kProtocol: no head of
+  /// any kind.
+  Result<Item> poll(net::Connection& connection, std::span<std::byte> guess,
+                    ChannelCounters* messages, ChannelCounters& counters);
 
   [[nodiscard]] const TensorHeader& header() const { return header_; }
   void begin_body(std::span<std::byte> body, ChannelCounters& counters);
@@ -47,11 +48,12 @@ class StreamReader {
  private:
   enum class State { kHead, kAwaitBody, kBody, kRecord };
 
+  [[nodiscard]] bool has_surplus() const { return surplus_at_ < surplus_.size(); }
   Result<std::size_t> read(net::Connection& connection, std::span<std::byte> out,
                            ChannelCounters& counters);
   Result<Item> read_head(net::Connection& connection, std::span<std::byte> guess,
-                         bool takes_messages, ChannelCounters& counters);
-  void put_back(std::size_t n_taken);
+                         ChannelCounters* messages, ChannelCounters& counters);
+  void put_back(std::size_t n_taken, ChannelCounters* messages);
 
   State state_ = State::kHead;
   std::array<std::byte, kTensorHeaderBytes> head_{};
@@ -64,8 +66,9 @@ class StreamReader {
   RecordHeader record_;
   std::vector<std::byte> payload_;
   std::size_t n_payload_ = 0;
-  std::vector<std::byte> surplus_;  // Bytes of later items, read already.
-  bool exhausted_ = false;          // The last read found less than it asked for.
+  std::vector<std::byte> surplus_;  // From surplus_at_ on bytes of later items, read already.
+  std::size_t surplus_at_ = 0;
+  bool exhausted_ = false;  // The last read found less than it asked for.
 };
 
 }  // namespace recua::rpc

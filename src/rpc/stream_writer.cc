@@ -16,6 +16,15 @@ void StreamWriter::push_record(std::vector<std::byte> bytes) {
   items_.emplace_back().record = std::move(bytes);
 }
 
+void StreamWriter::push_credit(std::span<const std::byte> bytes) {
+  auto at = items_.begin();
+  if (at != items_.end() && n_written_ > 0) ++at;
+  while (at != items_.end() && !at->is_message && !at->is_credit) ++at;
+  if (at == items_.end() || !at->is_credit) at = items_.emplace(at);
+  at->is_credit = true;
+  at->record.assign(bytes.begin(), bytes.end());
+}
+
 void StreamWriter::push_message(std::uint64_t sequence, const Message& message) {
   Item& item = items_.emplace_back();
   item.is_message = true;

@@ -17,6 +17,9 @@ namespace recua::rpc {
 class StreamWriter {
  public:
   void push_record(std::vector<std::byte> bytes);
+  /// A credit goes before the messages that have not begun, whose receiver's sender may wait for
+  /// it, and replaces one that has not: the last says all.
+  void push_credit(std::span<const std::byte> bytes);
   struct Message {
     std::span<const std::byte> head;
     std::span<const std::byte> rows;
@@ -36,6 +39,7 @@ class StreamWriter {
   struct Item {
     std::vector<std::byte> record;  // Owned bytes of a record; empty for a message.
     bool is_message = false;
+    bool is_credit = false;
     std::uint64_t sequence = 0;
     Message message;  // Empty for a record.
 

@@ -1,9 +1,9 @@
-#include "rpc/request_name.h"
+#include "rpc/message_name.h"
 
 namespace recua::rpc {
 
-// Without a default, so that the compiler asks for what a new request is called.
-std::string_view request_name(wire::ControlMessage::BodyCase body) {
+// Without a default, so that the compiler asks for what a new message is called.
+std::string_view message_name(wire::ControlMessage::BodyCase body) {
   using Body = wire::ControlMessage;
   switch (body) {
     case Body::kError:
@@ -57,7 +57,7 @@ std::string_view request_name(wire::ControlMessage::BodyCase body) {
     case Body::BODY_NOT_SET:
       break;
   }
-  return "an empty request";
+  return "an empty message";
 }
 
 }  // namespace recua::rpc
