@@ -96,7 +96,7 @@ std::optional<MultiplyAdd> multiply_add_of(sys::InstructionSet set, quant::DataT
     case quant::DataType::kF32:
     case quant::DataType::kF16:
     case quant::DataType::kBF16:
-      return MultiplyAdd::kFma256;
+      return wide ? MultiplyAdd::kFma512 : MultiplyAdd::kFma256;
     case quant::DataType::kQ4_0:
     case quant::DataType::kQ4_K:
       return wide ? MultiplyAdd::kDotBytes512 : MultiplyAdd::kBytesBy8;

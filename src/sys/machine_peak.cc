@@ -60,6 +60,22 @@ RECUA_AVX2 void sum_fma256(std::size_t n) {
   for (__m256& sum : sums) asm volatile("" ::"x"(sum));
 }
 
+RECUA_AVX512 void sum_fma512(std::size_t n) {
+  __m512 w = _mm512_set1_ps(1.0F);
+  const __m512 x = _mm512_set1_ps(1e-3F);
+  __m512 sums[kFmaSums] = {};
+  for (std::size_t i = 0; i < n; ++i) {
+#pragma GCC unroll 32
+    for (__m512& sum : sums) {
+      sum = _mm512_fmadd_ps(w, x, sum);
+      asm("" : "+v"(sum));
+    }
+    asm("" : "+v"(w));
+  }
+#pragma GCC unroll 32
+  for (__m512& sum : sums) asm volatile("" ::"v"(sum));
+}
+
 /// kAdds products of pairs are added in 16 bits before they are widened.
 template <std::size_t kAdds>
 RECUA_AVX2 void sum_bytes256(std::size_t n) {
@@ -154,6 +170,8 @@ Loop loop_of([[maybe_unused]] MultiplyAdd sequence) {
   switch (sequence) {
     case MultiplyAdd::kFma256:
       return {.run = sum_fma256, .products = kFmaSums * 8};
+    case MultiplyAdd::kFma512:
+      return {.run = sum_fma512, .products = kFmaSums * 16};
     case MultiplyAdd::kBytesBy4:
       return {.run = sum_bytes256<4>, .products = kSums * 4 * 32};
     case MultiplyAdd::kBytesBy8:
@@ -172,7 +190,7 @@ Loop loop_of([[maybe_unused]] MultiplyAdd sequence) {
 bool supported([[maybe_unused]] MultiplyAdd sequence) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (sequence == MultiplyAdd::kDotBytes512) {
+  if (sequence == MultiplyAdd::kDotBytes512 || sequence == MultiplyAdd::kFma512) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vnni");
   }

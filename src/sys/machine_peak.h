@@ -16,6 +16,7 @@ namespace recua::sys {
 /// Instructions by which kernels sum products.
 enum class MultiplyAdd {
   kFma256,       // vfmadd on 8 f32.
+  kFma512,       // vfmadd on 16 f32: as many per cycle on some processors, half as many on others.
   kBytesBy4,     // Four vpmaddubsw are added in 16 bits, then widened: 128 products.
   kBytesBy8,     // Eight of them: 256 products.
   kWords256,     // vpmaddwd, vpaddd: 16 products of 16 bits.

@@ -183,7 +183,7 @@ TEST(Topology, HasAtLeastOneCoreAndNoMoreCoresThanCpus) {
 TEST(MachinePeak, HasAFigureForEverySequenceThatThisCpuHas) {
   ThreadPool pool(2);
   for (const MultiplyAdd sequence :
-       {MultiplyAdd::kFma256, MultiplyAdd::kBytesBy4, MultiplyAdd::kBytesBy8,
+       {MultiplyAdd::kFma256, MultiplyAdd::kFma512, MultiplyAdd::kBytesBy4, MultiplyAdd::kBytesBy8,
         MultiplyAdd::kWords256, MultiplyAdd::kDotBytes512}) {
     if (!supported(sequence)) continue;
     const double rate = multiply_adds_per_second(sequence, pool, std::chrono::milliseconds(1));

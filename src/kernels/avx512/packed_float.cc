@@ -10,10 +10,11 @@
 // while these are read, if the thread has such: 1.09 times as fast for two threads on one core,
 // equal for two on two; longer ones would come too early (0.91 to 0.96 with rows of 2048).
 //
-// More take tiles of 16 rows by up to 16 tokens: as many sums, one vector of weights, and
-// activations that FMAs broadcast themselves, so that a weight is converted once for all of them
-// where AVX2's 16 registers need three turns. Above kDirectTokens AVX2's copy in f32 in the
-// first-level cache is as good.
+// More take tiles of 64 rows by up to 6 tokens, over kChunk elements at a time, which stay in the
+// first-level cache for all tokens: 24 sums, four vectors of weights and an activation are 29 of 32
+// registers, six pointers to activations fit the others, and a step loads and converts 10 times for
+// 24 FMAs. (Tiles of one vector by 16 tokens loaded as often as they multiplied, and pointers
+// besides.) Weights are converted anew for each tile, in the shadow of its FMAs.
 #include "kernels/avx512/packed_driver.h"
 
 namespace recua::kernels::avx512 {
@@ -21,11 +22,11 @@ namespace {
 
 using quant::DataType;
 
-constexpr std::size_t kTokensMax = 16;  // Of a tile.
-constexpr std::size_t kDirectTokens = 32;
 constexpr std::size_t kFewTokens = 3;
 constexpr std::size_t kFewVectors = 2;
 constexpr std::size_t kFewAhead = 2048;
+constexpr std::size_t kManyVectors = 4;
+constexpr std::size_t kChunk = 256;
 constexpr std::size_t kShortBytes = std::size_t{48} << 10U;  // Of the groups read side by side.
 
 /// Bytes of one element of a group.
@@ -58,14 +59,14 @@ RECUA_AVX512_INLINE void ask_ahead(const std::uint8_t* w, std::size_t at, std::s
   for (std::size_t i = 0; i < kGroups; ++i) avx2::prefetch<64>(w + next + i * distance);
 }
 
-// The rows [r, r + 16 * kVectors) by the tokens [first, first + kTokens).
+// The rows [r, r + 16 * kVectors) by all of kTokens tokens.
 template <DataType kType, std::size_t kVectors, std::size_t kTokens>
-[[gnu::noinline]] void some_vectors(const MatmulArgs& args, std::size_t r, std::size_t first) {
+[[gnu::noinline]] void some_vectors(const MatmulArgs& args, std::size_t r) {
   const float* x[kTokens];
   __m512 sum[kVectors][kTokens];
   RECUA_UNROLL
   for (std::size_t t = 0; t < kTokens; ++t) {
-    x[t] = reinterpret_cast<const float*>(args.x[first + t]);
+    x[t] = reinterpret_cast<const float*>(args.x[t]);
     RECUA_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) sum[v][t] = _mm512_setzero_ps();
   }
@@ -87,11 +88,7 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
   std::size_t k = 0;
   for (; k + kPerLine<kType> <= args.n_in; k += kPerLine<kType>) {
     const std::size_t at = k * kElementBytes<kType>;
-    if constexpr (kTokens > kFewTokens) {
-      w.prefetch<64>(at + avx2::kPrefetchBytes);
-    } else {
-      ask_ahead<kGroups>(w.a, at, args.w_stride, in_order);
-    }
+    ask_ahead<kGroups>(w.a, at, args.w_stride, in_order);
     RECUA_UNROLL
     for (std::size_t i = 0; i < kPerLine<kType>; ++i) step(k + i);
   }
@@ -101,7 +98,7 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
     RECUA_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) {
       const std::size_t row = r + v * kVectorRows;
-      store_rows(args.out[first + t] + args.out_offset + row, sum[v][t], args.n_rows - row);
+      store_rows(args.out[t] + args.out_offset + row, sum[v][t], args.n_rows - row);
     }
   }
 }
@@ -110,35 +107,154 @@ template <DataType kType, std::size_t kTokens>
 void few_float_tokens(const MatmulArgs& args) {
   std::size_t r = 0;
   for (; r + (2 * kFewVectors - 1) * kPackedRows < args.n_rows; r += kFewVectors * kVectorRows) {
-    some_vectors<kType, kFewVectors, kTokens>(args, r, 0);
+    some_vectors<kType, kFewVectors, kTokens>(args, r);
   }
-  for (; r < args.n_rows; r += kVectorRows) some_vectors<kType, 1, kTokens>(args, r, 0);
+  for (; r < args.n_rows; r += kVectorRows) some_vectors<kType, 1, kTokens>(args, r);
 }
 
-// fn.operator()<kTokens>() for a number of tokens up to kTokensMax.
-template <std::size_t kTokens, class Fn>
-RECUA_AVX512_INLINE void with_tokens(std::size_t n, Fn&& fn) {
-  if constexpr (kTokens <= kTokensMax) {
-    if (n == kTokens) return fn.template operator()<kTokens>();
-    with_tokens<kTokens + 1>(n, fn);
+/// Sums of rows on their way through memory, for each token.
+using ManySums = float[kManyVectors * kVectorRows];
+
+/// Elements of 16 * kVectors rows, and what to ask for meanwhile: `ahead` bytes behind each of
+/// them.
+template <std::size_t kVectors>
+struct Weights {
+  TwoGroups vectors[kVectors];
+  std::size_t n;
+  std::ptrdiff_t ahead;
+};
+
+// Adds the products of some elements, for which x begins with element k, to sums[kTokens].
+template <DataType kType, std::size_t kVectors, std::size_t kTokens>
+[[gnu::noinline]] void tile(const Weights<kVectors>& w, const std::byte* const* x_rows,
+                            std::size_t k, ManySums* sums) {
+  const float* x[kTokens];
+  __m512 sum[kVectors][kTokens];
+  RECUA_UNROLL
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    x[t] = reinterpret_cast<const float*>(x_rows[t]) + k;
+    RECUA_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      sum[v][t] = _mm512_load_ps(sums[t] + v * kVectorRows);
+    }
+  }
+  const auto step = [&](std::size_t i) __attribute__((always_inline)) {
+    __m512 weight[kVectors];
+    RECUA_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      weight[v] = load16<kType>(w.vectors[v], i * kElementBytes<kType>);
+    }
+    RECUA_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      const __m512 value = _mm512_set1_ps(x[t][i]);
+      RECUA_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) {
+        sum[v][t] = _mm512_fmadd_ps(weight[v], value, sum[v][t]);
+      }
+    }
+  };
+  std::size_t i = 0;
+  for (; i + kPerLine<kType> <= w.n; i += kPerLine<kType>) {
+    RECUA_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      w.vectors[v].template prefetch<64>(i * kElementBytes<kType> +
+                                         static_cast<std::size_t>(w.ahead));
+    }
+    RECUA_UNROLL
+    for (std::size_t j = 0; j < kPerLine<kType>; ++j) step(i + j);
+  }
+  for (; i < w.n; ++i) step(i);
+  RECUA_UNROLL
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    RECUA_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      _mm512_store_ps(sums[t] + v * kVectorRows, sum[v][t]);
+    }
+  }
+}
+
+// n tokens in tiles as even as can be.
+template <DataType kType, std::size_t kVectors>
+void tiles(Weights<kVectors> w, const std::byte* const* x, std::size_t n_tokens, std::size_t k,
+           ManySums* sums) {
+  for (std::size_t t = 0; t < n_tokens;) {
+    const std::size_t rest = n_tokens - t;
+    const std::size_t n_tiles = (rest + kTileTokens - 1) / kTileTokens;
+    const std::size_t n = (rest + n_tiles - 1) / n_tiles;
+    switch (n) {
+      case 1:
+        tile<kType, kVectors, 1>(w, x + t, k, sums + t);
+        break;
+      case 2:
+        tile<kType, kVectors, 2>(w, x + t, k, sums + t);
+        break;
+      case 3:
+        tile<kType, kVectors, 3>(w, x + t, k, sums + t);
+        break;
+      case 4:
+        tile<kType, kVectors, 4>(w, x + t, k, sums + t);
+        break;
+      case 5:
+        tile<kType, kVectors, 5>(w, x + t, k, sums + t);
+        break;
+      default:
+        tile<kType, kVectors, 6>(w, x + t, k, sums + t);
+        break;
+    }
+    t += n;
+    w.ahead = 0;  // Once is enough.
+  }
+}
+
+// The rows [r, r + 16 * kVectors) by the tokens [t0, t0 + n_tokens).
+template <DataType kType, std::size_t kVectors>
+void many_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std::size_t n_tokens) {
+  alignas(64) ManySums sums[kTokenBlock];
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      _mm512_store_ps(sums[t] + v * kVectorRows, _mm512_setzero_ps());
+    }
+  }
+  for (std::size_t k = 0; k < args.n_in; k += kChunk) {
+    const std::size_t at = k * kElementBytes<kType>;
+    const bool last = k + kChunk >= args.n_in;
+    const std::size_t n = last ? args.n_in - k : kChunk;
+    // The next elements, or those that the next rows begin with.
+    const std::size_t ahead =
+        last ? 2 * kVectors * args.w_stride - at : kChunk * kElementBytes<kType>;
+    const auto vector = [&](std::size_t v) __attribute__((always_inline)) {
+      return two_groups(args, r + v * kVectorRows).from(at);
+    };
+    if constexpr (kVectors == 4) {
+      tiles<kType, 4>(
+          {{vector(0), vector(1), vector(2), vector(3)}, n, static_cast<std::ptrdiff_t>(ahead)},
+          args.x + t0, n_tokens, k, sums);
+    } else {
+      tiles<kType, 1>({{vector(0)}, n, static_cast<std::ptrdiff_t>(ahead)}, args.x + t0, n_tokens,
+                      k, sums);
+    }
+  }
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const std::size_t row = r + v * kVectorRows;
+      store_rows(args.out[t0 + t] + args.out_offset + row,
+                 _mm512_load_ps(sums[t] + v * kVectorRows), args.n_rows - row);
+    }
   }
 }
 
 template <DataType kType>
 RECUA_AVX512_INLINE void multiply_float(const MatmulArgs& args) {
-  if (args.n_tokens > kDirectTokens) return avx2::packed_matmul<kType>(args);
   if (args.n_tokens == 1) return few_float_tokens<kType, 1>(args);
   if (args.n_tokens == 2) return few_float_tokens<kType, 2>(args);
-  if (args.n_tokens == 3) return few_float_tokens<kType, 3>(args);
-  for (std::size_t r = 0; r < args.n_rows; r += kVectorRows) {
-    for (std::size_t t = 0; t < args.n_tokens;) {
-      const std::size_t rest = args.n_tokens - t;
-      const std::size_t n = rest > kTokensMax ? (rest + 1) / 2 : rest;
-      with_tokens<4>(n, [&]<std::size_t kTokens>() __attribute__((always_inline)) {
-        some_vectors<kType, 1, kTokens>(args, r, t);
-      });
-      t += n;
+  if (args.n_tokens == kFewTokens) return few_float_tokens<kType, kFewTokens>(args);
+  for (std::size_t t = 0; t < args.n_tokens; t += kTokenBlock) {
+    const std::size_t n = args.n_tokens - t < kTokenBlock ? args.n_tokens - t : kTokenBlock;
+    std::size_t r = 0;
+    for (; r + (kManyVectors - 1) * kVectorRows < args.n_rows; r += kManyVectors * kVectorRows) {
+      many_rows<kType, kManyVectors>(args, r, t, n);
     }
+    for (; r < args.n_rows; r += kVectorRows) many_rows<kType, 1>(args, r, t, n);
   }
 }
 
