@@ -2,6 +2,7 @@
 #include "cluster/rank_group.h"
 
 #include <array>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -27,6 +28,7 @@ class TwoRanks {
   explicit TwoRanks(const std::array<Features, 2>& features) {
     for (std::uint32_t from = 0; from < 2; ++from) {
       auto [opener, other] = net::connect_over_loopback(loops_[0], network_);
+      opened_to_[from] = opener->peer();
       std::array<std::unique_ptr<net::Connection>, 2> ends;  // Of rank 0, of rank 1.
       ends[from] = std::move(opener);
       ends[1 - from] = std::move(other);
@@ -54,6 +56,10 @@ class TwoRanks {
     return transcripts_[opener]->sent.size() + transcripts_[opener]->received.size();
   }
 
+  /// Where a rank found the other when it opened its connection, and what its messages call it.
+  [[nodiscard]] const std::string& opened_to(std::uint32_t rank) const { return opened_to_[rank]; }
+  [[nodiscard]] const std::string& called(std::uint32_t rank) const { return called_[rank]; }
+
  private:
   void sum_as(std::uint32_t rank) {
     asio::io_context& loop = loops_[rank];
@@ -66,6 +72,7 @@ class TwoRanks {
     const Result<void> connected = group.connect({.session = 1, .epoch = 1}, env, nullptr, context,
                                                  std::make_unique<collective::LoopWaiter>(loop));
     ASSERT_TRUE(connected.ok()) << connected.error().message;
+    called_[rank] = group.channels()->channels(1 - rank).sender->peer();
     for (int i = 0; i < 50; ++i) {  // More than there are slots.
       std::vector<float> values(1000, static_cast<float>(rank + 1));
       const Result<void> summed = group.all_reduce(values);
@@ -80,6 +87,8 @@ class TwoRanks {
   net::TcpNetwork network_{loops_[0].get_executor()};
   std::array<std::shared_ptr<net::Transcript>, 2> transcripts_{std::make_shared<net::Transcript>(),
                                                                std::make_shared<net::Transcript>()};
+  std::array<std::string, 2> opened_to_;
+  std::array<std::string, 2> called_;
   std::array<RankGroup, 2> groups_{RankGroup(0, 2), RankGroup(1, 2)};
 };
 
@@ -90,6 +99,7 @@ TEST(RankGroup, HasOneConnectionPerPeerWhereBothKnowThat) {
   ranks.sum();
   EXPECT_GT(ranks.bytes(0), 2 * kSummandBytes);  // The lower rank's carries both ways.
   EXPECT_EQ(ranks.bytes(1), 0U);
+  for (const std::uint32_t rank : {0U, 1U}) EXPECT_EQ(ranks.called(rank), ranks.opened_to(rank));
 }
 
 TEST(RankGroup, HasTwoWithAnOlderRank) {

@@ -136,7 +136,7 @@ TEST_P(PackedProductTest, MatchesDoubleForEveryLengthAndTileAtAnyAlignment) {
     const ActivationKind kind = table_.packed_activation_kind(type);
     for (std::size_t n_blocks = 1; n_blocks <= n_lengths(block); ++n_blocks) {
       const std::size_t n_in = n_blocks * block;
-      const std::size_t n_rows = 1 + rng_.below(40);
+      const std::size_t n_rows = 1 + rng_.below(140);
       const std::size_t n_tokens = 1 + rng_.below(13);
       const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
       const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 1 + rng_.below(31));

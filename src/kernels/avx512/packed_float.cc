@@ -121,7 +121,7 @@ template <std::size_t kVectors>
 struct Weights {
   TwoGroups vectors[kVectors];
   std::size_t n;
-  std::ptrdiff_t ahead;
+  std::size_t ahead;
 };
 
 // Adds the products of some elements, for which x begins with element k, to sums[kTokens].
@@ -157,8 +157,7 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
   for (; i + kPerLine<kType> <= w.n; i += kPerLine<kType>) {
     RECUA_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) {
-      w.vectors[v].template prefetch<64>(i * kElementBytes<kType> +
-                                         static_cast<std::size_t>(w.ahead));
+      w.vectors[v].template prefetch<64>(i * kElementBytes<kType> + w.ahead);
     }
     RECUA_UNROLL
     for (std::size_t j = 0; j < kPerLine<kType>; ++j) step(i + j);
@@ -226,12 +225,11 @@ void many_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std::size_
       return two_groups(args, r + v * kVectorRows).from(at);
     };
     if constexpr (kVectors == 4) {
-      tiles<kType, 4>(
-          {{vector(0), vector(1), vector(2), vector(3)}, n, static_cast<std::ptrdiff_t>(ahead)},
-          args.x + t0, n_tokens, k, sums);
+      tiles<kType, 4>({{vector(0), vector(1), vector(2), vector(3)}, n, ahead}, args.x + t0,
+                      n_tokens, k, sums);
     } else {
-      tiles<kType, 1>({{vector(0)}, n, static_cast<std::ptrdiff_t>(ahead)}, args.x + t0, n_tokens,
-                      k, sums);
+      static_assert(kVectors == 1);
+      tiles<kType, 1>({{vector(0)}, n, ahead}, args.x + t0, n_tokens, k, sums);
     }
   }
   for (std::size_t t = 0; t < n_tokens; ++t) {
