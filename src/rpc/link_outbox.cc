@@ -129,13 +129,15 @@ Result<void> LinkOutbox::take_released(std::uint64_t n_released, std::string_vie
 }
 
 Result<void> LinkOutbox::check(const wire::LinkFenced& fenced) const {
-  if (fenced.n_complete() <= n_dispatched_ &&
+  if (fenced.n_complete() <= n_dispatched_ && fenced.n_released() <= fenced.n_complete() &&
       fenced.outstanding_size() <= static_cast<int>(entries_.size())) {
     return ok();
   }
-  return Error{ErrorCode::kProtocol,
-               fmt::format("fenced with {} messages complete and {} begun; it was sent {}",
-                           fenced.n_complete(), fenced.outstanding_size(), n_dispatched_)};
+  return Error{
+      ErrorCode::kProtocol,
+      fmt::format("fenced with {} messages complete, {} released and {} begun; it was sent {}",
+                  fenced.n_complete(), fenced.n_released(), fenced.outstanding_size(),
+                  n_dispatched_)};
 }
 
 void LinkOutbox::reopen(const wire::LinkFenced& fenced, FastSender& path,

@@ -456,6 +456,7 @@ class LinkSender final : public ChannelSender, private StreamSender {
     if (lanes == 0) return ok();  // Both ends noticed; this is the second report.
     RECUA_RETURN_IF_ERROR(outbox_.check(fenced));
     RECUA_RETURN_IF_ERROR(take_released(fenced.n_released(), "says"));
+    outbox_.advance(path_.get());
     const std::string reason =
         !fence_reason_.empty() ? std::exchange(fence_reason_, {})
                                : "the peer reports: " + wire_text(fenced.reason(), kReasonBytesMax);

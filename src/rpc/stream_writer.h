@@ -18,7 +18,7 @@ class StreamWriter {
  public:
   void push_record(std::vector<std::byte> bytes);
   /// A credit goes before the messages that have not begun, whose receiver's sender may wait for
-  /// it, and replaces one that has not: the last says all.
+  /// it, and before records behind those; it replaces one that has not begun: the last says all.
   void push_credit(std::span<const std::byte> bytes);
   struct Message {
     std::span<const std::byte> head;

@@ -15,16 +15,17 @@
 
 namespace recua::kernels::avx2 {
 
-constexpr bool is_float(quant::DataType type) {
+RECUA_AVX2_INLINE constexpr bool is_float(quant::DataType type) {
   return type == quant::DataType::kF32 || type == quant::DataType::kF16;
 }
-constexpr std::size_t float_bytes(quant::DataType type) {
+RECUA_AVX2_INLINE constexpr std::size_t float_bytes(quant::DataType type) {
   return type == quant::DataType::kF32 ? 4 : 2;
 }
-constexpr std::size_t quant_block_bytes(quant::DataType type) {
+RECUA_AVX2_INLINE constexpr std::size_t quant_block_bytes(quant::DataType type) {
   return type == quant::DataType::kQ8_0 ? 34 : 18;
 }
-constexpr std::size_t cached_row_bytes(quant::DataType type, std::size_t head_dim) {
+RECUA_AVX2_INLINE constexpr std::size_t cached_row_bytes(quant::DataType type,
+                                                         std::size_t head_dim) {
   return is_float(type) ? head_dim * float_bytes(type) : head_dim / 32 * quant_block_bytes(type);
 }
 

@@ -202,7 +202,8 @@ SoftmaxPart softmax_part(float* scores, std::size_t n) {
     _mm512_mask_storeu_ps(scores + j, rest, e);
     sum = _mm512_mask_add_ps(sum, rest, sum, e);
   }
-  return {max, _mm512_reduce_add_ps(sum)};
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
+  return {max, avx2::sum_lanes(halves)};
 }
 
 }  // namespace recua::kernels::avx512

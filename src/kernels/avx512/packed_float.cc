@@ -10,8 +10,8 @@
 // while these are read, if the thread has such: 1.09 times as fast for two threads on one core,
 // equal for two on two; longer ones would come too early (0.91 to 0.96 with rows of 2048).
 //
-// More take tiles of 64 rows by up to 6 tokens, over kChunk elements at a time, which stay in the
-// first-level cache for all tokens: 24 sums, four vectors of weights and an activation are 29 of 32
+// More take tiles of 64 rows by up to 6 tokens, over 32 KiB of weights at a time, which stay in the
+// first caches for all tokens: 24 sums, four vectors of weights and an activation are 29 of 32
 // registers, six pointers to activations fit the others, and a step loads and converts 10 times for
 // 24 FMAs. (Tiles of one vector by 16 tokens loaded as often as they multiplied, and pointers
 // besides.) Weights are converted anew for each tile, in the shadow of its FMAs.
@@ -26,7 +26,6 @@ constexpr std::size_t kFewTokens = 3;
 constexpr std::size_t kFewVectors = 2;
 constexpr std::size_t kFewAhead = 2048;
 constexpr std::size_t kManyVectors = 4;
-constexpr std::size_t kChunk = 256;
 constexpr std::size_t kShortBytes = std::size_t{48} << 10U;  // Of the groups read side by side.
 
 /// Bytes of one element of a group.
@@ -34,6 +33,9 @@ template <DataType kType>
 constexpr std::size_t kElementBytes = kPackedRows * (kType == DataType::kF32 ? 4 : 2);
 template <DataType kType>
 constexpr std::size_t kPerLine = 64 / kElementBytes<kType>;
+/// Elements that go through all tokens together.
+template <DataType kType>
+constexpr std::size_t kChunk = 4096 / kElementBytes<kType>;
 
 template <DataType kType>
 RECUA_AVX512_INLINE __m512 load16(TwoGroups w, std::size_t at) {
@@ -214,13 +216,13 @@ void many_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std::size_
       _mm512_store_ps(sums[t] + v * kVectorRows, _mm512_setzero_ps());
     }
   }
-  for (std::size_t k = 0; k < args.n_in; k += kChunk) {
+  for (std::size_t k = 0; k < args.n_in; k += kChunk<kType>) {
     const std::size_t at = k * kElementBytes<kType>;
-    const bool last = k + kChunk >= args.n_in;
-    const std::size_t n = last ? args.n_in - k : kChunk;
+    const bool last = k + kChunk<kType> >= args.n_in;
+    const std::size_t n = last ? args.n_in - k : kChunk<kType>;
     // The next elements, or those that the next rows begin with.
     const std::size_t ahead =
-        last ? 2 * kVectors * args.w_stride - at : kChunk * kElementBytes<kType>;
+        last ? 2 * kVectors * args.w_stride - at : kChunk<kType> * kElementBytes<kType>;
     const auto vector = [&](std::size_t v) __attribute__((always_inline)) {
       return two_groups(args, r + v * kVectorRows).from(at);
     };
