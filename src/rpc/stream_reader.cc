@@ -45,13 +45,19 @@ void StreamReader::put_back(std::size_t n_taken, ChannelCounters* messages) {
     surplus_at_ -= rest.size();
     return;
   }
-  const std::span<std::byte> early = std::exchange(early_, {});
-  surplus_.assign(rest.begin(), rest.end());
-  surplus_.insert(surplus_.end(), early.begin(), early.end());
+  set_surplus(rest, std::exchange(early_, {}), messages);
+}
+
+/// Nothing is left of the surplus before: next come these bytes. Copies of what was guessed are
+/// counted.
+void StreamReader::set_surplus(std::span<const std::byte> of_head,
+                               std::span<const std::byte> of_guess, ChannelCounters* messages) {
+  surplus_.assign(of_head.begin(), of_head.end());
+  surplus_.insert(surplus_.end(), of_guess.begin(), of_guess.end());
   surplus_at_ = 0;
-  if (early.empty() || messages == nullptr) return;
+  if (of_guess.empty() || messages == nullptr) return;
   ++messages->payload_copies;
-  messages->payload_bytes_copied += early.size();
+  messages->payload_bytes_copied += of_guess.size();
 }
 
 Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
@@ -103,11 +109,7 @@ void StreamReader::begin_body(std::span<std::byte> body, ChannelCounters& counte
   if (early.empty()) return;
   if (early.data() == body.data()) n_body_ = std::min(early.size(), body.size());
   const std::span<std::byte> beyond = early.subspan(n_body_);
-  if (beyond.empty()) return;
-  ++counters.payload_copies;
-  counters.payload_bytes_copied += beyond.size();
-  surplus_.assign(beyond.begin(), beyond.end());
-  surplus_at_ = 0;
+  if (!beyond.empty()) set_surplus({}, beyond, &counters);
 }
 
 Result<StreamReader::Item> StreamReader::poll(net::Connection& connection,

@@ -54,6 +54,8 @@ class StreamReader {
   Result<Item> read_head(net::Connection& connection, std::span<std::byte> guess,
                          ChannelCounters* messages, ChannelCounters& counters);
   void put_back(std::size_t n_taken, ChannelCounters* messages);
+  void set_surplus(std::span<const std::byte> of_head, std::span<const std::byte> of_guess,
+                   ChannelCounters* messages);
 
   State state_ = State::kHead;
   std::array<std::byte, kTensorHeaderBytes> head_{};

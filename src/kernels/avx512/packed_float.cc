@@ -174,7 +174,18 @@ template <DataType kType, std::size_t kVectors, std::size_t kTokens>
   }
 }
 
-// n tokens in tiles as even as can be.
+// tile() of n tokens, 1 to kTileTokens.
+template <DataType kType, std::size_t kVectors, std::size_t kTokens = kTileTokens>
+RECUA_AVX512_INLINE void tile_of(std::size_t n, const Weights<kVectors>& w,
+                                 const std::byte* const* x, std::size_t k, ManySums* sums) {
+  if (n == kTokens) {
+    tile<kType, kVectors, kTokens>(w, x, k, sums);
+  } else if constexpr (kTokens > 1) {
+    tile_of<kType, kVectors, kTokens - 1>(n, w, x, k, sums);
+  }
+}
+
+// All tokens in tiles as even as can be.
 template <DataType kType, std::size_t kVectors>
 void tiles(Weights<kVectors> w, const std::byte* const* x, std::size_t n_tokens, std::size_t k,
            ManySums* sums) {
@@ -182,26 +193,7 @@ void tiles(Weights<kVectors> w, const std::byte* const* x, std::size_t n_tokens,
     const std::size_t rest = n_tokens - t;
     const std::size_t n_tiles = (rest + kTileTokens - 1) / kTileTokens;
     const std::size_t n = (rest + n_tiles - 1) / n_tiles;
-    switch (n) {
-      case 1:
-        tile<kType, kVectors, 1>(w, x + t, k, sums + t);
-        break;
-      case 2:
-        tile<kType, kVectors, 2>(w, x + t, k, sums + t);
-        break;
-      case 3:
-        tile<kType, kVectors, 3>(w, x + t, k, sums + t);
-        break;
-      case 4:
-        tile<kType, kVectors, 4>(w, x + t, k, sums + t);
-        break;
-      case 5:
-        tile<kType, kVectors, 5>(w, x + t, k, sums + t);
-        break;
-      default:
-        tile<kType, kVectors, 6>(w, x + t, k, sums + t);
-        break;
-    }
+    tile_of<kType, kVectors>(n, w, x + t, k, sums + t);
     t += n;
     w.ahead = 0;  // Once is enough.
   }
