@@ -56,8 +56,8 @@ sys::AlignedBuffer packed_weights(DataType type, const sys::AlignedBuffer& rows,
                                   std::size_t n_rows) {
   sys::AlignedBuffer out = sys::AlignedBuffer::allocate(rows.size()).value();
   const std::size_t group_bytes = kernels::packed_group_bytes(type, k);
-  for (std::size_t g = 0; g < n_rows / kernels::kPackedRows; ++g) {
-    kernels::pack_group(type, rows.data() + g * group_bytes, kernels::kPackedRows, k,
+  for (std::size_t g = 0; g < n_rows / kernels::packed_rows(type); ++g) {
+    kernels::pack_group(type, rows.data() + g * group_bytes, kernels::packed_rows(type), k,
                         out.data() + g * group_bytes);
   }
   return out;
@@ -138,7 +138,7 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
   const std::size_t row_bytes = quant::row_bytes(type, k);
   const bool decode = n_tokens == 1;
   const bool packed = layout == Layout::kPacked;
-  const std::size_t n_rows = decode ? kWeightBytes / row_bytes / 16 * 16 : 2048;
+  const std::size_t n_rows = decode ? kWeightBytes / row_bytes / 32 * 32 : 2048;
   // As the device calls it: some 64 KiB of weights at a time when there are many tokens.
   const std::size_t chunk =
       decode || packed ? n_rows : std::max<std::size_t>(16, (64U << 10U) / row_bytes);
@@ -151,10 +151,10 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
   sys::ThreadPool pool(n_threads);
   for (auto _ : state) {
     pool.run([&](std::size_t thread, std::size_t n) {
-      const sys::Partition part = sys::partition(n_rows, thread, n, 16);
+      const sys::Partition part = sys::partition(n_rows, thread, n, 32);
       for (std::size_t r = part.begin; r < part.end; r += chunk) {
         kernel({.w = weights.data() + r * row_bytes,
-                .w_stride = packed ? kernels::kPackedRows * row_bytes : row_bytes,
+                .w_stride = packed ? kernels::packed_group_bytes(type, k) : row_bytes,
                 .n_rows = std::min(chunk, part.end - r),
                 .n_in = k,
                 .x = tokens.x.data(),

@@ -82,8 +82,49 @@ std::string utc_now() {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
 }
 
+/// What the rows are measured against: the model's work, and the machine's peaks around each
+/// repetition.
+class RowLimits {
+ public:
+  /// Without limits when there are none: the model is on workers, or its kernels are scalar.
+  RowLimits(const BenchFlags& flags, const Backend& backend)
+      : n_ubatch_(flags.backend.model.n_ubatch) {
+    if (flags.no_limits || backend.device == nullptr) return;
+    const auto hyperparams = model::read_hyperparams(*backend.file);
+    const auto k_type = parse_cache_type("-ctk", flags.backend.model.k_type);
+    const auto v_type = parse_cache_type("-ctv", flags.backend.model.v_type);
+    if (!hyperparams.ok() || !k_type.ok() || !v_type.ok()) return;
+    model_ = cluster::model_shape(*backend.file, *hyperparams, *k_type, *v_type);
+    auto probe = LimitProbe::create(model_, backend.n_threads);
+    if (!probe.ok()) {
+      log_info("{}", probe.error().message);
+      return;
+    }
+    probe_ = std::move(*probe);
+    (void)probe_->measure();  // The first one takes longer and finds less.
+  }
+
+  void begin() {
+    if (probe_) before_ = probe_->measure();
+  }
+  /// Of what ran since begin() or the last call. Empty where nothing is known.
+  std::optional<BenchLimit> beside(const BenchTest& test) {
+    if (!probe_) return std::nullopt;
+    const cluster::MachineSpeed after = probe_->measure();
+    const auto limits = limits_between(std::exchange(before_, after), after);
+    return limit_of(model_, limits, test, n_ubatch_);
+  }
+
+ private:
+  std::uint32_t n_ubatch_;
+  cluster::ModelShape model_;
+  std::optional<LimitProbe> probe_;
+  cluster::MachineSpeed before_;
+};
+
 Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const BenchTest& test,
-                         const BenchFlags& flags, const std::function<void()>& on_repetition) {
+                         const BenchFlags& flags, RowLimits& limits,
+                         const std::function<void()>& on_repetition) {
   BenchRow row{.test = test, .test_time = utc_now(), .samples_ns = {}};
   if (!flags.no_warmup) {
     RECUA_RETURN_IF_ERROR(
@@ -92,6 +133,7 @@ Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const Benc
     sequences.truncate(0);
   }
   RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_depth));
+  limits.begin();
   for (std::uint32_t i = 0; i < flags.n_repetitions; ++i) {
     const net::TimePoint begin = backend.clock.now();
     RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_prompt));
@@ -99,6 +141,7 @@ Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const Benc
     const auto ns = (backend.clock.now() - begin).count();
     row.samples_ns.push_back(static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 1)));
     sequences.truncate(test.n_depth);
+    if (const auto limit = limits.beside(test)) row.limits.push_back(*limit);
     on_repetition();
   }
   sequences.truncate(0);
@@ -145,42 +188,6 @@ BenchSetup describe_setup(const BenchFlags& flags, const Backend& backend) {
   return setup;
 }
 
-/// What the rows are measured against: the model's work, and the machine's peaks as last measured.
-class RowLimits {
- public:
-  /// Without limits when there are none: the model is on workers, or its kernels are scalar.
-  RowLimits(const BenchFlags& flags, const Backend& backend)
-      : n_ubatch_(flags.backend.model.n_ubatch) {
-    if (flags.no_limits || backend.device == nullptr) return;
-    const auto hyperparams = model::read_hyperparams(*backend.file);
-    const auto k_type = parse_cache_type("-ctk", flags.backend.model.k_type);
-    const auto v_type = parse_cache_type("-ctv", flags.backend.model.v_type);
-    if (!hyperparams.ok() || !k_type.ok() || !v_type.ok()) return;
-    model_ = cluster::model_shape(*backend.file, *hyperparams, *k_type, *v_type);
-    auto probe = LimitProbe::create(model_, backend.n_threads);
-    if (!probe.ok()) {
-      log_info("{}", probe.error().message);
-      return;
-    }
-    probe_ = std::move(*probe);
-    before_ = probe_->measure();
-  }
-
-  /// Measures again, so that a row has the machine before it and after it beside it.
-  std::optional<BenchLimit> limit(const BenchTest& test) {
-    if (!probe_) return std::nullopt;
-    const cluster::MachineSpeed after = probe_->measure();
-    const auto limits = larger_limits(std::exchange(before_, after), after);
-    return limit_of(model_, limits, test, n_ubatch_);
-  }
-
- private:
-  std::uint32_t n_ubatch_;
-  cluster::ModelShape model_;
-  std::optional<LimitProbe> probe_;
-  cluster::MachineSpeed before_;
-};
-
 int bench(BenchFlags& flags) {
   const auto format = parse_bench_format(flags.format);
   if (!format.ok()) return report(format.error());
@@ -213,7 +220,7 @@ int bench(BenchFlags& flags) {
   RowLimits limits(flags, backend);
   for (const BenchTest& test : *tests) {
     ProgressBar bar("bench", ProgressBar::Unit::kCount);
-    auto row = measure(backend, sequences, test, flags,
+    auto row = measure(backend, sequences, test, flags, limits,
                        [&] { bar.update(++n_done, n_total, test.name()); });
     bar.finish();
     if (!row.ok()) {
@@ -221,7 +228,6 @@ int bench(BenchFlags& flags) {
       if (!written.ok()) log_warning("{}", written.error().message);
       return report(row.error());
     }
-    row->limit = limits.limit(test);
     if (const auto written = write_output(printer.row(*row)); !written.ok())
       return report(written.error());
   }
@@ -261,15 +267,16 @@ void register_bench(CLI::App& app, int& exit_code) {
       ->capture_default_str()
       ->type_name("FORMAT");
   sub->add_flag("--no-warmup", flags->no_warmup, "Measure the first, cold step too");
-  sub->add_flag("--no-limits", flags->no_limits,
-                "Do not measure what the machine could do at most (0.3 s, and 0.1 s per row)");
+  sub->add_flag(
+      "--no-limits", flags->no_limits,
+      "Do not measure what the machine could do at most (0.3 s, and 0.1 s per repetition)");
   flags->backend.add(*sub, false);
   sub->footer(
       "Rows: ppN is prefill of N tokens, tgN generation of N tokens, xM by M sequences; tokens/s "
       "of "
       "all, mean ± deviation.\n"
-      "Of limit: the share of what memory or the processor allow, measured beside each row with as "
-      "many\nthreads; it says which of the two is the limit.\n\n"
+      "Of limit: the share of what memory or the processor allow, measured before and after each "
+      "repetition\nwith as many threads, as a median; it says which of the two is the limit.\n\n"
       "Examples:\n"
       "  recua bench -m model.gguf\n"
       "  recua bench -m model.gguf -p 512,2048 -n 0 -r 3 -t 4\n"

@@ -173,8 +173,8 @@ cluster::MachineSpeed LimitProbe::measure() {
   return out;
 }
 
-cluster::MachineSpeed larger_limits(cluster::MachineSpeed a, const cluster::MachineSpeed& b) {
-  a.bytes_per_second = std::max(a.bytes_per_second, b.bytes_per_second);
+cluster::MachineSpeed limits_between(cluster::MachineSpeed a, const cluster::MachineSpeed& b) {
+  a.bytes_per_second = (a.bytes_per_second + b.bytes_per_second) / 2;
   a.attention_macs_per_second = std::max(a.attention_macs_per_second, b.attention_macs_per_second);
   for (std::size_t i = 0; i < std::min(a.by_type.size(), b.by_type.size()); ++i) {
     a.by_type[i].macs_per_second =

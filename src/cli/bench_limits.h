@@ -32,7 +32,9 @@ std::optional<sys::MultiplyAdd> multiply_add_of(sys::InstructionSet set, quant::
 BenchLimit limit_of(const cluster::ModelShape& model, const cluster::MachineSpeed& limits,
                     const BenchTest& test, std::uint32_t n_ubatch);
 
-/// Measures the peaks that a model's weights meet. Takes about 0.2 s at first, 0.1 s later.
+/// Measures the peaks that a model's weights meet. Takes about 0.2 s at first, 0.1 s later. Others
+/// may take a part of the machine that changes from second to second, so it is to be asked before
+/// and after each thing that its figures shall stand beside.
 class LimitProbe {
  public:
   /// kUnsupported: no wide instructions here. kResourceExhausted: no memory to measure with.
@@ -52,7 +54,8 @@ class LimitProbe {
   sys::MultiplyAdd attention_ = sys::MultiplyAdd::kFma256;
 };
 
-/// Figure by figure the larger one: a machine is what it can be.
-cluster::MachineSpeed larger_limits(cluster::MachineSpeed a, const cluster::MachineSpeed& b);
+/// For what ran between two measurements: the mean speed of memory, and the larger of the peaks.
+cluster::MachineSpeed limits_between(cluster::MachineSpeed before,
+                                     const cluster::MachineSpeed& after);
 
 }  // namespace recua::cli

@@ -61,10 +61,11 @@ Json row_json(const BenchSetup& setup, const BenchRow& row) {
   out["stddev_ns"] = static_cast<std::uint64_t>(std::llround(time.deviation));
   out["avg_ts"] = rate.mean;
   out["stddev_ts"] = rate.deviation;
-  out["limit_ts"] = row.limit ? Json(row.limit->tokens_per_second) : Json();
-  out["limit_by"] = row.limit ? Json(row.limit->by_memory ? "memory" : "compute") : Json();
-  out["of_limit"] = row.limit ? Json(*row.of_limit()) : Json();
-  out["read_bytes_per_second"] = row.limit ? Json(row.limit->bytes_per_second) : Json();
+  const auto limit = row.limit();
+  out["limit_ts"] = limit ? Json(limit->tokens_per_second) : Json();
+  out["limit_by"] = limit ? Json(limit->by_memory ? "memory" : "compute") : Json();
+  out["of_limit"] = limit ? Json(*row.of_limit()) : Json();
+  out["read_bytes_per_second"] = limit ? Json(limit->bytes_per_second) : Json();
   out["samples_ns"] = row.samples_ns;
   out["samples_ts"] = samples_ts;
   return out;
@@ -106,9 +107,10 @@ std::string without_bars(std::string text) {
 
 std::string markdown_row(const BenchSetup& setup, const BenchRow& row) {
   const Spread rate = spread_of(row.samples_ts());
-  const std::string share = row.limit ? fmt::format("{:.0f} % {}", 100.0 * *row.of_limit(),
-                                                    row.limit->by_memory ? "memory" : "compute")
-                                      : std::string();
+  const auto limit = row.limit();
+  const std::string share = limit ? fmt::format("{:.0f} % {}", 100.0 * *row.of_limit(),
+                                                limit->by_memory ? "memory" : "compute")
+                                  : std::string();
   return fmt::format("| {:<24} | {:>10} | {:>9} | {:<24} | {:>7} | {:>15} | {:>18} | {:>13} |\n",
                      setup.model_type, size_text(setup.model_size),
                      params_text(setup.model_n_params), without_bars(setup.backend),
@@ -136,9 +138,22 @@ std::vector<double> BenchRow::samples_ts() const {
   return out;
 }
 
+std::optional<BenchLimit> BenchRow::limit() const {
+  if (limits.empty()) return std::nullopt;
+  std::vector<BenchLimit> sorted = limits;
+  std::sort(sorted.begin(), sorted.end(), [](const BenchLimit& a, const BenchLimit& b) {
+    return a.tokens_per_second < b.tokens_per_second;
+  });
+  return sorted[sorted.size() / 2];
+}
+
 std::optional<double> BenchRow::of_limit() const {
-  if (!limit) return std::nullopt;
-  return spread_of(samples_ts()).mean / limit->tokens_per_second;
+  if (limits.empty()) return std::nullopt;
+  std::vector<double> shares = samples_ts();
+  for (std::size_t i = 0; i < shares.size(); ++i) shares[i] /= limits.at(i).tokens_per_second;
+  std::sort(shares.begin(), shares.end());
+  const std::size_t half = shares.size() / 2;
+  return shares.size() % 2 == 1 ? shares[half] : (shares[half - 1] + shares[half]) / 2;
 }
 
 Spread spread_of(const std::vector<double>& values) {

@@ -41,7 +41,7 @@ struct BenchSetup {
   std::string type_v;
 };
 
-/// What the machine could do at most (cli/bench_limits.h), measured beside the row.
+/// What the machine could do at most (cli/bench_limits.h), measured beside a repetition.
 struct BenchLimit {
   double tokens_per_second = 0.0;
   bool by_memory = false;         // Else by multiply-and-adds.
@@ -52,10 +52,12 @@ struct BenchRow {
   BenchTest test;
   std::string test_time;                  // When it began, UTC, ISO 8601.
   std::vector<std::uint64_t> samples_ns;  // One per repetition; none is 0.
-  std::optional<BenchLimit> limit = {};
+  std::vector<BenchLimit> limits = {};    // As many, or none.
 
   [[nodiscard]] std::vector<double> samples_ts() const;  // Tokens per second.
-  /// Mean speed as a share of the limit; empty without one.
+  /// The middle one by tokens per second; empty without limits.
+  [[nodiscard]] std::optional<BenchLimit> limit() const;
+  /// Each repetition's speed as a share of the limit beside it, their median; empty without limits.
   [[nodiscard]] std::optional<double> of_limit() const;
 };
 

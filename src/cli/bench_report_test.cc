@@ -61,14 +61,29 @@ TEST(BenchReport, PrintsOneJsonArray) {
 
 TEST(BenchReport, TellsTheShareOfTheLimitIfThereIsOne) {
   BenchRow row = example_row();
-  row.limit = {.tokens_per_second = 1536.0, .by_memory = false, .bytes_per_second = 3e10};
+  row.limits = {{.tokens_per_second = 1024.0, .by_memory = false, .bytes_per_second = 2e10},
+                {.tokens_per_second = 2048.0, .by_memory = false, .bytes_per_second = 4e10}};
   BenchPrinter lines(BenchFormat::kJsonLines, example_setup());
   const auto with = nlohmann::json::parse(lines.row(row));
   EXPECT_DOUBLE_EQ(with["of_limit"].get<double>(), 0.5);
   EXPECT_EQ(with["limit_by"], "compute");
+  EXPECT_EQ(with["read_bytes_per_second"], 4e10);
   EXPECT_TRUE(nlohmann::json::parse(lines.row(example_row()))["of_limit"].is_null());
   BenchPrinter table(BenchFormat::kMarkdown, example_setup());
   EXPECT_NE(table.row(row).find(" 50 % compute |"), std::string::npos) << table.row(row);
+}
+
+TEST(BenchReport, TakesTheMedianOfTheShares) {
+  BenchRow row = example_row();  // 512 and 1024 tokens per second.
+  row.samples_ns.push_back(500000000);
+  for (const double limit : {512.0, 2048.0, 1280.0}) {
+    row.limits.push_back({.tokens_per_second = limit});
+  }
+  EXPECT_DOUBLE_EQ(*row.of_limit(), 0.8);
+  EXPECT_DOUBLE_EQ(row.limit()->tokens_per_second, 1280.0);
+  row.samples_ns.pop_back();
+  row.limits.pop_back();
+  EXPECT_DOUBLE_EQ(*row.of_limit(), 0.75);
 }
 
 TEST(BenchReport, PrintsOneObjectPerLine) {

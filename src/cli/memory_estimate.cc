@@ -27,7 +27,7 @@ constexpr std::uint64_t kCtxLeast = 64;
 
 std::uint64_t packed_bytes(const gguf::TensorInfo& tensor) {
   const std::uint64_t n_matrices = tensor.n_rows() / tensor.shape[1];
-  return n_matrices * kernels::n_packed_groups(tensor.shape[1]) *
+  return n_matrices * kernels::n_packed_groups(tensor.type, tensor.shape[1]) *
          kernels::packed_group_bytes(tensor.type, tensor.shape[0]);
 }
 

@@ -1,9 +1,12 @@
-// Runs once per weight and should not take longer than reading it: eight rows are read side by side
-// and each piece is written from front to back.
+// Runs once per weight and should not take longer than reading it: the rows of a group are read
+// side by side and each piece is written from front to back.
 #include "kernels/packed.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "base/check.h"
 #include "kernels/packed_pieces.h"
@@ -14,21 +17,41 @@ namespace {
 
 using quant::DataType;
 
+// Elements that become pieces at a time: their lines stay in the first-level cache meanwhile.
+constexpr std::size_t kFloatsAtOnce = 32;
+
+// n blocks of each row, the first row's at `first` and each stride bytes after the one before.
 template <class Block>
-void pack_one(const std::byte* first, std::size_t stride, std::size_t n_rows, std::byte* piece) {
+void pack(const std::byte* first, std::size_t stride, std::size_t n_rows, std::size_t n,
+          std::byte* pieces) {
   static constexpr Block kZeros{};  // Stands for rows that are missing.
-  const std::byte* blocks[kPackedRows];
-  for (std::size_t row = 0; row < kPackedRows; ++row) {
-    blocks[row] = row < n_rows ? first + row * stride : reinterpret_cast<const std::byte*>(&kZeros);
+  for (std::size_t b = 0; b < n; ++b) {
+    const std::byte* blocks[kPackedRows];
+    for (std::size_t row = 0; row < kPackedRows; ++row) {
+      blocks[row] = row < n_rows ? first + row * stride + b * sizeof(Block)
+                                 : reinterpret_cast<const std::byte*>(&kZeros);
+    }
+    Piece<Block>::put(blocks, pieces + b * kPackedRows * sizeof(Block));
   }
-  Piece<Block>::put(blocks, piece);
 }
 
-template <class Block>
-void pack(const std::byte* rows, std::size_t n_rows, std::size_t n_blocks, std::byte* group) {
-  for (std::size_t b = 0; b < n_blocks; ++b) {
-    pack_one<Block>(rows + b * sizeof(Block), n_blocks * sizeof(Block), n_rows,
-                    group + b * kPackedRows * sizeof(Block));
+template <class Element>
+  requires std::is_arithmetic_v<Element>
+void pack(const std::byte* first, std::size_t stride, std::size_t n_rows, std::size_t n,
+          std::byte* pieces) {
+  constexpr std::size_t kPieceBytes = kPackedFloatRows * sizeof(Element);
+  for (std::size_t begin = 0; begin < n; begin += kFloatsAtOnce) {
+    const std::size_t end = std::min(n, begin + kFloatsAtOnce);
+    for (std::size_t row = 0; row < kPackedFloatRows; ++row) {
+      std::byte* const to = pieces + row * sizeof(Element);
+      for (std::size_t i = begin; i < end; ++i) {
+        Element value{};
+        if (row < n_rows) {
+          std::memcpy(&value, first + row * stride + i * sizeof(Element), sizeof(Element));
+        }
+        std::memcpy(to + i * kPieceBytes, &value, sizeof(Element));
+      }
+    }
   }
 }
 
@@ -36,8 +59,13 @@ template <class Block>
 void unpack(const std::byte* group, std::size_t row, std::size_t begin, std::size_t n,
             std::byte* out) {
   for (std::size_t b = 0; b < n; ++b) {
-    Piece<Block>::get(group + (begin + b) * kPackedRows * sizeof(Block), row,
-                      out + b * sizeof(Block));
+    std::byte* const block = out + b * sizeof(Block);
+    if constexpr (std::is_arithmetic_v<Block>) {
+      std::memcpy(block, group + ((begin + b) * kPackedFloatRows + row) * sizeof(Block),
+                  sizeof(Block));
+    } else {
+      Piece<Block>::get(group + (begin + b) * kPackedRows * sizeof(Block), row, block);
+    }
   }
 }
 
@@ -89,24 +117,24 @@ void with_block(DataType type, Fn&& fn) {
 
 void pack_group(DataType type, const std::byte* rows, std::size_t n_rows, std::size_t n_in,
                 std::byte* group) {
-  RECUA_CHECK(n_rows >= 1 && n_rows <= kPackedRows);
+  RECUA_CHECK(n_rows >= 1 && n_rows <= packed_rows(type));
   with_block(type, [&](auto block) {
-    pack<typename decltype(block)::Type>(rows, n_rows, n_in / quant::traits(type).block_size,
-                                         group);
+    pack<typename decltype(block)::Type>(rows, quant::row_bytes(type, n_in), n_rows,
+                                         n_in / quant::traits(type).block_size, group);
   });
 }
 
 void pack_piece(DataType type, const std::byte* blocks, std::size_t stride, std::size_t n_rows,
                 std::byte* piece) {
-  RECUA_CHECK(n_rows >= 1 && n_rows <= kPackedRows);
+  RECUA_CHECK(n_rows >= 1 && n_rows <= packed_rows(type));
   with_block(type, [&](auto block) {
-    pack_one<typename decltype(block)::Type>(blocks, stride, n_rows, piece);
+    pack<typename decltype(block)::Type>(blocks, stride, n_rows, 1, piece);
   });
 }
 
 void unpack_blocks(DataType type, const std::byte* group, std::size_t row, std::size_t begin,
                    std::size_t n, std::byte* out) {
-  RECUA_CHECK(row < kPackedRows);
+  RECUA_CHECK(row < packed_rows(type));
   with_block(
       type, [&](auto block) { unpack<typename decltype(block)::Type>(group, row, begin, n, out); });
 }

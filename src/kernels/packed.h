@@ -1,15 +1,16 @@
 #pragma once
 /// Packed weights: rows of a matrix in groups of eight, interleaved so that one vector of 32 bytes
-/// holds four neighbouring elements of each of the eight rows (one, where elements are floats).
+/// holds four neighbouring elements of each of the eight rows. Of floats a group is 32 rows, since
+/// as many sums are under way at once: so they are read from memory's front to its back.
 ///
-/// A kernel then broadcasts four activations to all eight rows, a sum never crosses lanes, and the
-/// result is eight neighbouring outputs (docs/decisions/0008-repacked-weights.md). A group is a run
-/// of n_in / block pieces, one after the other, each as long as the eight blocks that it comes
+/// A kernel then broadcasts four activations (of floats one) to all rows, a sum never crosses
+/// lanes, and the result is neighbouring outputs (docs/decisions/0008-repacked-weights.md). A group
+/// is a run of n_in / block pieces, one after the other, each as long as the blocks that it comes
 /// from: packing moves bytes and bits but loses and adds nothing. In the pieces below, "dwords of"
-/// an array of a block means: the first four bytes of rows 0 .. 7, then the second four of rows
-/// 0 .. 7, and so on. "u8 [8]" is one byte per row.
+/// an array of a block means: the first four bytes of rows 0 .. 7, then the second four of rows 0
+/// .. 7, and so on. "u8 [8]" is one byte per row.
 ///
-///   F32, F16, BF16: 32 or 16 bytes, one element of rows 0 .. 7
+///   F32, F16, BF16: 128 or 64 bytes, one element of rows 0 .. 31
 ///   Q4_0   144  bytes 0..15 d: f16 [8];  16..143 dwords of qs;  IQ4_NL alike
 ///   Q4_1   160  bytes 0..15 d: f16 [8];  16..31 m: f16 [8];  32..159 dwords of qs
 ///   Q5_0   176  bytes 0..15 d: f16 [8];  16..47 fifth bits;  48..175 dwords of qs
@@ -37,8 +38,8 @@
 /// v[g + 4][r]; then 16 bytes, of which byte 8 h + r (h < 2) has the upper two bits of v[h][r], v[2
 /// + h][r], v[4 + h][r] and v[6 + h][r], from the lowest bits up.
 ///
-/// A matrix whose rows are no multiple of eight ends in a group filled up with zeros. Activations
-/// are those of KernelTable::packed_activation_kind(type).
+/// A matrix whose rows are no multiple of a group's ends in a group filled up with zeros.
+/// Activations are those of KernelTable::packed_activation_kind(type).
 
 #include <cstddef>
 
@@ -46,30 +47,36 @@
 
 namespace recua::kernels {
 
+/// Rows of a group, of quantized types and of floats.
 inline constexpr std::size_t kPackedRows = 8;
+inline constexpr std::size_t kPackedFloatRows = 32;
+
+constexpr std::size_t packed_rows(quant::DataType type) {
+  return quant::traits(type).block_size == 1 ? kPackedFloatRows : kPackedRows;
+}
 
 /// Bytes of a group of rows of n_in elements.
 constexpr std::size_t packed_group_bytes(quant::DataType type, std::size_t n_in) {
-  return kPackedRows * quant::row_bytes(type, n_in);
+  return packed_rows(type) * quant::row_bytes(type, n_in);
 }
 
 /// Groups that hold n_rows rows.
-constexpr std::size_t n_packed_groups(std::size_t n_rows) {
-  return (n_rows + kPackedRows - 1) / kPackedRows;
+constexpr std::size_t n_packed_groups(quant::DataType type, std::size_t n_rows) {
+  return (n_rows + packed_rows(type) - 1) / packed_rows(type);
 }
 
-/// Packs the first n_rows (1 .. 8) rows at `rows`, each row_bytes(type, n_in) after the one before,
-/// into the group at `group`, which they may not overlap.
+/// Packs the first n_rows (1 .. packed_rows(type)) rows at `rows`, each row_bytes(type, n_in) after
+/// the one before, into the group at `group`, which they may not overlap.
 void pack_group(quant::DataType type, const std::byte* rows, std::size_t n_rows, std::size_t n_in,
                 std::byte* group);
 
-/// One piece: packs a block each of n_rows (1 .. 8) rows, the first at `blocks` and each stride
-/// bytes after the one before.
+/// One piece: packs a block each of n_rows (1 .. packed_rows(type)) rows, the first at `blocks` and
+/// each stride bytes after the one before.
 void pack_piece(quant::DataType type, const std::byte* blocks, std::size_t stride,
                 std::size_t n_rows, std::byte* piece);
 
-/// The opposite for one row (0 .. 7) and some of its blocks: writes the blocks [begin, begin + n),
-/// as quant/blocks.h has them, to `out`.
+/// The opposite for one row of a group and some of its blocks: writes the blocks [begin, begin +
+/// n), as quant/blocks.h has them, to `out`.
 void unpack_blocks(quant::DataType type, const std::byte* group, std::size_t row, std::size_t begin,
                    std::size_t n, std::byte* out);
 

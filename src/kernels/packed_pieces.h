@@ -1,6 +1,6 @@
 #pragma once
-/// How the blocks of eight rows become a piece and come back (kernels/packed.h has the layouts to
-/// the byte). Private to packed.cc.
+/// How the quantized blocks of eight rows become a piece and come back (kernels/packed.h has the
+/// layouts to the byte). Private to packed.cc.
 ///
 /// Piece<Block>::put(blocks, piece) and get(piece, row, block). Most of a piece are fields: arrays
 /// of a block whose units are interleaved row by row.
@@ -70,19 +70,6 @@ inline std::uint8_t get_six_bits(const std::byte* planes, std::size_t g, std::si
 
 template <class Block>
 struct Piece;
-
-/// An element of a float type is a block of its own.
-template <class Element>
-struct FloatLayout {
-  template <class Fn>
-  static void for_fields(Fn&& fn) {
-    fn(Unit<sizeof(Element)>{}, 0, 1, 0);
-  }
-};
-template <>
-struct Piece<std::uint16_t> : FieldPiece<FloatLayout<std::uint16_t>> {};
-template <>
-struct Piece<float> : FieldPiece<FloatLayout<float>> {};
 
 template <class Block>
 struct NibbleLayout {

@@ -26,11 +26,12 @@ struct PackedMatrix {
   PackedMatrix(DataType type, const std::vector<std::byte>& rows, std::size_t n_rows,
                std::size_t n_in, std::size_t shift)
       : group_bytes(packed_group_bytes(type, n_in)),
-        bytes(shift + n_packed_groups(n_rows) * group_bytes, std::byte{0xee}),
+        bytes(shift + n_packed_groups(type, n_rows) * group_bytes, std::byte{0xee}),
         data(bytes.data() + shift) {
-    for (std::size_t r = 0; r < n_rows; r += kPackedRows) {
+    const std::size_t group_rows = packed_rows(type);
+    for (std::size_t r = 0; r < n_rows; r += group_rows) {
       pack_group(type, rows.data() + r * quant::row_bytes(type, n_in),
-                 std::min(kPackedRows, n_rows - r), n_in, data + r / kPackedRows * group_bytes);
+                 std::min(group_rows, n_rows - r), n_in, data + r / group_rows * group_bytes);
     }
   }
   std::size_t group_bytes;
@@ -42,19 +43,20 @@ TEST(PackedWeights, EveryRowComesBackAsItWas) {
   Rng rng(5);
   for (const DataType type : quant::kAllDataTypes) {
     const quant::DataTypeTraits traits = quant::traits(type);
-    for (std::size_t n_rows = 1; n_rows <= kPackedRows; ++n_rows) {
+    const std::size_t group_rows = packed_rows(type);
+    for (std::size_t n_rows = 1; n_rows <= group_rows; ++n_rows) {
       const std::size_t n_in = 5 * traits.block_size;
       const RandomWeights weights = random_weights(type, n_rows, n_in, rng);
       const PackedMatrix packed(type, weights.bytes, n_rows, n_in, 0);
       const std::size_t row_bytes = quant::row_bytes(type, n_in);
-      const std::size_t piece_bytes = kPackedRows * traits.block_bytes;
+      const std::size_t piece_bytes = group_rows * traits.block_bytes;
       std::vector<std::byte> piece(piece_bytes);
       pack_piece(type, weights.bytes.data() + 3 * traits.block_bytes, row_bytes, n_rows,
                  piece.data());
       ASSERT_TRUE(std::equal(piece.begin(), piece.end(), packed.data + 3 * piece_bytes))
           << traits.name << " block 3 alone";
       std::vector<std::byte> row(row_bytes);
-      for (std::size_t r = 0; r < kPackedRows; ++r) {
+      for (std::size_t r = 0; r < group_rows; ++r) {
         unpack_blocks(type, packed.data, r, 0, 5, row.data());
         std::vector<std::byte> want(row_bytes);  // Rows that are missing are zeros.
         if (r < n_rows) std::memcpy(want.data(), weights.bytes.data() + r * row_bytes, row_bytes);
@@ -70,11 +72,12 @@ TEST(PackedWeights, EveryRowComesBackAsItWas) {
 
 TEST(PackedWeights, TakeTheBytesOfTheirRows) {
   for (const DataType type : quant::kAllDataTypes) {
-    EXPECT_EQ(packed_group_bytes(type, 1024), 8 * quant::row_bytes(type, 1024));
+    const std::size_t n = quant::traits(type).block_size == 1 ? 32 : 8;
+    EXPECT_EQ(packed_group_bytes(type, 1024), n * quant::row_bytes(type, 1024));
+    EXPECT_EQ(n_packed_groups(type, 1), 1U);
+    EXPECT_EQ(n_packed_groups(type, n), 1U);
+    EXPECT_EQ(n_packed_groups(type, n + 1), 2U);
   }
-  EXPECT_EQ(n_packed_groups(1), 1U);
-  EXPECT_EQ(n_packed_groups(8), 1U);
-  EXPECT_EQ(n_packed_groups(9), 2U);
 }
 
 // Lengths in blocks, so that all tails of loops over them occur.
@@ -190,6 +193,7 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
   for (const DataType type : types()) {
     const std::size_t block = quant::traits(type).block_size;
     const std::size_t n_in = block == 1 ? 601 : (block == 32 ? 37 : 5) * block;
+    const std::size_t group_rows = packed_rows(type);
     const std::size_t n_rows = 75;
     const std::size_t n_tokens = 101;
     const RandomWeights weights = random_weights(type, n_rows, n_in, rng_);
@@ -217,10 +221,10 @@ TEST_P(PackedProductTest, AnOutputDoesNotDependOnTheTileItIsIn) {
       // The last rows alone, beginning with another group.
       const std::vector<float> rest =
           multiply(kernel, packed.data + packed.group_bytes, packed.group_bytes,
-                   n_rows - kPackedRows, n_in, std::span(x.rows).subspan(first, n));
+                   n_rows - group_rows, n_in, std::span(x.rows).subspan(first, n));
       for (std::size_t t = 0; t < n; ++t) {
-        for (std::size_t r = kPackedRows; r < n_rows; ++r) {
-          ASSERT_EQ(rest[t * (n_rows - kPackedRows) + r - kPackedRows], out[t * n_rows + r]);
+        for (std::size_t r = group_rows; r < n_rows; ++r) {
+          ASSERT_EQ(rest[t * (n_rows - group_rows) + r - group_rows], out[t * n_rows + r]);
         }
       }
     }

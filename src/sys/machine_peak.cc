@@ -19,19 +19,22 @@ namespace {
 
 constexpr std::size_t kLine = 64;
 
-/// Runs `job` on all threads again and again; the seconds of the fastest run.
+/// Runs `job` on all threads again and again; the seconds of each run, in order of their length.
 template <class Job>
-double best_seconds(ThreadPool& pool, std::chrono::duration<double> at_least, Job&& job) {
+std::vector<double> seconds_of_runs(ThreadPool& pool, std::chrono::duration<double> at_least,
+                                    Job&& job) {
   using Clock = std::chrono::steady_clock;
   pool.run(job);  // Wakes the threads, and the processor's wide units.
-  double best = 1e30;
+  std::vector<double> runs;
   const auto begin = Clock::now();
   do {
     const auto before = Clock::now();
     pool.run(job);
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - before).count());
+    const std::chrono::duration<double> seconds = Clock::now() - before;
+    runs.push_back(std::max(seconds.count(), 1e-9));
   } while (Clock::now() - begin < at_least);
-  return std::max(best, 1e-9);
+  std::sort(runs.begin(), runs.end());
+  return runs;
 }
 
 #if defined(__x86_64__)
@@ -206,9 +209,9 @@ double multiply_adds_per_second(MultiplyAdd sequence, ThreadPool& pool,
   const Loop loop = loop_of(sequence);
   // 0.1 to 1 ms per run: long beside waking the threads.
   const std::size_t n_turns = (std::size_t{1} << 24U) / loop.products;
-  const double seconds =
-      best_seconds(pool, at_least, [&](std::size_t, std::size_t) { loop.run(n_turns); });
-  return static_cast<double>(n_turns * loop.products * pool.n_threads()) / seconds;
+  const std::vector<double> runs =
+      seconds_of_runs(pool, at_least, [&](std::size_t, std::size_t) { loop.run(n_turns); });
+  return static_cast<double>(n_turns * loop.products * pool.n_threads()) / runs.front();
 }
 
 double read_bytes_per_second(std::span<const std::byte> bytes, ThreadPool& pool,
@@ -217,11 +220,12 @@ double read_bytes_per_second(std::span<const std::byte> bytes, ThreadPool& pool,
 #if defined(__x86_64__)
   if (supported(MultiplyAdd::kFma256)) read = read_wide;
 #endif
-  const double seconds = best_seconds(pool, at_least, [&](std::size_t thread, std::size_t n) {
-    const Partition part = partition(bytes.size(), thread, n, kLine);
-    read(bytes.data() + part.begin, part.size());
-  });
-  return static_cast<double>(bytes.size()) / seconds;
+  const std::vector<double> runs =
+      seconds_of_runs(pool, at_least, [&](std::size_t thread, std::size_t n) {
+        const Partition part = partition(bytes.size(), thread, n, kLine);
+        read(bytes.data() + part.begin, part.size());
+      });
+  return static_cast<double>(bytes.size()) / runs[runs.size() / 2];
 }
 
 }  // namespace recua::sys

@@ -2,8 +2,9 @@
 /// What this machine can do at most: how fast its threads read memory, and how fast they multiply
 /// and add when nothing else is to do. Kernels are measured against it.
 ///
-/// A figure is the best of the runs that fit into the time: whatever else the machine does only
-/// makes a run slower. Threads: those of the pool, all at once, as the kernels use them.
+/// Of products the best of the runs that fit into the time counts: whatever else the machine does
+/// only makes a run slower. Of memory, which others share all the time, their median does. Threads:
+/// those of the pool, all at once, as the kernels use them.
 
 #include <chrono>
 #include <cstddef>

@@ -59,15 +59,18 @@ class WeightMemory {
   std::size_t used_ = 0;
 };
 
-/// Rows as the file has them, or packed in groups of eight, each expert's from a group of its own.
+/// Threads meet at multiples of a cache line of outputs.
+inline constexpr std::size_t kRowGranule = 16;
+
+/// Rows as the file has them, or packed in groups, each expert's from a group of its own.
 class CpuWeight final : public Weight {
  public:
   explicit CpuWeight(TensorBytes tensor)
       : tensor_(std::move(tensor)), row_bytes_(quant::row_bytes(tensor_.type, tensor_.n_in)) {}
-  /// tensor without its bytes, and [n_experts, n_packed_groups(n_out)] groups of them.
+  /// tensor without its bytes, and [n_experts, n_packed_groups(type, n_out)] groups of them.
   CpuWeight(TensorBytes tensor, WeightMemory::Piece packed) : CpuWeight(std::move(tensor)) {
     packed_ = std::move(packed);
-    expert_groups_ = kernels::n_packed_groups(tensor_.n_out);
+    expert_groups_ = kernels::n_packed_groups(tensor_.type, tensor_.n_out);
   }
   [[nodiscard]] quant::DataType type() const override { return tensor_.type; }
   [[nodiscard]] std::size_t n_in() const override { return tensor_.n_in; }
@@ -80,12 +83,16 @@ class CpuWeight final : public Weight {
   /// group.
   [[nodiscard]] const std::byte* at(std::size_t expert, std::size_t out) const {
     if (!is_packed()) return tensor_.bytes.data() + (expert * tensor_.n_out + out) * row_bytes_;
-    return packed_.bytes.data() + (expert * expert_groups_ + out / kernels::kPackedRows) * stride();
+    return packed_.bytes.data() + (expert * expert_groups_ + out / group_rows()) * stride();
   }
   /// From row to row, or from group to group.
-  [[nodiscard]] std::size_t stride() const {
-    return is_packed() ? kernels::kPackedRows * row_bytes_ : row_bytes_;
+  [[nodiscard]] std::size_t stride() const { return group_rows() * row_bytes_; }
+  /// Rows of a group, 1 if they are not packed.
+  [[nodiscard]] std::size_t group_rows() const {
+    return is_packed() ? kernels::packed_rows(type()) : 1;
   }
+  /// Where threads meet: at multiples of kRowGranule that begin a group.
+  [[nodiscard]] std::size_t row_granule() const { return std::max(kRowGranule, group_rows()); }
   [[nodiscard]] kernels::ActivationKind activation_kind(const kernels::KernelTable& table) const {
     return is_packed() ? table.packed_activation_kind(type()) : kernels::activation_kind(type());
   }
@@ -228,9 +235,6 @@ class CpuDevice final : public Device {
   std::vector<bool> taken_;
 };
 
-/// Threads meet at multiples of a cache line of outputs, which are whole groups of packed weights.
-inline constexpr std::size_t kRowGranule = 16;
-static_assert(kRowGranule % kernels::kPackedRows == 0);
 /// Some of the rows of one expert's matrix times tokens: a row of x, as its kernel takes it, and
 /// one of out for each.
 void multiply_rows(const kernels::KernelTable& table, const CpuWeight& w, std::size_t expert,

@@ -91,7 +91,7 @@ void CpuDevice::moe_matmul(const Weight& weight, Rows x, const Route& route, Row
   plan_experts(w, route, out.n_rows);
   place_rows(expert_plan_, out, out_rows_);
   run(out.n_rows * w.n_out() * w.row_bytes(), [&](std::size_t thread, std::size_t n_threads) {
-    const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
+    const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, w.row_granule());
     for (const std::uint32_t e : expert_plan_.used()) {
       multiply_expert(table_, w, e, rows, expert_plan_.places(e), expert_rows_.x, out_rows_);
     }
@@ -226,19 +226,21 @@ void CpuDevice::feed_forward_cut(const ExpertFeedForward& ff, const Route& route
                                  Rows out) {
   const std::span<const std::uint32_t> used = expert_plan_.used();
   const std::size_t n_rows = ff.gate->n_out();
+  const std::size_t granule = as_cpu(*ff.gate).row_granule();
   run(bytes, [&](std::size_t thread, std::size_t n_threads) {
-    const bool of_each = n_rows >= kGranulesPerThread * kRowGranule * n_threads;
+    const bool of_each = n_rows >= kGranulesPerThread * granule * n_threads;
     for (std::size_t i = 0; i < used.size(); ++i) {
-      const sys::Partition rows =
-          of_each ? sys::partition(n_rows, thread, n_threads, kRowGranule)
-                  : expert_plan_.rows_of(i, n_rows, kRowGranule, thread, n_threads);
+      const sys::Partition rows = of_each
+                                      ? sys::partition(n_rows, thread, n_threads, granule)
+                                      : expert_plan_.rows_of(i, n_rows, granule, thread, n_threads);
       if (!rows.empty()) expert_gate_up(ff, used[i], rows);
     }
   });
   for_rows(ff.down_in.n_rows, ff.down_in.n_cols * sizeof(float),
            [&](std::size_t place) { expert_round(ff, {place, place + 1}); });
   run(bytes, [&](std::size_t thread, std::size_t n_threads) {
-    const sys::Partition cols = sys::partition(out.n_cols, thread, n_threads, kRowGranule);
+    const sys::Partition cols =
+        sys::partition(out.n_cols, thread, n_threads, as_cpu(*ff.down).row_granule());
     if (cols.empty()) return;
     for (const std::uint32_t e : used) expert_down(ff, e, cols);
     for (std::size_t t = 0; t < out.n_rows; ++t) combine(ff.down_out, route, t, cols, out);

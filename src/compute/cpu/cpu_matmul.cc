@@ -96,7 +96,7 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
   run(bytes, [&](std::size_t thread, std::size_t n_threads) {
     for (std::size_t i = 0; i < products.size(); ++i) {
       const CpuWeight& w = as_cpu(*products[i].w);
-      const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, kRowGranule);
+      const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, w.row_granule());
       multiply_rows(table_, w, 0, rows, x_rows_,
                     std::span(out_rows_).subspan(i * x.n_rows, x.n_rows));
     }
@@ -107,7 +107,8 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
 void CpuDevice::multiply_gated(const GatedRows& all, sys::Partition rows) {
   const std::size_t n_tokens = all.x.size();
   const std::size_t fit = kActivatedBytes / (2 * sizeof(float) * n_tokens);
-  const std::size_t chunk = std::max(2 * kRowGranule, fit / kRowGranule * kRowGranule);
+  const std::size_t granule = std::max(all.gate->row_granule(), all.up->row_granule());
+  const std::size_t chunk = std::max(2 * granule, fit / granule * granule);
   for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const sys::Partition some = {begin, std::min(rows.end, begin + chunk)};
     multiply_rows(table_, *all.gate, all.expert, some, all.x, all.gate_out);
@@ -136,7 +137,7 @@ void CpuDevice::matmul_gated(const Product& gate, const Product& up, Rows x) {
                          .gate_out = outputs.first(x.n_rows),
                          .up_out = outputs.last(x.n_rows)};
   run(2 * w.n_out() * w.row_bytes() * x.n_rows, [&](std::size_t thread, std::size_t n_threads) {
-    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, kRowGranule));
+    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, w.row_granule()));
   });
 }
 

@@ -51,15 +51,16 @@ void CpuWeight::dequantize_row(std::size_t out, float* to) const {
   const std::size_t n_blocks = n_in() / traits.block_size;
   for (std::size_t b = 0; b < n_blocks; b += n_at_once) {
     const std::size_t n = std::min(n_at_once, n_blocks - b);
-    kernels::unpack_blocks(type(), at(0, out), out % kernels::kPackedRows, b, n, blocks.data());
+    kernels::unpack_blocks(type(), at(0, out), out % group_rows(), b, n, blocks.data());
     quant::dequantize_row(type(), blocks.data(), n * traits.block_size, to + b * traits.block_size);
   }
 }
 
 Result<std::unique_ptr<Weight>> CpuDevice::pack_weight(TensorBytes tensor) {
   const std::size_t group_bytes = kernels::packed_group_bytes(tensor.type, tensor.n_in);
-  const std::size_t row_bytes = group_bytes / kernels::kPackedRows;
-  const std::size_t expert_groups = kernels::n_packed_groups(tensor.n_out);
+  const std::size_t group_rows = kernels::packed_rows(tensor.type);
+  const std::size_t row_bytes = group_bytes / group_rows;
+  const std::size_t expert_groups = kernels::n_packed_groups(tensor.type, tensor.n_out);
   const std::size_t n_groups = tensor.n_experts * expert_groups;
   Result<WeightMemory::Piece> memory = weight_memory_.take(n_groups * group_bytes);
   if (!memory.ok()) {
@@ -69,13 +70,13 @@ Result<std::unique_ptr<Weight>> CpuDevice::pack_weight(TensorBytes tensor) {
   const std::size_t n_at_once = std::max<std::size_t>(1, kPackBytes / group_bytes);
   const auto first_row = [&](std::size_t group) {
     return group / expert_groups * tensor.n_out +
-           std::min(tensor.n_out, group % expert_groups * kernels::kPackedRows);
+           std::min(tensor.n_out, group % expert_groups * group_rows);
   };
   const auto pack = [&](std::size_t begin, std::size_t end) {
     for (std::size_t g = begin; g < end; ++g) {
-      const std::size_t left = tensor.n_out - g % expert_groups * kernels::kPackedRows;
+      const std::size_t left = tensor.n_out - g % expert_groups * group_rows;
       kernels::pack_group(tensor.type, tensor.bytes.data() + first_row(g) * row_bytes,
-                          std::min(kernels::kPackedRows, left), tensor.n_in,
+                          std::min(group_rows, left), tensor.n_in,
                           packed.bytes.data() + g * group_bytes);
     }
     if (!tensor.in_mapped_file) return;
@@ -86,8 +87,8 @@ Result<std::unique_ptr<Weight>> CpuDevice::pack_weight(TensorBytes tensor) {
   run(tensor.bytes.size(), [&](std::size_t thread, std::size_t n_threads) {
     // Those rows that matmul() gives to the thread: with several memories, a page is in that of the
     // CPU which touches it first.
-    const sys::Partition part =
-        sys::partition(expert_groups, thread, n_threads, kRowGranule / kernels::kPackedRows);
+    const sys::Partition part = sys::partition(expert_groups, thread, n_threads,
+                                               std::max(kRowGranule, group_rows) / group_rows);
     for (std::size_t expert = 0; expert < tensor.n_experts; ++expert) {
       const std::size_t last = expert * expert_groups + part.end;
       for (std::size_t g = expert * expert_groups + part.begin; g < last; g += n_at_once) {

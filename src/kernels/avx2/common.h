@@ -86,6 +86,13 @@ RECUA_AVX2_INLINE void prefetch(const void* p) {
   }
 }
 
+/// How many of `rest` tokens the next tile takes, of `most` at most, for all tiles to be about
+/// even.
+RECUA_AVX2_INLINE std::size_t even_part(std::size_t rest, std::size_t most) {
+  const std::size_t n_tiles = (rest + most - 1) / most;
+  return (rest + n_tiles - 1) / n_tiles;
+}
+
 /// For a kernel that walks n_rows rows of w_stride bytes side by side and then the n_rows after
 /// them: from byte `at` of a row to what it will read `distance` later. (Past the matrix it
 /// names memory that may not exist; a prefetch does not mind.)

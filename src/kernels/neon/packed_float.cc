@@ -1,6 +1,6 @@
-// Packed F32, F16 and BF16: two vectors are one element of eight rows, its activation is broadcast,
-// and every output is one chain of FMAs over k in order, whatever the tile. Tiles are of 16 rows by
-// up to 4 tokens (16 sums); one token alone takes 32 rows, for four streams of memory.
+// Packed F32, F16 and BF16: a vector is one element of four rows, its activation is broadcast, and
+// every output is one chain of FMAs over k in order, whatever the tile. Tiles are of 16 rows (half
+// a group) by up to 4 tokens (16 sums); one token alone takes a group as it lies in memory.
 #include "kernels/matmul.h"
 #include "kernels/neon/load_weights.h"
 #include "kernels/packed.h"
@@ -10,75 +10,69 @@ namespace {
 
 using quant::DataType;
 
-RECUA_NEON_INLINE void store_rows(float* out, float32x4_t low, float32x4_t high, std::size_t n) {
-  if (n >= kPackedRows) {
-    vst1q_f32(out, low);
-    vst1q_f32(out + 4, high);
-  } else {
-    store_first(out, smaller(n, 4), low);
-    if (n > 4) store_first(out + 4, n - 4, high);
-  }
-}
+constexpr std::size_t kLanes = 4;
 
-// The rows [r, r + 8 * kGroups) by the tokens [first, first + kTokens).
-template <DataType kType, std::size_t kGroups, std::size_t kTokens>
-void tile(const MatmulArgs& args, std::size_t r, std::size_t first) {
-  constexpr std::size_t kVectorBytes = 4 * kElementBytes<kType>;
-  const std::byte* const w = args.w + r / kPackedRows * args.w_stride;
+// Of the group at w the rows [row, row + 4 * kVectors) by kTokens tokens, of which the first n_rows
+// are stored.
+template <DataType kType, std::size_t kVectors, std::size_t kTokens>
+void tile(const MatmulArgs& args, std::size_t r, std::size_t row, std::size_t first) {
+  constexpr std::size_t kVectorBytes = kLanes * kElementBytes<kType>;
+  constexpr std::size_t kGroupBytes = kPackedFloatRows * kElementBytes<kType>;
+  const std::byte* const w =
+      args.w + r / kPackedFloatRows * args.w_stride + row * kElementBytes<kType>;
   const float* x[kTokens];
-  float32x4_t sum[kGroups][kTokens][2];
+  float32x4_t sum[kVectors][kTokens];
   RECUA_UNROLL
   for (std::size_t t = 0; t < kTokens; ++t) {
     x[t] = reinterpret_cast<const float*>(args.x[first + t]);
     RECUA_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) sum[g][t][0] = sum[g][t][1] = vdupq_n_f32(0.0F);
+    for (std::size_t v = 0; v < kVectors; ++v) sum[v][t] = vdupq_n_f32(0.0F);
   }
   for (std::size_t k = 0; k < args.n_in; ++k) {
     RECUA_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) {
-      const std::byte* const at = w + g * args.w_stride + k * 2 * kVectorBytes;
-      const float32x4_t low = load_weights<kType>(at);
-      const float32x4_t high = load_weights<kType>(at + kVectorBytes);
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const float32x4_t weight = load_weights<kType>(w + k * kGroupBytes + v * kVectorBytes);
       RECUA_UNROLL
       for (std::size_t t = 0; t < kTokens; ++t) {
-        const float32x4_t value = vdupq_n_f32(x[t][k]);
-        sum[g][t][0] = vfmaq_f32(sum[g][t][0], low, value);
-        sum[g][t][1] = vfmaq_f32(sum[g][t][1], high, value);
+        sum[v][t] = vfmaq_f32(sum[v][t], weight, vdupq_n_f32(x[t][k]));
       }
     }
   }
   RECUA_UNROLL
   for (std::size_t t = 0; t < kTokens; ++t) {
     RECUA_UNROLL
-    for (std::size_t g = 0; g < kGroups; ++g) {
-      const std::size_t row = r + g * kPackedRows;
-      store_rows(args.out[first + t] + args.out_offset + row, sum[g][t][0], sum[g][t][1],
-                 args.n_rows - row);
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      const std::size_t at = r + row + v * kLanes;
+      if (at >= args.n_rows) break;
+      store_first(args.out[first + t] + args.out_offset + at, smaller(kLanes, args.n_rows - at),
+                  sum[v][t]);
     }
   }
 }
 
-template <DataType kType, std::size_t kGroups>
-void some_rows(const MatmulArgs& args, std::size_t r) {
+// Half the group that begins with row r by all tokens.
+template <DataType kType>
+void half_group(const MatmulArgs& args, std::size_t r, std::size_t row) {
   std::size_t t = 0;
-  if constexpr (kGroups <= 2) {
-    for (; t + 4 <= args.n_tokens; t += 4) tile<kType, kGroups, 4>(args, r, t);
-    if (args.n_tokens - t >= 2) {
-      tile<kType, kGroups, 2>(args, r, t);
-      t += 2;
-    }
+  for (; t + 4 <= args.n_tokens; t += 4) tile<kType, 4, 4>(args, r, row, t);
+  if (args.n_tokens - t >= 2) {
+    tile<kType, 4, 2>(args, r, row, t);
+    t += 2;
   }
-  for (; t < args.n_tokens; ++t) tile<kType, kGroups, 1>(args, r, t);
+  if (t < args.n_tokens) tile<kType, 4, 1>(args, r, row, t);
 }
 
 template <DataType kType>
 void all_rows(const MatmulArgs& args) {
-  std::size_t r = 0;
-  if (args.n_tokens == 1) {
-    for (; r + 3 * kPackedRows < args.n_rows; r += 4 * kPackedRows) some_rows<kType, 4>(args, r);
+  for (std::size_t r = 0; r < args.n_rows; r += kPackedFloatRows) {
+    if (args.n_tokens == 1) {
+      tile<kType, kPackedFloatRows / kLanes, 1>(args, r, 0, 0);
+      continue;
+    }
+    constexpr std::size_t kHalf = kPackedFloatRows / 2;
+    half_group<kType>(args, r, 0);
+    if (args.n_rows - r > kHalf) half_group<kType>(args, r, kHalf);
   }
-  for (; r + kPackedRows < args.n_rows; r += 2 * kPackedRows) some_rows<kType, 2>(args, r);
-  if (r < args.n_rows) some_rows<kType, 1>(args, r);
 }
 
 }  // namespace
