@@ -35,6 +35,9 @@ namespace {
 using kernels::ActivationKind;
 using quant::DataType;
 
+// Rows at which threads meet: whole groups of any type.
+constexpr std::size_t kGranule = kernels::kPackedFloatRows;
+
 // Far larger than the caches that a benchmark could fill.
 constexpr std::size_t kWeightBytes = std::size_t{256} << 20U;
 
@@ -138,7 +141,7 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
   const std::size_t row_bytes = quant::row_bytes(type, k);
   const bool decode = n_tokens == 1;
   const bool packed = layout == Layout::kPacked;
-  const std::size_t n_rows = decode ? kWeightBytes / row_bytes / 32 * 32 : 2048;
+  const std::size_t n_rows = decode ? kWeightBytes / row_bytes / kGranule * kGranule : 2048;
   // As the device calls it: some 64 KiB of weights at a time when there are many tokens.
   const std::size_t chunk =
       decode || packed ? n_rows : std::max<std::size_t>(16, (64U << 10U) / row_bytes);
@@ -151,7 +154,7 @@ void bench_matmul(benchmark::State& state, sys::InstructionSet set, DataType typ
   sys::ThreadPool pool(n_threads);
   for (auto _ : state) {
     pool.run([&](std::size_t thread, std::size_t n) {
-      const sys::Partition part = sys::partition(n_rows, thread, n, 32);
+      const sys::Partition part = sys::partition(n_rows, thread, n, kGranule);
       for (std::size_t r = part.begin; r < part.end; r += chunk) {
         kernel({.w = weights.data() + r * row_bytes,
                 .w_stride = packed ? kernels::packed_group_bytes(type, k) : row_bytes,

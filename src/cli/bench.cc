@@ -104,8 +104,10 @@ class RowLimits {
     (void)probe_->measure();  // The first one takes longer and finds less.
   }
 
-  void begin() {
+  /// False: there are none.
+  bool begin() {
     if (probe_) before_ = probe_->measure();
+    return probe_.has_value();
   }
   /// Of what ran since begin() or the last call. Empty where nothing is known.
   std::optional<BenchLimit> beside(const BenchTest& test) {
@@ -122,6 +124,14 @@ class RowLimits {
   cluster::MachineSpeed before_;
 };
 
+/// A token whose time does not count: whoever measures the limits drives all else out of the
+/// caches.
+Result<void> warm_up(BenchSequences& sequences, const BenchTest& test) {
+  RECUA_RETURN_IF_ERROR(sequences.generate(1));
+  sequences.truncate(test.n_depth);
+  return ok();
+}
+
 Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const BenchTest& test,
                          const BenchFlags& flags, RowLimits& limits,
                          const std::function<void()>& on_repetition) {
@@ -133,7 +143,7 @@ Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const Benc
     sequences.truncate(0);
   }
   RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_depth));
-  limits.begin();
+  if (limits.begin()) RECUA_RETURN_IF_ERROR(warm_up(sequences, test));
   for (std::uint32_t i = 0; i < flags.n_repetitions; ++i) {
     const net::TimePoint begin = backend.clock.now();
     RECUA_RETURN_IF_ERROR(sequences.prefill(test.n_prompt));
@@ -141,8 +151,11 @@ Result<BenchRow> measure(Backend& backend, BenchSequences& sequences, const Benc
     const auto ns = (backend.clock.now() - begin).count();
     row.samples_ns.push_back(static_cast<std::uint64_t>(std::max<std::int64_t>(ns, 1)));
     sequences.truncate(test.n_depth);
-    if (const auto limit = limits.beside(test)) row.limits.push_back(*limit);
     on_repetition();
+    if (const auto limit = limits.beside(test)) {
+      row.limits.push_back(*limit);
+      RECUA_RETURN_IF_ERROR(warm_up(sequences, test));
+    }
   }
   sequences.truncate(0);
   return row;
@@ -267,15 +280,15 @@ void register_bench(CLI::App& app, int& exit_code) {
       ->capture_default_str()
       ->type_name("FORMAT");
   sub->add_flag("--no-warmup", flags->no_warmup, "Measure the first, cold step too");
-  sub->add_flag(
-      "--no-limits", flags->no_limits,
-      "Do not measure what the machine could do at most (0.3 s, and 0.1 s per repetition)");
+  sub->add_flag("--no-limits", flags->no_limits,
+                "Do not measure what the machine could do at most (0.3 s, and 0.1 s and a token "
+                "per repetition)");
   flags->backend.add(*sub, false);
   sub->footer(
       "Rows: ppN is prefill of N tokens, tgN generation of N tokens, xM by M sequences; tokens/s "
       "of "
       "all, mean ± deviation.\n"
-      "Of limit: the share of what memory or the processor allow, measured before and after each "
+      "Of limit: the share of what memory or the processor give, measured before and after each "
       "repetition\nwith as many threads, as a median; it says which of the two is the limit.\n\n"
       "Examples:\n"
       "  recua bench -m model.gguf\n"

@@ -173,14 +173,15 @@ cluster::MachineSpeed LimitProbe::measure() {
   return out;
 }
 
-cluster::MachineSpeed limits_between(cluster::MachineSpeed a, const cluster::MachineSpeed& b) {
-  a.bytes_per_second = (a.bytes_per_second + b.bytes_per_second) / 2;
-  a.attention_macs_per_second = std::max(a.attention_macs_per_second, b.attention_macs_per_second);
-  for (std::size_t i = 0; i < std::min(a.by_type.size(), b.by_type.size()); ++i) {
-    a.by_type[i].macs_per_second =
-        std::max(a.by_type[i].macs_per_second, b.by_type[i].macs_per_second);
+cluster::MachineSpeed limits_between(cluster::MachineSpeed before,
+                                     const cluster::MachineSpeed& after) {
+  const auto raise = [](double& to, double other) { to = std::max(to, other); };
+  before.bytes_per_second = (before.bytes_per_second + after.bytes_per_second) / 2;
+  raise(before.attention_macs_per_second, after.attention_macs_per_second);
+  for (std::size_t i = 0; i < std::min(before.by_type.size(), after.by_type.size()); ++i) {
+    raise(before.by_type[i].macs_per_second, after.by_type[i].macs_per_second);
   }
-  return a;
+  return before;
 }
 
 }  // namespace recua::cli

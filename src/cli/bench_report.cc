@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/check.h"
+
 namespace recua::cli {
 namespace {
 
@@ -150,7 +152,8 @@ std::optional<BenchLimit> BenchRow::limit() const {
 std::optional<double> BenchRow::of_limit() const {
   if (limits.empty()) return std::nullopt;
   std::vector<double> shares = samples_ts();
-  for (std::size_t i = 0; i < shares.size(); ++i) shares[i] /= limits.at(i).tokens_per_second;
+  RECUA_CHECK(limits.size() == shares.size());
+  for (std::size_t i = 0; i < shares.size(); ++i) shares[i] /= limits[i].tokens_per_second;
   std::sort(shares.begin(), shares.end());
   const std::size_t half = shares.size() / 2;
   return shares.size() % 2 == 1 ? shares[half] : (shares[half - 1] + shares[half]) / 2;

@@ -1,5 +1,6 @@
-// Runs once per weight and should not take longer than reading it: the rows of a group are read
-// side by side and each piece is written from front to back.
+// Runs once per weight and should not take longer than reading it: eight rows are read side by side
+// and each piece is written from front to back. Of floats, whose pieces are a line or two, 32 are
+// filled row by row.
 #include "kernels/packed.h"
 
 #include <algorithm>

@@ -1,9 +1,10 @@
 #pragma once
-/// What this machine can do at most: how fast its threads read memory, and how fast they multiply
-/// and add when nothing else is to do. Kernels are measured against it.
+/// What this machine has to give: how fast its threads read memory, and how fast they multiply and
+/// add when nothing else is to do. Kernels are measured against it.
 ///
 /// Of products the best of the runs that fit into the time counts: whatever else the machine does
-/// only makes a run slower. Of memory, which others share all the time, their median does. Threads:
+/// only makes a run slower. Of memory, which others share all the time, their median does, so that
+/// what is measured against it may be a little faster at another moment. Threads:
 /// those of the pool, all at once, as the kernels use them.
 
 #include <chrono>
@@ -31,7 +32,8 @@ bool supported(MultiplyAdd sequence);
 double multiply_adds_per_second(MultiplyAdd sequence, ThreadPool& pool,
                                 std::chrono::duration<double> at_least);
 
-/// Bytes read per second, each thread its part from front to back. For the speed of memory `bytes`
+/// Bytes read per second, each thread its part from front to back, in the way that is the fastest
+/// here (what is asked for ahead of the loads differs). For the speed of memory `bytes`
 /// must be larger than the caches, and written before (else all pages are the same zero page).
 double read_bytes_per_second(std::span<const std::byte> bytes, ThreadPool& pool,
                              std::chrono::duration<double> at_least);

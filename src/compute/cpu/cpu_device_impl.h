@@ -4,6 +4,7 @@
 /// Every operator has the same shape: check the arguments, decide whether the work is worth waking
 /// the team (Work), and let each thread do its share by the kernels of table_.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -118,6 +119,11 @@ class Scratch {
  private:
   sys::AlignedBuffer memory_;
 };
+
+/// Where threads meet that multiply by both.
+inline std::size_t row_granule(const CpuWeight& a, const CpuWeight& b) {
+  return std::max(a.row_granule(), b.row_granule());
+}
 
 /// What a gated product reads and writes: a row of x, gate_out and up_out per token.
 struct GatedRows {

@@ -125,6 +125,7 @@ TEST_P(CpuDeviceTest, ProductsOfTheSameRowsAreThoseOfEachAlone) {
   const auto v = load(DataType::kF16, 72);
   const auto gate = load(DataType::kQ4_0, 328);
   const auto up = load(DataType::kQ4_0, 328);
+  const auto float_gate = load(DataType::kF16, 328);
   const auto float_up = load(DataType::kF32, 328);
   for (const std::size_t n : {0U, 1U, 7U, 100U}) {
     SCOPED_TRACE(n);
@@ -141,13 +142,15 @@ TEST_P(CpuDeviceTest, ProductsOfTheSameRowsAreThoseOfEachAlone) {
     for (std::size_t i = 0; i < weights.size(); ++i) {
       EXPECT_EQ(together[i].values(), alone[i].values()) << i;
     }
-    for (const Weight* other : {up.get(), float_up.get()}) {
+    const std::vector<std::pair<const Weight*, const Weight*>> pairs = {
+        {gate.get(), up.get()}, {gate.get(), float_up.get()}, {float_gate.get(), float_up.get()}};
+    for (const auto& [first, other] : pairs) {
       const TestRows want = rows(n, 328);
       const TestRows want_up = rows(n, 328);
-      device_->Device::matmul_gated({gate.get(), want.view}, {other, want_up.view}, x.view);
+      device_->Device::matmul_gated({first, want.view}, {other, want_up.view}, x.view);
       const TestRows out = rows(n, 328);
       const TestRows out_up = rows(n, 328);
-      device_->matmul_gated({gate.get(), out.view}, {other, out_up.view}, x.view);
+      device_->matmul_gated({first, out.view}, {other, out_up.view}, x.view);
       device_->sync();
       EXPECT_EQ(out.values(), want.values());
     }

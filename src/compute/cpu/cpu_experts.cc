@@ -226,7 +226,7 @@ void CpuDevice::feed_forward_cut(const ExpertFeedForward& ff, const Route& route
                                  Rows out) {
   const std::span<const std::uint32_t> used = expert_plan_.used();
   const std::size_t n_rows = ff.gate->n_out();
-  const std::size_t granule = as_cpu(*ff.gate).row_granule();
+  const std::size_t granule = row_granule(as_cpu(*ff.gate), as_cpu(*ff.up));
   run(bytes, [&](std::size_t thread, std::size_t n_threads) {
     const bool of_each = n_rows >= kGranulesPerThread * granule * n_threads;
     for (std::size_t i = 0; i < used.size(); ++i) {

@@ -63,7 +63,8 @@ TEST(ExpertPlan, CutsRowsIntoRunsOfEqualCostThatMeetAtGranules) {
                              n_threads, n_rows));
     ExpertPlan plan;
     plan.sort(ids, n_experts);
-    const std::size_t n_granules = (n_rows + 15) / 16;
+    const std::size_t granule = round % 2 == 0 ? 16 : 32;
+    const std::size_t n_granules = (n_rows + granule - 1) / granule;
     std::vector<std::size_t> load(n_threads);
     std::size_t dearest = 0;
     for (std::size_t i = 0; i < plan.used().size(); ++i) {
@@ -71,13 +72,13 @@ TEST(ExpertPlan, CutsRowsIntoRunsOfEqualCostThatMeetAtGranules) {
       dearest = std::max(dearest, cost);
       std::size_t next = 0;
       for (std::size_t t = 0; t < n_threads; ++t) {
-        const sys::Partition rows = plan.rows_of(i, n_rows, 16, t, n_threads);
+        const sys::Partition rows = plan.rows_of(i, n_rows, granule, t, n_threads);
         ASSERT_LE(rows.begin, rows.end);
         if (rows.empty()) continue;
         ASSERT_EQ(rows.begin, next);
-        ASSERT_TRUE(rows.end % 16 == 0 || rows.end == n_rows);
+        ASSERT_TRUE(rows.end % granule == 0 || rows.end == n_rows);
         next = rows.end;
-        load[t] += (rows.size() + 15) / 16 * cost;
+        load[t] += (rows.size() + granule - 1) / granule * cost;
       }
       ASSERT_EQ(next, n_rows);
     }

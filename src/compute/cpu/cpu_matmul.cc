@@ -34,6 +34,7 @@ void multiply_rows(const kernels::KernelTable& table, const CpuWeight& w, std::s
   if (args.n_tokens > 1 && !w.is_packed()) {  // Packed kernels do it themselves.
     chunk = std::max(kRowGranule, kWeightChunkBytes / w.row_bytes() / kRowGranule * kRowGranule);
   }
+  RECUA_CHECK(rows.empty() || rows.begin % w.group_rows() == 0);
   for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
     args.w = w.at(expert, begin);
     args.n_rows = std::min(chunk, rows.end - begin);
@@ -107,7 +108,7 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
 void CpuDevice::multiply_gated(const GatedRows& all, sys::Partition rows) {
   const std::size_t n_tokens = all.x.size();
   const std::size_t fit = kActivatedBytes / (2 * sizeof(float) * n_tokens);
-  const std::size_t granule = std::max(all.gate->row_granule(), all.up->row_granule());
+  const std::size_t granule = row_granule(*all.gate, *all.up);
   const std::size_t chunk = std::max(2 * granule, fit / granule * granule);
   for (std::size_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const sys::Partition some = {begin, std::min(rows.end, begin + chunk)};
@@ -137,7 +138,8 @@ void CpuDevice::matmul_gated(const Product& gate, const Product& up, Rows x) {
                          .gate_out = outputs.first(x.n_rows),
                          .up_out = outputs.last(x.n_rows)};
   run(2 * w.n_out() * w.row_bytes() * x.n_rows, [&](std::size_t thread, std::size_t n_threads) {
-    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, w.row_granule()));
+    const std::size_t granule = row_granule(*all.gate, *all.up);
+    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, granule));
   });
 }
 

@@ -13,7 +13,8 @@ namespace {
 // Untouched memory of a block costs nothing, so a small model pays for what it uses only.
 constexpr std::size_t kBlockBytes = std::size_t{64} << 20U;
 
-// Of the mapped file, as much as this may be in memory beside its packed copy, per thread.
+// Of the mapped file, as much as this (or a group) may be in memory beside its packed copy, per
+// thread.
 constexpr std::size_t kPackBytes = std::size_t{1} << 20U;
 
 // A page that is missed brings its mapped neighbours along, also those that were dropped already:

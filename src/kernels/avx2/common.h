@@ -94,12 +94,11 @@ RECUA_AVX2_INLINE std::size_t even_part(std::size_t rest, std::size_t most) {
 }
 
 /// For a kernel that walks n_rows rows of w_stride bytes side by side and then the n_rows after
-/// them: from byte `at` of a row to what it will read `distance` later. (Past the matrix it
+/// them: from byte `at` of a row to what it will read kPrefetchBytes later. (Past the matrix it
 /// names memory that may not exist; a prefetch does not mind.)
 RECUA_AVX2_INLINE std::size_t prefetch_offset(std::size_t at, std::size_t w_stride,
-                                              std::size_t n_rows,
-                                              std::size_t distance = kPrefetchBytes) {
-  const std::size_t ahead = at + distance;
+                                              std::size_t n_rows) {
+  const std::size_t ahead = at + kPrefetchBytes;
   return ahead < w_stride ? ahead : ahead + (n_rows - 1) * w_stride;
 }
 

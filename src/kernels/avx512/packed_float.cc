@@ -21,7 +21,7 @@ using quant::DataType;
 constexpr std::size_t kFewTokens = 3;
 constexpr std::size_t kGroupVectors = kPackedFloatRows / kVectorRows;
 constexpr std::size_t kManyGroups = 2;
-/// Steps that are written out one after the other.
+/// Steps that are written out one after the other; other numbers were not measured.
 constexpr std::size_t kSteps = 4;
 
 /// Bytes of one element of a vector of rows.

@@ -12,8 +12,8 @@ using quant::DataType;
 
 constexpr std::size_t kLanes = 4;
 
-// Of the group at w the rows [row, row + 4 * kVectors) by kTokens tokens, of which the first n_rows
-// are stored.
+// Of the group that begins with row r the rows [r + row, r + row + 4 * kVectors) by the tokens
+// [first, first + kTokens).
 template <DataType kType, std::size_t kVectors, std::size_t kTokens>
 void tile(const MatmulArgs& args, std::size_t r, std::size_t row, std::size_t first) {
   constexpr std::size_t kVectorBytes = kLanes * kElementBytes<kType>;
