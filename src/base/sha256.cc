@@ -3,6 +3,7 @@
 // The functions that OpenSSL would rather not have called directly: behind the others are its
 // providers, with which a program is 3 MB larger; alone these are 20 KB of libcrypto.a. Both choose
 // the processor's instructions alike.
+// NOLINTNEXTLINE(readability-identifier-naming): OpenSSL's own name.
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
