@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "rpc/shm_path.h"
 #include "rpc/wire_error.h"
 
@@ -162,6 +163,20 @@ Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const
   }
   out.path = std::move(verbs.receiver);
   return out;
+}
+
+std::string connection_transport(const std::string& why) {
+  return why.empty() ? "tcp" : fmt::format("tcp, because {}", why);
+}
+
+void report_link(const LinkContext& context, const std::string& from, const std::string& to,
+                 const std::string& what) {
+  const std::string line = fmt::format("link {}->{}: {}", from, to, what);
+  if (context.report) {
+    context.report(line);
+  } else {
+    log_info("{}", line);
+  }
 }
 
 }  // namespace recua::rpc

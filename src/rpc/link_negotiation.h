@@ -59,4 +59,11 @@ struct LinkChoice {
 Result<LinkChoice> choose_path(const LinkContext& context, RingShape ring, const RingMemory& memory,
                                const std::string& local_address, const wire::LinkOffer& offer);
 
+/// What an end that uses the connection is carried by: "tcp, because " and why, if there is a why.
+std::string connection_transport(const std::string& why);
+
+/// "link FROM->TO: " and what became of it, for whoever context.report is, else for the log.
+void report_link(const LinkContext& context, const std::string& from, const std::string& to,
+                 const std::string& what);
+
 }  // namespace recua::rpc

@@ -11,7 +11,6 @@
 #include <fmt/format.h>
 
 #include "base/bytes.h"
-#include "base/log.h"
 #include "rpc/background_end.h"
 #include "rpc/delayed_receiver.h"
 #include "rpc/link.h"
@@ -46,7 +45,7 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
   [[nodiscard]] std::string transport() const override {
     if (failure_) return carried_;
     if (path_ != nullptr) return path_->description();
-    return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
+    return connection_transport(why_stream_);
   }
   [[nodiscard]] const ChannelCounters& counters() const override {
     shown_ = counters_;
@@ -127,13 +126,7 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
     path_.reset();
   }
   void report(const std::string& what) const {
-    const std::string& other = context_.other.empty() ? peer() : context_.other;
-    const std::string line = fmt::format("link {}->{}: {}", other, context_.self, what);
-    if (context_.report) {
-      context_.report(line);
-    } else {
-      log_info("{}", line);
-    }
+    report_link(context_, context_.other.empty() ? peer() : context_.other, context_.self, what);
   }
 
   Result<void> check_header(const TensorHeader& header, std::uint64_t expected) {

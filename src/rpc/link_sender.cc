@@ -4,7 +4,8 @@
 #include <chrono>
 #include <utility>
 
-#include "base/log.h"
+#include <fmt/format.h>
+
 #include "rpc/handshake.h"
 #include "rpc/tensor_header.h"
 
@@ -142,13 +143,7 @@ void LinkSender::drop_path() {
 }
 
 void LinkSender::report(const std::string& what) const {
-  const std::string& other = context_.other.empty() ? peer() : context_.other;
-  const std::string line = fmt::format("link {}->{}: {}", context_.self, other, what);
-  if (context_.report) {
-    context_.report(line);
-  } else {
-    log_info("{}", line);
-  }
+  report_link(context_, context_.self, context_.other.empty() ? peer() : context_.other, what);
 }
 
 bool LinkSender::watch(const net::ReadyCallback& ready) {

@@ -12,8 +12,6 @@
 #include <string_view>
 #include <vector>
 
-#include <fmt/format.h>
-
 #include "rpc/background_end.h"
 #include "rpc/link.h"
 #include "rpc/link_negotiation.h"
@@ -33,7 +31,7 @@ class LinkSender final : public ChannelSender, private StreamSender {
   [[nodiscard]] std::string transport() const override {
     if (failure_) return carried_;
     if (path_ != nullptr) return path_->description();
-    return why_stream_.empty() ? "tcp" : fmt::format("tcp, because {}", why_stream_);
+    return connection_transport(why_stream_);
   }
   [[nodiscard]] bool settled() const override {
     return state_ == State::kFast || state_ == State::kStream;

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include "net/deadline.h"
 #include "rpc/link_sender.h"
 #include "rpc/wire_error.h"

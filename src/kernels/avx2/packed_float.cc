@@ -21,9 +21,6 @@ constexpr std::size_t kTileTokens = 6;
 constexpr std::size_t kDirectTokens = 24;
 constexpr std::size_t kLanes = 8;
 constexpr std::size_t kTileRows = 2 * kLanes;
-/// Steps that are written out one after the other: for F16 a line of each stream, when groups were
-/// of eight rows; not measured again.
-constexpr std::size_t kSteps = 4;
 
 /// Bytes of one element of a vector of rows.
 template <DataType kType>
@@ -50,17 +47,6 @@ RECUA_AVX2_INLINE __m256 load8(const std::byte* p) {
   }
 }
 
-// step(0) to step(n - 1).
-template <class Step>
-RECUA_AVX2_INLINE void each(std::size_t n, Step&& step) {
-  std::size_t i = 0;
-  for (; i + kSteps <= n; i += kSteps) {
-    RECUA_UNROLL
-    for (std::size_t j = 0; j < kSteps; ++j) step(i + j);
-  }
-  for (; i < n; ++i) step(i);
-}
-
 // The group at w by kTokens tokens: sums [kTokens].
 template <DataType kType, std::size_t kTokens>
 [[gnu::noinline]] void one_group(const std::byte* w, const std::byte* const* x_rows,
@@ -74,7 +60,7 @@ template <DataType kType, std::size_t kTokens>
     RECUA_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) sum[v][t] = _mm256_setzero_ps();
   }
-  each(n_in, [&](std::size_t k) __attribute__((always_inline)) {
+  each_step(n_in, [&](std::size_t k) __attribute__((always_inline)) {
     const std::byte* const element = w + k * kElementBytes<kType>;
     prefetch<kElementBytes<kType>>(element + kFewAhead);
     __m256 value[kTokens];
@@ -116,7 +102,7 @@ template <DataType kType, std::size_t kStride, std::size_t kTokens>
     RECUA_UNROLL
     for (std::size_t v = 0; v < 2; ++v) sum[v][t] = _mm256_load_ps(sums[t] + row + v * kLanes);
   }
-  each(w.n, [&](std::size_t i) __attribute__((always_inline)) {
+  each_step(w.n, [&](std::size_t i) __attribute__((always_inline)) {
     const std::byte* const element = w.at + i * kStride;
     prefetch<kStride>(element + w.ahead);
     const __m256 weight[2] = {load8<kType>(element), load8<kType>(element + kVectorBytes<kType>)};

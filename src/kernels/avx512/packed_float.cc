@@ -21,8 +21,6 @@ using quant::DataType;
 constexpr std::size_t kFewTokens = 3;
 constexpr std::size_t kGroupVectors = kPackedFloatRows / kVectorRows;
 constexpr std::size_t kManyGroups = 2;
-/// Steps that are written out one after the other; other numbers were not measured.
-constexpr std::size_t kSteps = 4;
 
 /// Bytes of one element of a vector of rows.
 template <DataType kType>
@@ -67,7 +65,7 @@ template <DataType kType, std::size_t kTokens>
     for (std::size_t v = 0; v < kGroupVectors; ++v) sum[v][t] = _mm512_setzero_ps();
   }
   const std::uint8_t* const w = group_at(args, r);
-  const auto step = [&](std::size_t k) __attribute__((always_inline)) {
+  avx2::each_step(args.n_in, [&](std::size_t k) __attribute__((always_inline)) {
     const std::uint8_t* const element = w + k * kElementBytes<kType>;
     avx2::prefetch<kElementBytes<kType>>(element + kAhead);
     RECUA_UNROLL
@@ -78,13 +76,7 @@ template <DataType kType, std::size_t kTokens>
         sum[v][t] = _mm512_fmadd_ps(weight, _mm512_set1_ps(x[t][k]), sum[v][t]);
       }
     }
-  };
-  std::size_t k = 0;
-  for (; k + kSteps <= args.n_in; k += kSteps) {
-    RECUA_UNROLL
-    for (std::size_t i = 0; i < kSteps; ++i) step(k + i);
-  }
-  for (; k < args.n_in; ++k) step(k);
+  });
   RECUA_UNROLL
   for (std::size_t t = 0; t < kTokens; ++t) {
     RECUA_UNROLL
@@ -127,7 +119,7 @@ template <DataType kType, std::size_t kGroups, std::size_t kTokens>
       sum[v][t] = _mm512_load_ps(sums[t] + v * kVectorRows);
     }
   }
-  const auto step = [&](std::size_t i) __attribute__((always_inline)) {
+  avx2::each_step(w.n, [&](std::size_t i) __attribute__((always_inline)) {
     __m512 weight[kVectors];
     RECUA_UNROLL
     for (std::size_t g = 0; g < kGroups; ++g) {
@@ -146,13 +138,7 @@ template <DataType kType, std::size_t kGroups, std::size_t kTokens>
         sum[v][t] = _mm512_fmadd_ps(weight[v], value, sum[v][t]);
       }
     }
-  };
-  std::size_t i = 0;
-  for (; i + kSteps <= w.n; i += kSteps) {
-    RECUA_UNROLL
-    for (std::size_t j = 0; j < kSteps; ++j) step(i + j);
-  }
-  for (; i < w.n; ++i) step(i);
+  });
   RECUA_UNROLL
   for (std::size_t t = 0; t < kTokens; ++t) {
     RECUA_UNROLL
