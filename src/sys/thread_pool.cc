@@ -20,7 +20,7 @@ void bind(const std::vector<std::vector<std::uint32_t>>& cpus, std::size_t threa
 }  // namespace
 
 ThreadPool::ThreadPool(std::size_t n_threads, std::vector<std::vector<std::uint32_t>> cpus)
-    : cpus_(std::move(cpus)) {
+    : cpus_(std::move(cpus)), shares_(n_threads) {
   RECUA_CHECK(n_threads >= 1 && n_threads <= 4096);
   workers_.reserve(n_threads - 1);
   for (std::size_t thread = 1; thread < n_threads; ++thread) {

@@ -3,7 +3,8 @@
 ///
 /// run(fn) calls fn(thread, n_threads) once on every thread, the caller being thread 0, and returns
 /// when all are done; what they wrote is visible then. The function divides the work itself, by
-/// Partition or by `i % n_threads`: static, so that no counter is fought over.
+/// Partition or by `i % n_threads`. run_shares() lets who is done first take what others have left
+/// (sys/work_shares.h): for jobs whose end everybody waits for.
 ///
 /// Waiting threads spin for about 50 us (an operator of a small model takes less) and then sleep,
 /// as sys/wait_word.h says: an idle pool uses no CPU, a machine with fewer CPUs than threads still
@@ -12,8 +13,8 @@
 /// Threads may be placed on CPUs (sys/placement.h). The caller is then bound by its first run(), as
 /// thread 0, and stays so; threads that it starts later begin on the same CPUs.
 ///
-/// Threads: run() from one thread at a time, not from inside fn. fn must not throw (it would end
-/// the process). The destructor joins.
+/// Threads: run() and run_shares() from one thread at a time, not from inside fn. fn must not throw
+/// (it would end the process). The destructor joins.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,32 +23,11 @@
 #include <vector>
 
 #include "base/check.h"
+#include "sys/partition.h"
 #include "sys/wait_word.h"
+#include "sys/work_shares.h"
 
 namespace recua::sys {
-
-/// The items [begin, end).
-struct Partition {
-  std::size_t begin = 0;
-  std::size_t end = 0;
-
-  [[nodiscard]] std::size_t size() const { return end - begin; }
-  [[nodiscard]] bool empty() const { return begin == end; }
-};
-
-/// Thread `thread`'s contiguous share of n_items, cut at multiples of granularity (>= 1) only.
-/// Shares differ by at most one granule; together they cover every item once.
-constexpr Partition partition(std::size_t n_items, std::size_t thread, std::size_t n_threads,
-                              std::size_t granularity = 1) {
-  const std::size_t granules = n_items / granularity + (n_items % granularity != 0 ? 1 : 0);
-  const std::size_t share = granules / n_threads;
-  const std::size_t longer = granules % n_threads;  // So many threads take one more.
-  const std::size_t first = thread * share + (thread < longer ? thread : longer);
-  const std::size_t last = first + share + (thread < longer ? 1 : 0);
-  const std::size_t begin = first * granularity;
-  const std::size_t end = last * granularity;
-  return {begin < n_items ? begin : n_items, end < n_items ? end : n_items};
-}
 
 class ThreadPool {
  public:
@@ -73,6 +53,20 @@ class ThreadPool {
              const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
+  /// work(owner, pieces) on the threads for all of the n_pieces(owner) pieces of each share, owner
+  /// < n_threads(); the owner's thread does most of them.
+  template <class Count, class Work>
+  void run_shares(Count&& n_pieces, Work&& work) {
+    shares_.begin();
+    run([&](std::size_t thread, std::size_t n_threads) {
+      if (n_threads == 1) {  // Nobody to share with.
+        work(thread, Partition{0, n_pieces(thread)});
+      } else {
+        shares_.run(thread, n_pieces, work);
+      }
+    });
+  }
+
  private:
   using Job = void (*)(void* context, std::size_t thread, std::size_t n_threads);
 
@@ -91,6 +85,7 @@ class ThreadPool {
   alignas(64) WaitWord generation_;
   alignas(64) WaitWord n_running_;
   alignas(64) Manners manners_;  // The caller's.
+  WorkShares shares_;
   std::vector<std::jthread> workers_;
 };
 

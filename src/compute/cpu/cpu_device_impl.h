@@ -14,6 +14,7 @@
 
 #include "compute/cpu/attention_units.h"
 #include "compute/cpu/expert_plan.h"
+#include "compute/cpu/row_pieces.h"
 #include "compute/device.h"
 #include "kernels/kernel_table.h"
 #include "kernels/packed.h"
@@ -187,6 +188,18 @@ class CpuDevice final : public Device {
     } else {
       pool_.run(fn);
     }
+  }
+  /// work(owner, pieces) for all pieces of the shares of team_size(bytes) threads.
+  template <class Count, class Work>
+  void run_shares(std::size_t bytes, Count&& n_pieces, Work&& work) {
+    if (bytes < kParallelBytes) {
+      work(std::size_t{0}, sys::Partition{0, n_pieces(std::size_t{0})});
+    } else {
+      pool_.run_shares(n_pieces, work);
+    }
+  }
+  [[nodiscard]] std::size_t team_size(std::size_t bytes) const {
+    return bytes < kParallelBytes ? 1 : pool_.n_threads();
   }
   /// fn(row) for the rows of an operator that treats them one by one.
   template <class Fn>

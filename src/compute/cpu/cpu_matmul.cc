@@ -1,5 +1,5 @@
 // Products with stored weights. The team divides the weight rows, so that each weight is read once
-// and each output written by one thread.
+// and each output written by one thread; who is done first takes rows that others have left.
 #include <algorithm>
 #include <array>
 
@@ -15,6 +15,27 @@ constexpr std::size_t kWeightChunkBytes = std::size_t{64} << 10U;
 // Of gate's and up's results together that wait in the cache for their product: half of the
 // smallest second-level cache in use.
 constexpr std::size_t kActivatedBytes = std::size_t{128} << 10U;
+
+// Pieces of a product that a thread may take from another's share. Of one token: what memory gives
+// in 1 to 2 us, several times what it costs to take them. Of more: a multiple of what any
+// tile has, and a small part of a share when there are so many tokens that each call goes over all
+// of them.
+constexpr std::size_t kPieceBytes = std::size_t{64} << 10U;
+constexpr std::size_t kPieceRows = 64;
+static_assert(kPieceRows % kRowGranule == 0 && kPieceRows % kernels::kPackedFloatRows == 0);
+constexpr std::size_t kManyTokens = 24;
+constexpr std::size_t kPiecesOfMany = 8;
+
+RowPieces row_pieces(std::size_t n_rows, std::size_t granule, std::size_t row_bytes,
+                     std::size_t n_tokens, std::size_t n_threads) {
+  std::size_t rows = kPieceRows;
+  if (n_tokens == 1) {
+    rows = std::max<std::size_t>(1, kPieceBytes / row_bytes / granule) * granule;
+  } else if (n_tokens > kManyTokens) {
+    rows *= std::max<std::size_t>(1, n_rows / n_threads / kPiecesOfMany / kPieceRows);
+  }
+  return {.n_rows = n_rows, .granule = granule, .piece_rows = rows, .n_threads = n_threads};
+}
 
 }  // namespace
 
@@ -94,12 +115,26 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
   for (const Product& product : products) {
     bytes += product.w->n_out() * as_cpu(*product.w).row_bytes() * x.n_rows;
   }
-  run(bytes, [&](std::size_t thread, std::size_t n_threads) {
+  const std::size_t n_threads = team_size(bytes);
+  const auto pieces_of = [&](std::size_t i) {
+    const CpuWeight& w = as_cpu(*products[i].w);
+    return row_pieces(w.n_out(), w.row_granule(), w.row_bytes(), x.n_rows, n_threads);
+  };
+  // A share has its pieces of all products, one product's after the other's.
+  const auto n_pieces = [&](std::size_t owner) {
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < products.size(); ++i) n += pieces_of(i).of_share(owner);
+    return n;
+  };
+  run_shares(bytes, n_pieces, [&](std::size_t owner, sys::Partition taken) {
+    std::size_t first = 0;
     for (std::size_t i = 0; i < products.size(); ++i) {
-      const CpuWeight& w = as_cpu(*products[i].w);
-      const sys::Partition rows = sys::partition(w.n_out(), thread, n_threads, w.row_granule());
-      multiply_rows(table_, w, 0, rows, x_rows_,
+      const RowPieces pieces = pieces_of(i);
+      const sys::Partition some = {std::max(first, taken.begin) - first,
+                                   std::max(first, taken.end) - first};
+      multiply_rows(table_, as_cpu(*products[i].w), 0, pieces.rows(owner, some), x_rows_,
                     std::span(out_rows_).subspan(i * x.n_rows, x.n_rows));
+      first += pieces.of_share(owner);
     }
   });
 }
@@ -137,10 +172,14 @@ void CpuDevice::matmul_gated(const Product& gate, const Product& up, Rows x) {
                          .x = x_rows_,
                          .gate_out = outputs.first(x.n_rows),
                          .up_out = outputs.last(x.n_rows)};
-  run(2 * w.n_out() * w.row_bytes() * x.n_rows, [&](std::size_t thread, std::size_t n_threads) {
-    const std::size_t granule = row_granule(*all.gate, *all.up);
-    multiply_gated(all, sys::partition(w.n_out(), thread, n_threads, granule));
-  });
+  const std::size_t bytes = 2 * w.n_out() * w.row_bytes() * x.n_rows;
+  const RowPieces pieces = row_pieces(w.n_out(), row_granule(*all.gate, *all.up), 2 * w.row_bytes(),
+                                      x.n_rows, team_size(bytes));
+  run_shares(
+      bytes, [&](std::size_t owner) { return pieces.of_share(owner); },
+      [&](std::size_t owner, sys::Partition taken) {
+        multiply_gated(all, pieces.rows(owner, taken));
+      });
 }
 
 }  // namespace recua::compute
