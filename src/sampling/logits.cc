@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -26,6 +27,36 @@ Error bad_logits(std::span<const float> logits) {
   return Error{ErrorCode::kCorrupt, fmt::format("none of the {} tokens can be chosen: every logit "
                                                 "is -infinity, perhaps by the logit bias",
                                                 logits.size())};
+}
+
+// The largest value; nothing when one is not below +infinity.
+std::optional<float> max_below_infinity(std::span<const float> values) {
+  // Sixteen running maxima side by side, which the compiler keeps in vector registers; a flag in
+  // each lane remembers a value that is not below +infinity.
+  constexpr std::size_t kLanes = 16;
+  std::array<float, kLanes> lane_max;
+  std::array<int, kLanes> lane_bad{};
+  lane_max.fill(-kInfinity);
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) {
+      const float x = values[i + j];
+      lane_max[j] = x > lane_max[j] ? x : lane_max[j];
+      lane_bad[j] |= x < kInfinity ? 0 : 1;
+    }
+  }
+  for (; i < values.size(); ++i) {
+    lane_max[0] = std::max(lane_max[0], values[i]);
+    lane_bad[0] |= values[i] < kInfinity ? 0 : 1;
+  }
+  float max = -kInfinity;
+  int bad = 0;
+  for (std::size_t j = 0; j < kLanes; ++j) {
+    max = std::max(max, lane_max[j]);
+    bad |= lane_bad[j];
+  }
+  if (bad != 0) return std::nullopt;
+  return max;
 }
 
 // exp(x) for x <= 0, within 2e-7 of it: 2^n times a polynomial of the rest, without a branch or a
@@ -53,33 +84,23 @@ float exp_of_negative(float x) {
 }  // namespace
 
 Result<Candidate> largest(std::span<const float> logits) {
-  // Sixteen running maxima side by side, which the compiler keeps in vector registers; a flag in
-  // each lane remembers a value that is not below +infinity.
-  constexpr std::size_t kLanes = 16;
-  std::array<float, kLanes> lane_max;
-  std::array<int, kLanes> lane_bad{};
-  lane_max.fill(-kInfinity);
-  std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      const float x = logits[i + j];
-      lane_max[j] = x > lane_max[j] ? x : lane_max[j];
-      lane_bad[j] |= x < kInfinity ? 0 : 1;
+  // A block at a time: only the first one with the largest value is searched for its place.
+  constexpr std::size_t kBlock = 4096;
+  float max = -kInfinity;
+  std::span<const float> best;
+  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    const std::span<const float> block =
+        logits.subspan(begin, std::min(kBlock, logits.size() - begin));
+    const std::optional<float> largest_here = max_below_infinity(block);
+    if (!largest_here) return bad_logits(logits);
+    if (*largest_here > max) {
+      max = *largest_here;
+      best = block;
     }
   }
-  for (; i < logits.size(); ++i) {
-    lane_max[0] = std::max(lane_max[0], logits[i]);
-    lane_bad[0] |= logits[i] < kInfinity ? 0 : 1;
-  }
-  float max = -kInfinity;
-  int bad = 0;
-  for (std::size_t j = 0; j < kLanes; ++j) {
-    max = std::max(max, lane_max[j]);
-    bad |= lane_bad[j];
-  }
-  if (bad != 0 || max == -kInfinity) return bad_logits(logits);
-  const auto at = std::find(logits.begin(), logits.end(), max);
-  return Candidate{.id = static_cast<TokenId>(at - logits.begin()), .logit = max};
+  if (best.empty()) return bad_logits(logits);
+  const float* const at = std::find(best.data(), best.data() + best.size(), max);
+  return Candidate{.id = static_cast<TokenId>(at - logits.data()), .logit = max};
 }
 
 double log_sum_exp(std::span<const float> logits, float max) {

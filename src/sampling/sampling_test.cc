@@ -47,7 +47,7 @@ std::set<TokenId> ids_of(const std::map<TokenId, int>& counts) {
 }
 
 TEST(Logits, LargestTakesTheLowestIdOfATie) {
-  for (const std::size_t n : {1U, 5U, 16U, 17U, 100U}) {
+  for (const std::size_t n : {1U, 5U, 16U, 17U, 100U, 4096U, 4097U, 9000U}) {
     std::vector<float> logits(n, 1.0F);
     EXPECT_EQ(*largest(logits), (Candidate{0, 1.0F}));
     logits[n - 1] = 2.0F;
@@ -57,8 +57,8 @@ TEST(Logits, LargestTakesTheLowestIdOfATie) {
 
 TEST(Logits, LargestRefusesWhatIsNoNumber) {
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
-    for (const std::size_t at : {0U, 15U, 16U, 36U}) {
-      std::vector<float> logits(37, 0.5F);
+    for (const std::size_t at : {0U, 15U, 16U, 36U, 4096U, 8999U}) {
+      std::vector<float> logits(at < 37 ? 37 : 9000, 0.5F);
       logits[at] = bad;
       const auto result = largest(logits);
       ASSERT_FALSE(result.ok());
