@@ -18,9 +18,10 @@ Result<StepOutput> OutputMaker::make(const OutputRequest& request, std::span<con
   out.row = request.row;
   switch (request.kind) {
     case OutputRequest::Kind::kSample: {
-      const bool is_known = sampling::candidates_needed(request.sampling, logits.size()) == 1;
-      out.id = summary.best.id;
-      if (is_known) break;
+      if (sampling::candidates_needed(request.sampling, logits.size()) == 1) {
+        out.id = summary.best.id;  // The one that is needed is the largest.
+        break;
+      }
       const auto position = static_cast<std::uint32_t>(history.size() - 1);
       RECUA_ASSIGN_OR_RETURN(out.id, sampler_.choose(logits, history, position, request.sampling));
       break;

@@ -108,6 +108,10 @@ TEST(SplitOutputs, AreThoseOfTheWholeRow) {
       ASSERT_TRUE(summary.ok());
       const auto wanted = whole.make(requests[i], rows[i], *summary, history);
       ASSERT_TRUE(wanted.ok());
+      if (requests[i].kind == Kind::kSample) {
+        const auto chosen = sampling::Sampler().choose(rows[i], history, 2, requests[i].sampling);
+        EXPECT_EQ(wanted->id, *chosen);
+      }
       for (const Outcome& rank : outcomes) {
         ASSERT_TRUE(rank.exchanged->ok());
         ASSERT_TRUE(**rank.exchanged);

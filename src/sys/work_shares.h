@@ -4,13 +4,15 @@
 ///
 /// Threads of one job rarely get on equally fast: cores differ, others use them or the memory. With
 /// fixed shares all wait for the slowest at the end of every job, hundreds of times per second.
-/// Here nearly all of a share is still its owner's, in order: memory that it touched first is
-/// close to it, and asking for what comes next is right.
+/// Here most of a share is still its owner's, from front to back: memory that it touched first is
+/// close to it, and asking for what comes next is right. (Of a thread that comes late to a job with
+/// few pieces others may take all.)
 ///
-/// Each take is a quarter of what is left of a share (at least a piece): a few claims per job, the
-/// last of them small. A claim is one compare-and-swap on a line that others rarely look at.
+/// Each take is a quarter of what is left of a share, at least a piece, so the last ones are small.
+/// It is one compare-and-swap on a line that neighbours look at when their own share is used up.
+/// Neighbours are the next threads by number, wherever their memory is.
 ///
-/// Threads: begin() before the team starts on a job, while none of it is in take_*(); whoever
+/// Threads: begin() before the team starts on a job, while none of it is in run(); whoever
 /// starts the team makes it visible. What pieces wrote is made visible by the team's end, not here.
 
 #include <atomic>
@@ -18,6 +20,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/check.h"
 #include "sys/partition.h"
 
 namespace recua::sys {
@@ -37,17 +40,10 @@ class WorkShares {
   /// kPiecesMax, the same whichever thread asks. Each thread of the team calls this once per job.
   template <class Count, class Work>
   void run(std::size_t thread, Count&& n_pieces, Work&& work) {
-    const std::size_t own = n_pieces(thread);
-    for (Partition p = take(thread, own, From::kFront); !p.empty();
-         p = take(thread, own, From::kFront)) {
-      work(thread, p);
-    }
+    take_all(thread, n_pieces(thread), From::kFront, work);
     for (std::size_t i = 1; i < shares_.size() && i <= kNeighbours; ++i) {
       const std::size_t owner = (thread + i) % shares_.size();
-      const std::size_t n = n_pieces(owner);
-      for (Partition p = take(owner, n, From::kBack); !p.empty(); p = take(owner, n, From::kBack)) {
-        work(owner, p);
-      }
+      if (!is_used_up(owner)) take_all(owner, n_pieces(owner), From::kBack, work);
     }
   }
 
@@ -64,6 +60,12 @@ class WorkShares {
     std::atomic<std::uint64_t> left{0};
   };
 
+  template <class Work>
+  void take_all(std::size_t owner, std::size_t n, From from, Work&& work) {
+    RECUA_CHECK(n <= kPiecesMax);
+    for (Partition p = take(owner, n, from); !p.empty(); p = take(owner, n, from)) work(owner, p);
+  }
+  [[nodiscard]] bool is_used_up(std::size_t owner) const;
   /// Some of the pieces that are left of a share of n; empty when none are.
   Partition take(std::size_t owner, std::size_t n, From from);
 

@@ -46,40 +46,51 @@ TEST(WorkShares, EveryPieceOnceHoweverUnevenTheShares) {
   }
 }
 
-TEST(WorkShares, OneThreadAloneTakesItsOwnInOrderAndThenItsNeighbours) {
-  constexpr std::size_t kPieces = 21;
-  WorkShares shares(3);
-  shares.begin();
-  std::vector<std::size_t> own;
-  std::vector<std::size_t> others;
+/// What one thread of a team takes when nobody else is there, in order.
+struct Taken {
+  std::vector<std::size_t> owners, pieces;
+};
+Taken take_alone(WorkShares& shares, std::size_t thread, std::size_t n_pieces) {
+  Taken taken;
   shares.run(
-      1, [](std::size_t) { return kPieces; },
+      thread, [&](std::size_t) { return n_pieces; },
       [&](std::size_t owner, Partition pieces) {
         for (std::size_t i = pieces.begin; i < pieces.end; ++i) {
-          (owner == 1 ? own : others).push_back(owner * 100 + i);
-        }
-        if (owner != 1) {
-          EXPECT_EQ(own.size(), kPieces) << "its own first";
+          taken.owners.push_back(owner);
+          taken.pieces.push_back(i);
         }
       });
-  std::vector<std::size_t> want;
-  for (std::size_t i = 0; i < kPieces; ++i) want.push_back(100 + i);
-  EXPECT_EQ(own, want);
-  EXPECT_EQ(others.size(), 2 * kPieces);
-  // The others find nothing left.
-  for (const std::size_t thread : {std::size_t{0}, std::size_t{2}}) {
-    shares.run(
-        thread, [](std::size_t) { return kPieces; },
-        [&](std::size_t, Partition) { ADD_FAILURE() << "taken twice"; });
-  }
+  return taken;
 }
 
-// The number of a job has 16 bits in a share.
+TEST(WorkShares, AThreadTakesItsOwnFromTheFrontAndOthersFromTheBack) {
+  constexpr std::size_t kPieces = 3;  // Few, so that each is a take of its own.
+  WorkShares shares(3);
+  shares.begin();
+  const Taken taken = take_alone(shares, 1, kPieces);
+  EXPECT_EQ(taken.owners, (std::vector<std::size_t>{1, 1, 1, 2, 2, 2, 0, 0, 0}));
+  EXPECT_EQ(taken.pieces, (std::vector<std::size_t>{0, 1, 2, 2, 1, 0, 2, 1, 0}));
+  // The others find nothing left.
+  EXPECT_TRUE(take_alone(shares, 0, kPieces).pieces.empty());
+  EXPECT_TRUE(take_alone(shares, 2, kPieces).pieces.empty());
+}
+
+TEST(WorkShares, OfManyThreadsOnlyTheNextOnesAreNeighbours) {
+  WorkShares shares(12);
+  shares.begin();
+  const std::vector<std::size_t> want = {5, 6, 7, 8, 9, 10, 11, 0, 1};
+  EXPECT_EQ(take_alone(shares, 5, 1).owners, want);
+  EXPECT_EQ(take_alone(shares, 3, 1).owners, (std::vector<std::size_t>{3, 4}));
+  EXPECT_EQ(take_alone(shares, 2, 1).owners, (std::vector<std::size_t>{2}));
+}
+
+// A share remembers 16 bits of the number of a job.
 TEST(WorkShares, SharesAreWholeAgainAfterVeryManyJobs) {
+  constexpr std::size_t kSameBits = std::size_t{1} << 16U;
   WorkShares shares(2);
-  for (std::size_t job = 0; job < 140000; ++job) {
-    // Now and then a job in which somebody has nothing to do.
-    const std::size_t n = job % 7 == 0 ? 0 : 3;
+  for (std::size_t job = 1; job <= 2 * kSameBits + 1; ++job) {
+    // Nothing to do for the first thread in all jobs in between.
+    const std::size_t n = job % kSameBits == 1 ? 3 : 0;
     std::size_t taken = 0;
     shares.begin();
     for (const std::size_t thread : {std::size_t{0}, std::size_t{1}}) {
@@ -93,26 +104,25 @@ TEST(WorkShares, SharesAreWholeAgainAfterVeryManyJobs) {
 
 TEST(WorkShares, ASlowThreadIsHelped) {
   constexpr std::size_t kPieces = 64;
-  constexpr std::size_t kFirstTake = kPieces / 4;
   ThreadPool pool(2);
   const std::thread::id caller = std::this_thread::get_id();
-  std::atomic<bool> slow_began = false;
+  std::atomic<std::size_t> n_first = 0;  // Pieces of the slow one's first take.
   std::atomic<std::size_t> n_helped = 0;
   pool.run_shares([](std::size_t) { return kPieces; },
                   [&](std::size_t owner, Partition pieces) {
                     if (std::this_thread::get_id() != caller) {
-                      // The slow one gets no further than its first take.
+                      // It gets no further than that.
                       EXPECT_EQ(owner, 1U);
-                      EXPECT_EQ(pieces.size(), kFirstTake);
-                      slow_began = true;
-                      while (n_helped != kPieces - kFirstTake) std::this_thread::yield();
+                      n_first = pieces.size();
+                      while (n_helped != kPieces - n_first) std::this_thread::yield();
                     } else if (owner == 0) {
-                      while (!slow_began) std::this_thread::yield();
+                      while (n_first == 0) std::this_thread::yield();
                     } else {
                       n_helped += pieces.size();
                     }
                   });
-  EXPECT_EQ(n_helped, kPieces - kFirstTake);
+  EXPECT_EQ(n_first, kPieces / 4);
+  EXPECT_EQ(n_helped, kPieces - n_first);
 }
 
 }  // namespace

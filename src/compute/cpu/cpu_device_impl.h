@@ -2,7 +2,8 @@
 /// Inside of the CPU device: only cpu_*.cc include this.
 ///
 /// Every operator has the same shape: check the arguments, decide whether the work is worth waking
-/// the team (Work), and let each thread do its share by the kernels of table_.
+/// the team (Work), and let each thread do its share by the kernels of table_, or help others with
+/// theirs (run_shares).
 
 #include <algorithm>
 #include <cstdint>
@@ -218,7 +219,7 @@ class CpuDevice final : public Device {
   /// after the other's.
   void place_outputs(std::span<const Product> products, Rows x);
   /// Products whose kernels take x in the same form: one job for the team, so that a thread that is
-  /// done with its rows of one goes on with the next.
+  /// done with its rows of one goes on with the next, and then with rows that others have left.
   void multiply_alike(std::span<const Product> products, Rows x);
   /// These rows of both matrices times all tokens, and silu(gate) * up of them.
   void multiply_gated(const GatedRows& all, sys::Partition rows);
@@ -248,6 +249,7 @@ class CpuDevice final : public Device {
   AttentionUnits attention_units_;
   std::vector<const std::byte*> x_rows_;  // Per row of x.
   std::vector<float*> out_rows_;
+  std::vector<RowPieces> pieces_;  // Per product of multiply_alike().
   ExpertPlan expert_plan_;
   ExpertRows expert_rows_;
   Scratch expert_activations_;

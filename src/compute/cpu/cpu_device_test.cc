@@ -121,7 +121,8 @@ TEST_P(CpuDeviceTest, ProductsOfTheSameRowsAreThoseOfEachAlone) {
         .value();
   };
   const auto q = load(DataType::kQ4_K, 200);
-  const auto k = load(DataType::kQ6_K, 72);
+  const auto k =
+      load(DataType::kQ6_K, 1320);  // So long that a thread's first take has some of both.
   const auto v = load(DataType::kF16, 72);
   const auto gate = load(DataType::kQ4_0, 328);
   const auto up = load(DataType::kQ4_0, 328);

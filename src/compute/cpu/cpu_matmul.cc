@@ -16,10 +16,11 @@ constexpr std::size_t kWeightChunkBytes = std::size_t{64} << 10U;
 // smallest second-level cache in use.
 constexpr std::size_t kActivatedBytes = std::size_t{128} << 10U;
 
-// Pieces of a product that a thread may take from another's share. Of one token: what memory gives
-// in 1 to 2 us, several times what it costs to take them. Of more: a multiple of what any
-// tile has, and a small part of a share when there are so many tokens that each call goes over all
-// of them.
+// Pieces of a product that a thread may take from another's share. Of one token: what a thread
+// reads in 1 to 3 us, several times what it costs to take them. Of more: 64 rows, a multiple of
+// what any tile has. Tokens beyond kManyTokens meet a piece in blocks, each of which comes
+// from the cache anew, so no share gets many more pieces than kPiecesOfMany (with shares of 288 to
+// 768 rows that was as fast as whole shares).
 constexpr std::size_t kPieceBytes = std::size_t{64} << 10U;
 constexpr std::size_t kPieceRows = 64;
 static_assert(kPieceRows % kRowGranule == 0 && kPieceRows % kernels::kPackedFloatRows == 0);
@@ -34,6 +35,7 @@ RowPieces row_pieces(std::size_t n_rows, std::size_t granule, std::size_t row_by
   } else if (n_tokens > kManyTokens) {
     rows *= std::max<std::size_t>(1, n_rows / n_threads / kPiecesOfMany / kPieceRows);
   }
+  RECUA_DCHECK(rows % granule == 0);
   return {.n_rows = n_rows, .granule = granule, .piece_rows = rows, .n_threads = n_threads};
 }
 
@@ -116,25 +118,25 @@ void CpuDevice::multiply_alike(std::span<const Product> products, Rows x) {
     bytes += product.w->n_out() * as_cpu(*product.w).row_bytes() * x.n_rows;
   }
   const std::size_t n_threads = team_size(bytes);
-  const auto pieces_of = [&](std::size_t i) {
-    const CpuWeight& w = as_cpu(*products[i].w);
-    return row_pieces(w.n_out(), w.row_granule(), w.row_bytes(), x.n_rows, n_threads);
-  };
+  pieces_.clear();
+  for (const Product& product : products) {
+    const CpuWeight& w = as_cpu(*product.w);
+    pieces_.push_back(row_pieces(w.n_out(), w.row_granule(), w.row_bytes(), x.n_rows, n_threads));
+  }
   // A share has its pieces of all products, one product's after the other's.
   const auto n_pieces = [&](std::size_t owner) {
     std::size_t n = 0;
-    for (std::size_t i = 0; i < products.size(); ++i) n += pieces_of(i).of_share(owner);
+    for (const RowPieces& pieces : pieces_) n += pieces.of_share(owner);
     return n;
   };
   run_shares(bytes, n_pieces, [&](std::size_t owner, sys::Partition taken) {
     std::size_t first = 0;
     for (std::size_t i = 0; i < products.size(); ++i) {
-      const RowPieces pieces = pieces_of(i);
       const sys::Partition some = {std::max(first, taken.begin) - first,
                                    std::max(first, taken.end) - first};
-      multiply_rows(table_, as_cpu(*products[i].w), 0, pieces.rows(owner, some), x_rows_,
+      multiply_rows(table_, as_cpu(*products[i].w), 0, pieces_[i].rows(owner, some), x_rows_,
                     std::span(out_rows_).subspan(i * x.n_rows, x.n_rows));
-      first += pieces.of_share(owner);
+      first += pieces_[i].of_share(owner);
     }
   });
 }

@@ -86,8 +86,8 @@ Result<std::unique_ptr<Weight>> CpuDevice::pack_weight(TensorBytes tensor) {
     drop_mapped_pages(tensor.bytes.subspan(from, first_row(end) * row_bytes - from));
   };
   run(tensor.bytes.size(), [&](std::size_t thread, std::size_t n_threads) {
-    // Those rows that matmul() gives to the thread: with several memories, a page is in that of the
-    // CPU which touches it first.
+    // Those rows that are the thread's share in matmul(): with several memories, a page is in that
+    // of the CPU which touches it first.
     const sys::Partition part = sys::partition(expert_groups, thread, n_threads,
                                                std::max(kRowGranule, group_rows) / group_rows);
     for (std::size_t expert = 0; expert < tensor.n_experts; ++expert) {
