@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "base/random.h"
+#include "sampling/logit_passes.h"
 #include "sampling/sampler.h"
 
 namespace recua::sampling {
@@ -68,6 +69,32 @@ TEST(Logits, LargestRefusesWhatIsNoNumber) {
   }
   EXPECT_FALSE(largest(std::vector<float>(20, -kInfinity)).ok());
   EXPECT_FALSE(largest({}).ok());
+}
+
+TEST(Logits, PassesOfEveryInstructionSetGiveTheSameBits) {
+  const std::span<const LogitPasses> all = logit_passes();
+  const LogitPasses& base = all.back();
+  for (const std::size_t n : {0U, 1U, 15U, 255U, 256U, 257U, 5000U}) {
+    std::vector<float> logits = random_logits(n, n);
+    if (n > 20) logits[17] = -kInfinity;
+    const float max = *base.max_below_infinity(logits);
+    for (const LogitPasses& passes : all) {
+      SCOPED_TRACE(fmt::format("{}, {} logits", passes.instruction_set, n));
+      EXPECT_EQ(*passes.max_below_infinity(logits), max);
+      if (n > 0) {
+        EXPECT_EQ(passes.sum_of_exp(logits, max), base.sum_of_exp(logits, max));
+      }
+    }
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
+      for (std::size_t at = 0; at < n; at += 1 + n / 7) {
+        std::vector<float> damaged = logits;
+        damaged[at] = bad;
+        for (const LogitPasses& passes : all) {
+          EXPECT_FALSE(passes.max_below_infinity(damaged)) << passes.instruction_set << ' ' << at;
+        }
+      }
+    }
+  }
 }
 
 TEST(Logits, LogSumExpMatchesDoubleArithmetic) {

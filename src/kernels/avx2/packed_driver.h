@@ -64,12 +64,13 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
       reinterpret_cast<const std::uint8_t*>(args.w + r / kPackedRows * args.w_stride);
   const std::byte* const* const x = args.x + t0;
   const std::size_t n_blocks = args.n_in / F::kBlock;
-  for (std::size_t b = 0; b < n_blocks; b += F::kChunk) {
-    const std::size_t n = n_blocks - b < F::kChunk ? n_blocks - b : F::kChunk;
+  const std::size_t chunk = even_chunk(n_blocks, F::kChunk);
+  for (std::size_t b = 0; b < n_blocks; b += chunk) {
+    const std::size_t n = n_blocks - b < chunk ? n_blocks - b : chunk;
     for (std::size_t g = 0; g < kGroups; ++g) {
       F::unpack(w + g * args.w_stride + b * F::kPieceBytes, n, unpacked, g);
     }
-    Ahead<kGroups> ahead = behind<F, kGroups>(w, args.w_stride, b, n_blocks);
+    Ahead<kGroups> ahead = behind<F, kGroups>(w, args.w_stride, b, n_blocks, chunk);
     std::size_t t = 0;
     for (; n_tokens - t >= 3 && n_tokens - t != 4; t += 3) {
       ahead.template step<8>();

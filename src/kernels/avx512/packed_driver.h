@@ -16,7 +16,7 @@
 /// A format F has
 ///   Block                    of the activations, kBlock elements long
 ///   kPieceBytes              bytes of a piece (eight blocks)
-///   kChunk                   pieces that are unpacked at a time: 8 to 16 KiB
+///   kChunk                   pieces that are unpacked at a time, at most: 8 to 16 KiB
 ///   Unpacked<kVectors>       kChunk pieces of that many times 16 rows, ready for tiles
 ///   unpack(w, n, unpacked, v)        n pieces of two groups become vector v of unpacked
 ///   tile(unpacked, x, n, ahead, sums)   adds n pieces times the blocks x[kTokens][n] on to sums,
@@ -85,13 +85,14 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
   typename F::template Unpacked<kVectors> unpacked;
   const std::byte* const* const x = args.x + t0;
   const std::size_t n_blocks = args.n_in / F::kBlock;
-  for (std::size_t b = 0; b < n_blocks; b += F::kChunk) {
-    const std::size_t n = n_blocks - b < F::kChunk ? n_blocks - b : F::kChunk;
+  const std::size_t chunk = avx2::even_chunk(n_blocks, F::kChunk);
+  for (std::size_t b = 0; b < n_blocks; b += chunk) {
+    const std::size_t n = n_blocks - b < chunk ? n_blocks - b : chunk;
     for (std::size_t v = 0; v < kVectors; ++v) {
       F::unpack(two_groups(args, r + v * kVectorRows).from(b * F::kPieceBytes), n, unpacked, v);
     }
     Ahead<kVectors> ahead =
-        avx2::behind<F, 2 * kVectors>(two_groups(args, r).a, args.w_stride, b, n_blocks);
+        avx2::behind<F, 2 * kVectors>(two_groups(args, r).a, args.w_stride, b, n_blocks, chunk);
     std::size_t t = 0;
     for (; n_tokens - t >= 6; t += 6) tile<F, kVectors, 6>(unpacked, x + t, b, n, ahead, sums + t);
     switch (n_tokens - t) {
