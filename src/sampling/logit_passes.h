@@ -3,7 +3,8 @@
 /// between two tokens, while all others wait.
 ///
 /// Each is compiled for several widths of vectors. Lanes and the order of their sums are those of
-/// the source, so all of them give the same bits.
+/// the source, so all of them give the same bits, and the CPU's widest are used whatever set was
+/// named for the kernels.
 ///
 /// Threads: any; no state.
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
@@ -73,20 +74,21 @@ TEST(Logits, LargestRefusesWhatIsNoNumber) {
 
 TEST(Logits, PassesOfEveryInstructionSetGiveTheSameBits) {
   const std::span<const LogitPasses> all = logit_passes();
+  if (all.size() == 1) GTEST_SKIP() << "this CPU has one set only";
   const LogitPasses& base = all.back();
-  for (const std::size_t n : {0U, 1U, 15U, 255U, 256U, 257U, 5000U}) {
+  for (const std::size_t n : {1U, 15U, 255U, 256U, 257U, 5000U}) {
     std::vector<float> logits = random_logits(n, n);
+    for (std::size_t i = 3; i < n; i += 11) logits[i] *= 20.0F;  // Some vanish beside the largest.
     if (n > 20) logits[17] = -kInfinity;
-    const float max = *base.max_below_infinity(logits);
+    const std::optional<float> max = base.max_below_infinity(logits);
+    ASSERT_TRUE(max);
     for (const LogitPasses& passes : all) {
       SCOPED_TRACE(fmt::format("{}, {} logits", passes.instruction_set, n));
-      EXPECT_EQ(*passes.max_below_infinity(logits), max);
-      if (n > 0) {
-        EXPECT_EQ(passes.sum_of_exp(logits, max), base.sum_of_exp(logits, max));
-      }
+      EXPECT_EQ(passes.max_below_infinity(logits), max);
+      EXPECT_EQ(passes.sum_of_exp(logits, *max), base.sum_of_exp(logits, *max));
     }
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
-      for (std::size_t at = 0; at < n; at += 1 + n / 7) {
+      for (const std::size_t at : {std::size_t{0}, n / 3, n / 2, n - 1}) {
         std::vector<float> damaged = logits;
         damaged[at] = bad;
         for (const LogitPasses& passes : all) {

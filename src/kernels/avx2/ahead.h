@@ -26,16 +26,9 @@ struct Ahead {
   }
 };
 
-/// Pieces that are unpacked at a time, at most `most`, so that no chunk of a row is much smaller
-/// than the others: each costs the sums' way through memory.
-constexpr std::size_t even_chunk(std::size_t n_blocks, std::size_t most) {
-  const std::size_t n_chunks = (n_blocks + most - 1) / most;
-  return (n_blocks + n_chunks - 1) / n_chunks;
-}
-
-/// Behind the chunk of pieces that begins at b, of n_blocks, of a format F. Groups lie one after
-/// the other: behind these rows' last pieces are those of other rows that were just read, and the
-/// next ones' begin where the last group ends.
+/// As much as a chunk behind the one that begins at b, of n_blocks in all, of a format F. Groups
+/// lie one after the other: behind these rows' last pieces are those of other rows that were just
+/// read, and the next ones' begin where the last group ends.
 template <class F, std::size_t kGroups>
 RECUA_AVX2_INLINE Ahead<kGroups> behind(const std::uint8_t* groups, std::size_t stride,
                                         std::size_t b, std::size_t n_blocks, std::size_t chunk) {

@@ -86,11 +86,11 @@ RECUA_AVX2_INLINE void prefetch(const void* p) {
   }
 }
 
-/// How many of `rest` tokens the next tile takes, of `most` at most, for all tiles to be about
-/// even.
+/// How many of `rest` the next part takes, of `most` at most, for all parts to be about even: of
+/// tokens a tile, of blocks a chunk.
 RECUA_AVX2_INLINE std::size_t even_part(std::size_t rest, std::size_t most) {
-  const std::size_t n_tiles = (rest + most - 1) / most;
-  return (rest + n_tiles - 1) / n_tiles;
+  const std::size_t n_parts = (rest + most - 1) / most;
+  return (rest + n_parts - 1) / n_parts;
 }
 
 /// step(0) to step(n - 1), four of them written out one after the other: for F16 a line of each

@@ -10,7 +10,7 @@
 ///
 /// A format F has
 ///   kPieceBytes              bytes of a piece (eight blocks), kBlock elements long
-///   kChunk                   pieces that are unpacked at a time: about 8 KiB
+///   kChunk                   pieces that are unpacked at a time, at most: about 8 KiB
 ///   Unpacked<kGroups>        kChunk pieces of that many groups, ready for tiles
 ///   unpack(w, n, unpacked, g)           n pieces at w become group g of unpacked
 ///   tile(unpacked, x, n_in, b, n, sums) adds the n pieces from block b on to sums [kTokens][16]
@@ -64,7 +64,7 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
       reinterpret_cast<const std::uint8_t*>(args.w + r / kPackedRows * args.w_stride);
   const std::byte* const* const x = args.x + t0;
   const std::size_t n_blocks = args.n_in / F::kBlock;
-  const std::size_t chunk = even_chunk(n_blocks, F::kChunk);
+  const std::size_t chunk = even_part(n_blocks, F::kChunk);
   for (std::size_t b = 0; b < n_blocks; b += chunk) {
     const std::size_t n = n_blocks - b < chunk ? n_blocks - b : chunk;
     for (std::size_t g = 0; g < kGroups; ++g) {

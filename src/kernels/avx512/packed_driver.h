@@ -85,7 +85,8 @@ static void some_rows(const MatmulArgs& args, std::size_t r, std::size_t t0, std
   typename F::template Unpacked<kVectors> unpacked;
   const std::byte* const* const x = args.x + t0;
   const std::size_t n_blocks = args.n_in / F::kBlock;
-  const std::size_t chunk = avx2::even_chunk(n_blocks, F::kChunk);
+  // Even ones: few tiles over a short last chunk would not ask for all of what comes next.
+  const std::size_t chunk = avx2::even_part(n_blocks, F::kChunk);
   for (std::size_t b = 0; b < n_blocks; b += chunk) {
     const std::size_t n = n_blocks - b < chunk ? n_blocks - b : chunk;
     for (std::size_t v = 0; v < kVectors; ++v) {
