@@ -228,7 +228,7 @@ Result<void> ChannelCommunicator::finish() {
       n_looks = 0;
       idle_since.reset();
       armed = false;
-      continue;
+      if (!exchange_->is_quiet()) continue;
     }
     if (cancelled_.load(std::memory_order_relaxed)) {
       return fail(Error{ErrorCode::kCancelled, "this rank was told to stop"});

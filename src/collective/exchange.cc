@@ -32,7 +32,8 @@ bool lies_in(std::span<const float> values, std::span<const std::byte> memory) {
 
 std::size_t Exchange::n_messages(std::size_t n_values) const {
   // An empty part is a message too: who disagrees about it shall notice.
-  return std::max<std::size_t>(1, (n_values + values_max_ - 1) / values_max_);
+  if (n_values <= values_max_) return 1;  // Most: a division takes as long as all the rest.
+  return (n_values + values_max_ - 1) / values_max_;
 }
 
 std::span<float> Exchange::cut(std::span<float> values, std::size_t message) const {
@@ -54,16 +55,22 @@ void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
   way_is_chosen_ = false;
   shared_ = true;
   own_is_sent_ = false;
-  const std::size_t room = slot_bytes_ - rpc::kTensorHeaderBytes - kCallDescriptorBytes;
-  values_max_ = room / wire_bytes(id.format, kFormatBlock) * kFormatBlock;
+  if (values_max_ == 0 || id.format != format_cut_) {
+    const std::size_t room = slot_bytes_ - rpc::kTensorHeaderBytes - kCallDescriptorBytes;
+    values_max_ = room / wire_bytes(id.format, kFormatBlock) * kFormatBlock;
+    format_cut_ = id.format;
+  }
+  n_left_ = 0;
+  n_sums_ = mode == Mode::kSum ? n_messages(own.size()) : 0;
   std::optional<std::span<float>> first;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    Peer& peer = peer_after(i);
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
     const Part& part = peer.part;
     peer.next_out = peer.next_in = 0;
     peer.n_out = part.sends ? n_messages(part.out.size()) : 0;
     const std::size_t n_in = mode == Mode::kSum ? own.size() : part.in.size();
     peer.n_in = part.receives ? n_messages(n_in) : 0;
+    n_left_ += peer.n_out + peer.n_in;
     peer.first_out = peer.channels.sender->n_sent();
     peer.direct_before = peer.direct_until;
     peer.held_is_checked = false;
@@ -83,8 +90,8 @@ void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
 Result<bool> Exchange::settle() {
   bool moved = false;
   settled_ = true;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    Peer& peer = peer_after(i);
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
     RECUA_ASSIGN_OR_RETURN(const bool polled, poll_sender(peer));
     RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
     moved = moved || polled || came;
@@ -97,8 +104,8 @@ void Exchange::choose_way() {
   bool at_once = true;
   bool registered = true;
   std::size_t bytes = 0;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    const Peer& peer = peer_after(i);
+  for (const Peer* const each : others_) {
+    const Peer& peer = *each;
     if (!peer.part.sends) continue;
     at_once = at_once && peer.channels.sender->completes_at_once();
     registered = registered && lies_in(peer.part.out, ring_.caller());
@@ -114,15 +121,17 @@ Result<bool> Exchange::poll() {
   if (!settled_) return settle();
   if (!way_is_chosen_) choose_way();
   bool moved = false;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    Peer& peer = peer_after(i);
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
     if (peer.next_out == peer.n_out) continue;
     RECUA_ASSIGN_OR_RETURN(const bool sent, send(peer));
     moved = moved || sent;
   }
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    Peer& peer = peer_after(i);
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
     if (peer.next_in == peer.n_in) continue;
+    if (moved && !peer.held && peer.channels.receiver->is_quiet())
+      continue;  // The next poll looks.
     RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
     if (peer.held && !peer.held_is_checked) RECUA_RETURN_IF_ERROR(check(peer));
     moved = moved || came;
@@ -142,7 +151,7 @@ Result<bool> Exchange::poll() {
 }
 
 void Exchange::wake_peers() {
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) peer_after(i).channels.sender->wake();
+  for (Peer* const peer : others_) peer->channels.sender->wake();
 }
 
 /// Nothing moved: senders may have something to get rid of or to hear, and others to say.
@@ -150,8 +159,8 @@ Result<bool> Exchange::look_around() {
   ++n_idle_;
   bool moved = false;
   const bool everybody = n_idle_ % kIdlePollsPerLook == 0;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    Peer& peer = peer_after(i);
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
     const bool waits = peer.next_out < peer.n_out || !peer.channels.sender->flushed() ||
                        !is_free(peer, peer.direct_until);
     if (everybody && !peer.held) {
@@ -192,7 +201,7 @@ Result<bool> Exchange::send(Peer& peer) {
       if (!staged) return moved;  // Once a buffer is free.
       rows = ring_.buffer(*staged).first(wire_bytes(call_.format, values.size()));
     }
-    auto& descriptor = peer.descriptors[sender.n_sent() % peer.descriptors.size()];
+    auto& descriptor = peer.descriptors[peer.slot(sender.n_sent())];
     descriptor = encode(CallDescriptor{.id = call_, .n_part = peer.part.out.size()});
     const rpc::TensorHeader header{
         .kind = rpc::MessageKind::kCollective,
@@ -218,6 +227,7 @@ Result<bool> Exchange::send(Peer& peer) {
     if (staged) ring_.sent(*staged, index_of(peer), sender);
     if (direct_) peer.direct_until = sender.n_sent();
     ++peer.next_out;
+    --n_left_;
     moved = true;
   }
   return moved;
@@ -269,9 +279,11 @@ Result<bool> Exchange::receive(Peer& peer) {
 Result<void> Exchange::check(Peer& peer) {
   const rpc::TensorHeader& header = peer.held->header;
   const std::span<const std::byte> descriptor = peer.held->descriptor;
+  // Not std::equal: it compares std::byte one by one.
   const bool same_call =
       header.step == call_.number && header.data_type == static_cast<std::uint16_t>(call_.format) &&
-      std::equal(descriptor.begin(), descriptor.end(), peer.expected.begin(), peer.expected.end());
+      descriptor.size() == peer.expected.size() &&
+      std::memcmp(descriptor.data(), peer.expected.data(), peer.expected.size()) == 0;
   if (!same_call) {
     Result<Decoded> decoded = decode_descriptor(descriptor);
     if (!decoded.ok()) return std::move(decoded).error().within(peer.name);
@@ -308,6 +320,7 @@ Result<void> Exchange::release(Peer& peer) {
   peer.held.reset();
   peer.held_is_checked = false;
   ++peer.next_in;
+  --n_left_;
   Result<void> released = peer.channels.receiver->release(slot);
   if (!released.ok()) return gone(peer, std::move(released).error());
   return ok();
@@ -325,35 +338,34 @@ Result<bool> Exchange::place(Peer& peer) {
 bool Exchange::may_overwrite_own(std::size_t message) const {
   if (!own_is_sent_) return true;
   if (!direct_) return n_staged_ > message;
-  return std::all_of(peers_.begin(), peers_.end(), [&](const Peer& peer) {
-    return peer.n_out == 0 ||
-           (peer.next_out > message && is_free(peer, peer.first_out + message + 1));
+  return std::all_of(others_.begin(), others_.end(), [&](const Peer* peer) {
+    return peer->n_out == 0 ||
+           (peer->next_out > message && is_free(*peer, peer->first_out + message + 1));
   });
 }
 
 Result<bool> Exchange::sum() {
-  if (next_sum_ == n_messages(own_.size())) return false;
-  for (std::uint32_t r = 0; r < n_ranks(); ++r) {
-    if (r == rank_) continue;
-    const Peer& peer = peers_[r];
-    if (!peer.held || !peer.held_is_checked) return false;
-    summands_[r] = peer.held->rows.data();
+  if (next_sum_ == n_sums_) return false;
+  for (const Peer* const peer : others_) {
+    if (!peer->held || !peer->held_is_checked) return false;
+    summands_[index_of(*peer)] = peer->held->rows.data();
   }
   if (!may_overwrite_own(next_sum_)) return false;
   const std::span<float> values = cut(own_, next_sum_);
+  // Before the sum is written: to see whether peers sleep, whatever was written must leave first.
+  if (next_sum_ + 1 == n_sums_) wake_peers();
   sum_in_rank_order(call_.format, summands_, rank_, values);
   // As a sum that was gathered from its rank is.
   if (call_.stage == Stage::kWhole) round_values(call_.format, values);
   ++next_sum_;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) RECUA_RETURN_IF_ERROR(release(peer_after(i)));
+  for (Peer* const peer : others_) RECUA_RETURN_IF_ERROR(release(*peer));
   return true;
 }
 
 bool Exchange::is_quiet() const {
   bool waits = false;
-  for (std::size_t r = 0; r < peers_.size(); ++r) {
-    if (r == rank_) continue;
-    const Peer& peer = peers_[r];
+  for (const Peer* const each : others_) {
+    const Peer& peer = *each;
     if (peer.next_out < peer.n_out) return false;
     if (peer.next_in == peer.n_in || peer.held) continue;
     if (!peer.channels.receiver->is_quiet()) return false;
@@ -364,27 +376,17 @@ bool Exchange::is_quiet() const {
 
 // ---- The end ----------------------------------------------------------------------------------
 
-bool Exchange::is_done() const {
-  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) {
-    return peer.next_out == peer.n_out && peer.next_in == peer.n_in;
-  });
-}
-
 bool Exchange::is_drained() const {
-  for (std::size_t r = 0; r < peers_.size(); ++r) {
-    if (r == rank_) continue;
-    if (!peers_[r].channels.sender->flushed() || !is_free(peers_[r], peers_[r].direct_until)) {
-      return false;
-    }
-  }
-  return is_done();
+  return is_done() && std::all_of(others_.begin(), others_.end(), [this](const Peer* peer) {
+           return peer->channels.sender->flushed() && is_free(*peer, peer->direct_until);
+         });
 }
 
 void Exchange::arm(const net::ReadyCallback& ready) {
   n_idle_ =
       kIdlePollsPerLook - 1;  // The next poll listens to everybody: what is there wakes nobody.
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    const Peer& peer = peer_after(i);
+  for (const Peer* const each : others_) {
+    const Peer& peer = *each;
     if (!peer.held) peer.channels.receiver->arm(ready);
     peer.channels.sender->arm(ready, /*for_completions=*/true);
   }
@@ -392,8 +394,8 @@ void Exchange::arm(const net::ReadyCallback& ready) {
 
 bool Exchange::arm_in(const net::WaitSet& set) {
   n_idle_ = kIdlePollsPerLook - 1;
-  for (std::uint32_t i = 1; i < n_ranks(); ++i) {
-    const Peer& peer = peer_after(i);
+  for (const Peer* const each : others_) {
+    const Peer& peer = *each;
     if (!rpc::arm_or_leave(*peer.channels.receiver, set, !peer.held)) return false;
     if (!peer.channels.sender->arm_in(set, /*for_completions=*/true)) return false;
   }

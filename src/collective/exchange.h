@@ -26,6 +26,7 @@
 #include "collective/message.h"
 #include "collective/send_ring.h"
 #include "rpc/channel.h"
+#include "rpc/ring_index.h"
 
 namespace recua::collective {
 
@@ -76,7 +77,7 @@ class Exchange {
   /// Whether there is nothing to do but to wait for peers of whom nothing has come.
   [[nodiscard]] bool is_quiet() const;
   /// All is sent and all has come.
-  [[nodiscard]] bool is_done() const;
+  [[nodiscard]] bool is_done() const { return n_left_ == 0; }
   /// Besides, nobody reads this rank's vectors any more, and nothing waits for another poll().
   [[nodiscard]] bool is_drained() const;
 
@@ -101,7 +102,8 @@ class Exchange {
  private:
   struct Peer {
     PeerChannels channels;
-    std::string name;  // "rank 2 (box3:7500)"
+    std::string name;        // "rank 2 (box3:7500)"
+    rpc::RingIndex slot{1};  // Of a message, in its ring.
     // A message's descriptor stays untouched until the message is complete: one for each slot.
     std::vector<std::array<std::byte, kCallDescriptorBytes>> descriptors;
 
@@ -127,7 +129,6 @@ class Exchange {
 
   [[nodiscard]] std::size_t n_messages(std::size_t n_values) const;
   [[nodiscard]] std::span<float> cut(std::span<float> values, std::size_t message) const;
-  [[nodiscard]] Peer& peer_after(std::uint32_t i) { return peers_[(rank_ + i) % peers_.size()]; }
   [[nodiscard]] std::size_t index_of(const Peer& peer) const {
     return static_cast<std::size_t>(&peer - peers_.data());
   }
@@ -154,9 +155,12 @@ class Exchange {
   std::uint32_t rank_;
   SendRing ring_;  // Before the channels, which read it.
   std::vector<Peer> peers_;
+  std::vector<Peer*>
+      others_;  // In the order in which this rank turns to them: the next rank first.
   std::vector<rpc::ChannelSender*> senders_;  // Of all peers, null for the own rank.
   std::size_t slot_bytes_ = 0;
-  std::size_t values_max_ = 0;  // Of one message of this exchange.
+  std::size_t values_max_ = 0;                // Of one message of this exchange, in
+  WireFormat format_cut_ = WireFormat::kF32;  // this format.
 
   CallId call_;
   Mode mode_ = Mode::kPlace;
@@ -169,7 +173,9 @@ class Exchange {
   std::size_t n_takers_ = 0;      // Peers that get something.
   std::size_t first_staged_ = 0;  // Buffer of the first message that all get, if it is copied,
   std::size_t n_staged_ = 0;      // and how many of them have been.
-  std::size_t next_sum_ = 0;      // Message of the sum.
+  std::size_t n_left_ = 0;        // Messages that are not sent, or have not come and been used.
+  std::size_t n_sums_ = 0;        // Messages of the sum,
+  std::size_t next_sum_ = 0;      // and the next one of them.
   std::vector<const std::byte*> summands_;
   std::uint32_t n_idle_ = 0;
   std::string giving_up_;  // Its bytes, for as long as they are sent.

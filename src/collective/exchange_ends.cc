@@ -65,8 +65,12 @@ Exchange::Exchange(rpc::ChannelId id, std::uint32_t rank, std::vector<PeerChanne
     Peer& peer = peers_[r];
     peer.channels = std::move(channels[r]);
     peer.name = fmt::format("rank {} ({})", r, peer.channels.sender->peer());
+    peer.slot = rpc::RingIndex(peer.channels.sender->ring().n_slots);
     peer.descriptors.resize(peer.channels.sender->ring().n_slots);
     senders_[r] = peer.channels.sender.get();
+  }
+  for (std::size_t i = 1; i < peers_.size(); ++i) {
+    others_.push_back(&peers_[(rank + i) % peers_.size()]);
   }
 }
 

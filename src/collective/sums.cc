@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "base/check.h"
 #include "sys/cpu_features.h"
@@ -13,30 +16,52 @@ namespace {
 constexpr std::size_t kValues = 1024;
 static_assert(kValues % kFormatBlock == 0);
 
+using AddTo = void (*)(float* __restrict sum, const float* __restrict more, std::size_t n);
+
 void add_to_plain(float* __restrict sum, const float* __restrict more, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
 }
 
 #if defined(__x86_64__)
-/// The same with vectors of 8 instead of 4, which halves the time of what lies in the nearest
-/// cache.
-__attribute__((target("avx2"))) void add_to_avx2(float* __restrict sum,
-                                                 const float* __restrict more, std::size_t n) {
+// The same with vectors of 8 and 16 instead of 4: what lies in the nearest caches takes half as
+// long with each.
+[[gnu::target("avx2")]] void add_to_avx2(float* __restrict sum, const float* __restrict more,
+                                         std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
 }
-#else
-constexpr auto add_to_avx2 = add_to_plain;
+
+[[gnu::target("avx512f")]] void add_to_avx512(float* __restrict sum, const float* __restrict more,
+                                              std::size_t n) {
+  std::size_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    for (std::size_t j = i; j < i + 64; j += 16) {
+      _mm512_storeu_ps(sum + j, _mm512_add_ps(_mm512_loadu_ps(sum + j), _mm512_loadu_ps(more + j)));
+    }
+  }
+  for (; i < n; ++i) sum[i] += more[i];
+}
 #endif
+
+AddTo choose_add_to() {
+#if defined(__x86_64__)
+  if (sys::supported(sys::InstructionSet::kAvx512)) return add_to_avx512;
+  if (sys::supported(sys::InstructionSet::kAvx2)) return add_to_avx2;
+#endif
+  return add_to_plain;
+}
 
 }  // namespace
 
 void sum_in_rank_order(WireFormat format, std::span<const std::byte* const> parts, std::size_t own,
                        std::span<float> values) {
   RECUA_DCHECK(own < parts.size());
-  static const bool has_avx2 = sys::supported(sys::InstructionSet::kAvx2);
-  const auto add_to = has_avx2 ? add_to_avx2 : add_to_plain;
+  static const AddTo add_to = choose_add_to();
   std::array<float, kValues> sum;
   std::array<float, kValues> decoded;
+  if (format == WireFormat::kF32 && parts.size() == 2) {
+    add_to(values.data(), reinterpret_cast<const float*>(parts[1 - own]), values.size());
+    return;
+  }
   for (std::size_t begin = 0; begin < values.size(); begin += kValues) {
     const std::size_t n = std::min(kValues, values.size() - begin);
     float* const mine = values.data() + begin;

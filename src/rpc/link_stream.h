@@ -85,7 +85,10 @@ class LinkStream {
   [[nodiscard]] StreamWriter& writer() { return writer_; }
   [[nodiscard]] bool writes() const { return !writer_.empty(); }
   /// Writes as far as the connection takes it. True when bytes left.
-  Result<bool> write(ChannelCounters& counters);
+  Result<bool> write(ChannelCounters& counters) {
+    if (!writes() && !failure_) return false;
+    return write_some(counters);
+  }
 
   /// Calls `ready` when read() or write() may do something: the one that was given last, whichever
   /// link gave it.
@@ -102,6 +105,7 @@ class LinkStream {
   void close(const Error& why);
 
  private:
+  Result<bool> write_some(ChannelCounters& counters);
   Result<void> take(StreamReader::Item item);
   Error not_ours(const std::string& what) const;
 

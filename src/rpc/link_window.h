@@ -45,6 +45,7 @@ class LinkWindow {
   void prefetch(std::uint64_t message, std::size_t descriptor_at) const {
     const std::byte* const at = slot_bytes(message).data();
     __builtin_prefetch(at + descriptor_at);
+#pragma GCC unroll 32
     for (std::size_t i = 0; i < 2048; i += 64) __builtin_prefetch(at + i);
   }
   /// The first message that is not complete; perhaps one whose slot the sender does not hold.
