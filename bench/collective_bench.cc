@@ -164,7 +164,7 @@ class End {
       if (!ping_sender_->settled()) RECUA_CHECK(ping_receiver_->poll().ok());
     }
     if (held_) RECUA_CHECK(ping_receiver_->release(held_->slot).ok());
-    held_.reset();
+    held_ = nullptr;
   }
   /// The next message is sent from where this one lies.
   void receive() {
@@ -218,7 +218,7 @@ class End {
   std::array<std::shared_ptr<rpc::LinkStream>, 2> streams_;
   std::unique_ptr<rpc::ChannelSender> ping_sender_;
   std::unique_ptr<rpc::ChannelReceiver> ping_receiver_;
-  std::optional<rpc::Incoming> held_;
+  const rpc::Incoming* held_ = nullptr;
   std::unique_ptr<collective::ChannelCommunicator> communicator_;
   const std::byte* from_ = message_.data();  // Where the last bare message lies.
   std::uint64_t n_sent_ = 0;

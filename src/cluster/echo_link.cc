@@ -244,8 +244,8 @@ Result<bool> EchoLink::send(std::uint32_t micro_batch, std::span<const std::byte
 
 Result<bool> EchoLink::take_answer(std::uint64_t step, std::span<const std::byte> rows,
                                    bool compare) {
-  RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, in_->poll());
-  if (!incoming.has_value()) return false;
+  RECUA_ASSIGN_OR_RETURN(const rpc::Incoming* const incoming, in_->poll());
+  if (incoming == nullptr) return false;
   if (incoming->header.step != step || incoming->rows.size() != rows.size()) {
     return Error{
         ErrorCode::kProtocol,
@@ -263,8 +263,8 @@ Result<bool> EchoLink::take_answer(std::uint64_t step, std::span<const std::byte
 asio::awaitable<Result<void>> EchoLink::settle() {
   std::function<Result<bool>()> poll = [this]() -> Result<bool> {
     // The receiver's side of the agreement happens in its poll(); no message can be there yet.
-    RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, in_->poll());
-    if (incoming.has_value()) {
+    RECUA_ASSIGN_OR_RETURN(const rpc::Incoming* const incoming, in_->poll());
+    if (incoming != nullptr) {
       return Error{ErrorCode::kProtocol,
                    peer_->name() + ": an answer came before anything was sent"};
     }

@@ -23,12 +23,12 @@ Result<bool> Echo::poll() {
     held_.pop_front();
     moved = true;
   }
-  if (!incoming_.has_value()) {
+  if (incoming_ == nullptr) {
     RECUA_ASSIGN_OR_RETURN(incoming_, in_->poll());
-    moved = moved || incoming_.has_value();
+    moved = moved || incoming_ != nullptr;
   }
-  if (incoming_.has_value() && out_->credits() > 0) {
-    RECUA_RETURN_IF_ERROR(answer(*std::exchange(incoming_, std::nullopt)));
+  if (incoming_ != nullptr && out_->credits() > 0) {
+    RECUA_RETURN_IF_ERROR(answer(*std::exchange(incoming_, nullptr)));
     moved = true;
   }
   return moved;
@@ -63,12 +63,12 @@ asio::awaitable<Result<void>> Echo::drive(net::Env env) {
   std::function<Result<bool>()> poll_fn = [this] { return poll(); };
   const net::ReadyCallback ready = [event = wake_] { event->notify_all(); };
   std::function<void()> arm_fn = [this, ready] {
-    if (!incoming_.has_value()) in_->arm(ready);
+    if (incoming_ == nullptr) in_->arm(ready);
     // Slots go back when answers have left: soon enough before the peer has none.
     out_->arm(ready, 2 * held_.size() >= in_->ring().n_slots);
   };
   net::ArmIn arm_in = [this](const net::WaitSet& set) {
-    if (!rpc::arm_or_leave(*in_, set, !incoming_.has_value())) return false;
+    if (!rpc::arm_or_leave(*in_, set, incoming_ == nullptr)) return false;
     return out_->arm_in(set, 2 * held_.size() >= in_->ring().n_slots);
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };

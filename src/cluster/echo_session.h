@@ -69,7 +69,7 @@ class Echo {
   rpc::ChannelId id_;
   std::unique_ptr<rpc::ChannelReceiver> in_;
   std::unique_ptr<rpc::ChannelSender> out_;
-  std::optional<rpc::Incoming> incoming_;
+  const rpc::Incoming* incoming_ = nullptr;
   std::deque<Held> held_;  // At most the ring's slots.
   std::atomic<bool> stop_requested_ = false;
   std::shared_ptr<net::Event> wake_;

@@ -212,8 +212,8 @@ Result<bool> RemoteExecutor::State::poll() {
     }
     moved = true;
   }
-  RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, parts.last->poll());
-  if (incoming.has_value()) {
+  RECUA_ASSIGN_OR_RETURN(const rpc::Incoming* const incoming, parts.last->poll());
+  if (incoming != nullptr) {
     RECUA_RETURN_IF_ERROR(take(*incoming));
     moved = true;
   }

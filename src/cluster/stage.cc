@@ -81,11 +81,11 @@ Result<bool> Stage::poll() {
   if (parts_.out != nullptr) {
     RECUA_ASSIGN_OR_RETURN(moved, parts_.out->poll());
   }
-  if (!incoming_.has_value()) {
+  if (incoming_ == nullptr) {
     RECUA_ASSIGN_OR_RETURN(incoming_, parts_.in->poll());
-    moved = moved || incoming_.has_value();
+    moved = moved || incoming_ != nullptr;
   }
-  if (incoming_.has_value() && can_send()) {
+  if (incoming_ != nullptr && can_send()) {
     RECUA_RETURN_IF_ERROR(work());
     moved = true;
   }
@@ -99,7 +99,7 @@ bool Stage::can_send() const {
 }
 
 Result<void> Stage::work() {
-  const rpc::Incoming incoming = *std::exchange(incoming_, std::nullopt);
+  const rpc::Incoming incoming = *std::exchange(incoming_, nullptr);
   OutBuffer& buffer = parts_.buffers->at(parts_.out == nullptr ? 0 : parts_.out->n_sent());
   buffer.descriptor.clear();
   rpc::TensorHeader header = incoming.header;
@@ -231,13 +231,13 @@ boost::asio::awaitable<Result<void>> Stage::drive(net::Env env) {
   const net::ReadyCallback ready = [wake = wake_] { wake->notify_all(); };
   std::function<void()> arm_fn = [this, ready] {
     // With a message in hand, only the next stage can get us on: more input would wake us in vain.
-    if (!incoming_.has_value()) parts_.in->arm(ready);
+    if (incoming_ == nullptr) parts_.in->arm(ready);
     // A buffer is waited for only by what has come.
-    if (parts_.out != nullptr) parts_.out->arm(ready, incoming_.has_value());
+    if (parts_.out != nullptr) parts_.out->arm(ready, incoming_ != nullptr);
   };
   net::ArmIn arm_in = [this](const net::WaitSet& set) {
-    if (!rpc::arm_or_leave(*parts_.in, set, !incoming_.has_value())) return false;
-    return parts_.out == nullptr || parts_.out->arm_in(set, incoming_.has_value());
+    if (!rpc::arm_or_leave(*parts_.in, set, incoming_ == nullptr)) return false;
+    return parts_.out == nullptr || parts_.out->arm_in(set, incoming_ != nullptr);
   };
   std::function<bool()> done_fn = [this] { return stop_requested_.load(); };
   const std::shared_ptr<net::Event> wake = wake_;

@@ -117,7 +117,7 @@ class Stage {
 
   Parts parts_;
   std::vector<rpc::LinkStats> stats_;
-  std::optional<rpc::Incoming> incoming_;
+  const rpc::Incoming* incoming_ = nullptr;
   model::StepResult result_;
   std::atomic<bool> stop_requested_ = false;
   std::shared_ptr<net::Event> wake_;

@@ -48,8 +48,8 @@ class WeightsReceiver::Pump {
 
  private:
   Result<bool> poll() {
-    RECUA_ASSIGN_OR_RETURN(const std::optional<rpc::Incoming> incoming, in_->poll());
-    if (!incoming.has_value()) return false;
+    RECUA_ASSIGN_OR_RETURN(const rpc::Incoming* const incoming, in_->poll());
+    if (incoming == nullptr) return false;
     const rpc::TensorHeader& header = incoming->header;
     if (header.kind != rpc::MessageKind::kChunk || header.n_rows != 1 ||
         header.descriptor_bytes != 0) {

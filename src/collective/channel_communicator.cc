@@ -51,25 +51,29 @@ ChannelCommunicator::ChannelCommunicator(CommunicatorParts parts,
 Result<void> ChannelCommunicator::begin(Operation operation, std::uint64_t n_values) {
   if (failure_) return *failure_;
   RECUA_CHECK(!under_way_ && "one call at a time");
-  call_ = {.number = n_calls_++, .operation = operation, .n_values = n_values};
+  CallId& call = exchange_->call();
+  call.number = n_calls_++;
+  call.operation = operation;
+  call.format = WireFormat::kF32;
+  call.root = 0;
+  call.n_values = n_values;
   if (operation == Operation::kAllReduce || operation == Operation::kReduceScatter) {
-    call_.format = options_.sums;
+    call.format = options_.sums;
   } else if (operation == Operation::kAllGather) {
-    call_.format = options_.gathers;
+    call.format = options_.gathers;
   }
   under_way_ = true;
   gather_follows_ = false;
-  exchange_->prepare();
   return ok();
 }
 
 void ChannelCommunicator::begin_exchange(Stage stage, Exchange::Mode mode, std::span<float> own) {
-  call_.stage = stage;
+  exchange_->call().stage = stage;
   if (n_ranks() == 1) {
     under_way_ = gather_follows_ = false;
     return;
   }
-  exchange_->begin(call_, mode, own);
+  exchange_->begin(mode, own);
 }
 
 std::span<float> ChannelCommunicator::part_of(std::span<float> values, std::uint32_t rank) const {
@@ -144,7 +148,8 @@ Result<void> ChannelCommunicator::start_all_gather(std::span<const float> mine,
 Result<void> ChannelCommunicator::start_broadcast(std::span<float> values, std::uint32_t root) {
   RECUA_CHECK(root < n_ranks());
   RECUA_RETURN_IF_ERROR(begin(Operation::kBroadcast, values.size()));
-  call_.root = root;
+  exchange_->call().root = root;
+  exchange_->clear_parts();
   if (rank() == root) {
     for (std::uint32_t r = 0; r < n_ranks(); ++r)
       exchange_->part(r) = {.sends = true, .out = values};
@@ -277,7 +282,7 @@ void ChannelCommunicator::cancel() {
 
 Error ChannelCommunicator::fail(Error error) {
   if (error.code != ErrorCode::kCancelled) error.message += exchange_->others_gone();
-  failure_ = std::move(error).within(to_string(call_));
+  failure_ = std::move(error).within(to_string(exchange_->call()));
   exchange_->give_up(*failure_);
   return *failure_;
 }

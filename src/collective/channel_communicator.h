@@ -138,7 +138,6 @@ class ChannelCommunicator final : public model::Communicator {
   net::SpinBudget budget_;
   net::DirectSleep direct_;
 
-  CallId call_;
   std::uint64_t n_calls_ = 0;
   bool under_way_ = false;
   bool gather_follows_ = false;  // An all_reduce that is at its first half.

@@ -41,12 +41,11 @@ std::span<float> Exchange::cut(std::span<float> values, std::size_t message) con
   return values.subspan(begin, std::min(values_max_, values.size() - begin));
 }
 
-void Exchange::prepare() {
+void Exchange::clear_parts() {
   for (Peer& peer : peers_) peer.part = {};
 }
 
-void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
-  call_ = id;
+void Exchange::begin(Mode mode, std::span<float> own) {
   mode_ = mode;
   own_ = own;
   next_sum_ = 0;
@@ -55,10 +54,10 @@ void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
   way_is_chosen_ = false;
   shared_ = true;
   own_is_sent_ = false;
-  if (values_max_ == 0 || id.format != format_cut_) {
+  if (values_max_ == 0 || call_.format != format_cut_) {
     const std::size_t room = slot_bytes_ - rpc::kTensorHeaderBytes - kCallDescriptorBytes;
-    values_max_ = room / wire_bytes(id.format, kFormatBlock) * kFormatBlock;
-    format_cut_ = id.format;
+    values_max_ = room / wire_bytes(call_.format, kFormatBlock) * kFormatBlock;
+    format_cut_ = call_.format;
   }
   n_left_ = 0;
   n_sums_ = mode == Mode::kSum ? n_messages(own.size()) : 0;
@@ -68,13 +67,13 @@ void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
     const Part& part = peer.part;
     peer.next_out = peer.next_in = 0;
     peer.n_out = part.sends ? n_messages(part.out.size()) : 0;
-    const std::size_t n_in = mode == Mode::kSum ? own.size() : part.in.size();
-    peer.n_in = part.receives ? n_messages(n_in) : 0;
+    peer.n_values_in = mode == Mode::kSum ? own.size() : part.in.size();
+    peer.n_in = part.receives ? n_messages(peer.n_values_in) : 0;
     n_left_ += peer.n_out + peer.n_in;
     peer.first_out = peer.channels.sender->n_sent();
     peer.direct_before = peer.direct_until;
     peer.held_is_checked = false;
-    peer.expected = encode(CallDescriptor{.id = id, .n_part = n_in});
+    peer.expected = encode(call_, peer.n_values_in);
     if (!part.sends) continue;
     ++n_takers_;
     if (!first) first = part.out;
@@ -83,7 +82,7 @@ void Exchange::begin(const CallId& id, Mode mode, std::span<float> own) {
         own_is_sent_ || (!own.empty() && !part.out.empty() && part.out.data() == own.data());
   }
   // What is not sent is rounded all the same, for sums of the same bits as if it were.
-  if (mode == Mode::kSum && !own_is_sent_) round_values(id.format, own);
+  if (mode == Mode::kSum && !own_is_sent_) round_values(call_.format, own);
 }
 
 /// Until its transport is settled a channel has no credits.
@@ -202,26 +201,26 @@ Result<bool> Exchange::send(Peer& peer) {
       rows = ring_.buffer(*staged).first(wire_bytes(call_.format, values.size()));
     }
     auto& descriptor = peer.descriptors[peer.slot(sender.n_sent())];
-    descriptor = encode(CallDescriptor{.id = call_, .n_part = peer.part.out.size()});
-    const rpc::TensorHeader header{
-        .kind = rpc::MessageKind::kCollective,
-        .data_type = static_cast<std::uint16_t>(call_.format),
-        .session = id_.session,
-        .epoch = id_.epoch,
-        .micro_batch = static_cast<std::uint32_t>(peer.next_out),
-        .step = call_.number,
-        .n_rows = rows.empty() ? 0U : 1U,
-        .row_bytes = static_cast<std::uint32_t>(rows.size()),
-        .descriptor_bytes = static_cast<std::uint32_t>(descriptor.size()),
-        .last = peer.next_out + 1 == peer.n_out};
-    // Of a longer vector the peer could take the first messages while the rest is sent.
-    const bool wakes_later = peer.n_out == 1;
-    Result<bool> sent = sender.try_send({.header = header,
-                                         .rows = rows,
-                                         .descriptor = descriptor,
-                                         .starving = sender.credits() == kCreditsKept + 1,
-                                         .flush = true,
-                                         .wakes_later = wakes_later});
+    const std::size_t n_part = peer.part.out.size();
+    descriptor = n_part == peer.n_values_in ? peer.expected : encode(call_, n_part);
+    const rpc::Outgoing message{
+        .header = {.kind = rpc::MessageKind::kCollective,
+                   .data_type = static_cast<std::uint16_t>(call_.format),
+                   .session = id_.session,
+                   .epoch = id_.epoch,
+                   .micro_batch = static_cast<std::uint32_t>(peer.next_out),
+                   .step = call_.number,
+                   .n_rows = rows.empty() ? 0U : 1U,
+                   .row_bytes = static_cast<std::uint32_t>(rows.size()),
+                   .descriptor_bytes = static_cast<std::uint32_t>(descriptor.size()),
+                   .last = peer.next_out + 1 == peer.n_out},
+        .rows = rows,
+        .descriptor = descriptor,
+        .starving = sender.credits() == kCreditsKept + 1,
+        .flush = true,
+        // Of a longer vector the peer could take the first messages while the rest is sent.
+        .wakes_later = peer.n_out == 1};
+    Result<bool> sent = sender.try_send(message);
     if (!sent.ok()) return gone(peer, std::move(sent).error());
     RECUA_CHECK(*sent);
     if (staged) ring_.sent(*staged, index_of(peer), sender);
@@ -254,9 +253,9 @@ std::optional<std::size_t> Exchange::stage(const Peer& peer, std::span<float> va
 
 Result<bool> Exchange::receive(Peer& peer) {
   if (peer.held) return false;
-  Result<std::optional<rpc::Incoming>> came = peer.channels.receiver->poll();
+  Result<const rpc::Incoming*> came = peer.channels.receiver->poll();
   if (!came.ok()) return gone(peer, std::move(came).error());
-  if (!*came) return false;
+  if (*came == nullptr) return false;
   const rpc::Incoming& message = **came;
   if (message.header.kind != rpc::MessageKind::kCollective) {
     return Error{ErrorCode::kProtocol,
@@ -270,7 +269,7 @@ Result<bool> Exchange::receive(Peer& peer) {
     return Error{decoded->giving_up->code,
                  fmt::format("{} gave up: {}", peer.name, decoded->giving_up->why)};
   }
-  peer.held = message;
+  peer.held = &message;
   peer.held_is_checked = false;
   return true;
 }
@@ -291,19 +290,19 @@ Result<void> Exchange::check(Peer& peer) {
     theirs.number = header.step;
     theirs.format = static_cast<WireFormat>(header.data_type);
     if (theirs == call_) {
-      const std::size_t n_in = mode_ == Mode::kSum ? own_.size() : peer.part.in.size();
-      return Error{ErrorCode::kProtocol,
-                   fmt::format("{} has {} values for this rank {} in {}, which expects {}",
-                               peer.name, decoded->call.n_part, rank_, to_string(call_), n_in)};
+      return Error{
+          ErrorCode::kProtocol,
+          fmt::format("{} has {} values for this rank {} in {}, which expects {}", peer.name,
+                      decoded->call.n_part, rank_, to_string(call_), peer.n_values_in)};
     }
     return Error{ErrorCode::kProtocol,
                  fmt::format("{} makes {}, this rank {} makes {}: all ranks must make the same "
                              "calls with the same sizes in the same order",
                              peer.name, to_string(theirs), rank_, to_string(call_))};
   }
-  const std::size_t n_in = mode_ == Mode::kSum ? own_.size() : peer.part.in.size();
   const std::size_t begin = peer.next_in * values_max_;
-  const std::size_t bytes = wire_bytes(call_.format, std::min(values_max_, n_in - begin));
+  const std::size_t bytes =
+      wire_bytes(call_.format, std::min(values_max_, peer.n_values_in - begin));
   if (header.micro_batch != peer.next_in || peer.held->rows.size() != bytes) {
     return Error{ErrorCode::kProtocol,
                  fmt::format("{} sent message {} of {} bytes in {}, this rank {} expects message "
@@ -317,7 +316,7 @@ Result<void> Exchange::check(Peer& peer) {
 
 Result<void> Exchange::release(Peer& peer) {
   const std::uint32_t slot = peer.held->slot;
-  peer.held.reset();
+  peer.held = nullptr;
   peer.held_is_checked = false;
   ++peer.next_in;
   --n_left_;

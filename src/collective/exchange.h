@@ -65,12 +65,16 @@ class Exchange {
   [[nodiscard]] std::uint32_t rank() const { return rank_; }
   [[nodiscard]] std::uint32_t n_ranks() const { return static_cast<std::uint32_t>(peers_.size()); }
 
-  /// Clears the parts of all peers, to be filled in before begin().
-  void prepare();
+  /// For an exchange in which not all take part: no part is set any more.
+  void clear_parts();
+  /// What this exchange is, to be filled in as well. (In place, as the parts: what was written a
+  /// moment ago is slow to copy.)
+  [[nodiscard]] CallId& call() { return call_; }
+  /// To be set before begin().
   [[nodiscard]] Part& part(std::uint32_t rank) { return peers_[rank].part; }
   /// own: for sums, this rank's values, which become the sum. The vectors are borrowed until
   /// is_drained().
-  void begin(const CallId& id, Mode mode, std::span<float> own);
+  void begin(Mode mode, std::span<float> own);
 
   /// Moves what can be moved; true when something did.
   Result<bool> poll();
@@ -113,8 +117,9 @@ class Exchange {
     std::uint64_t first_out = 0;  // The channel's number of the first one.
     std::size_t n_in = 0;
     std::size_t next_in = 0;
-    std::array<std::byte, kCallDescriptorBytes> expected{};
-    std::optional<rpc::Incoming> held;  // Has come, is not used up. Possibly of a later exchange.
+    std::size_t n_values_in = 0;
+    std::array<std::byte, kCallDescriptorBytes> expected{};  // As the descriptor of each.
+    const rpc::Incoming* held = nullptr;  // Has come, is not used up. Possibly of a later exchange.
     bool held_is_checked = false;
 
     // Until n_completed() has passed these, the channel reads the caller's vectors.

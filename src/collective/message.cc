@@ -1,5 +1,6 @@
 #include "collective/message.h"
 
+#include <bit>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -58,17 +59,13 @@ std::string to_string(const CallId& id) {
   return out + ")";
 }
 
-std::array<std::byte, kCallDescriptorBytes> encode(const CallDescriptor& descriptor) {
-  std::array<std::byte, kCallDescriptorBytes> out{};
-  const auto put = [&out](std::size_t offset, auto value) {
-    std::memcpy(out.data() + offset, &value, sizeof(value));
-  };
-  put(0, static_cast<std::uint16_t>(descriptor.id.operation));
-  put(2, static_cast<std::uint16_t>(descriptor.id.stage));
-  put(4, descriptor.id.root);
-  put(8, descriptor.id.n_values);
-  put(16, descriptor.n_part);
-  return out;
+std::array<std::byte, kCallDescriptorBytes> encode(const CallId& id, std::uint64_t n_part) {
+  // Whole words, as a message's header (rpc/tensor_header.cc).
+  const std::uint64_t what = static_cast<std::uint64_t>(id.operation) |
+                             static_cast<std::uint64_t>(id.stage) << 16U |
+                             std::uint64_t{id.root} << 32U;
+  return std::bit_cast<std::array<std::byte, kCallDescriptorBytes>>(
+      std::array<std::uint64_t, 3>{what, id.n_values, n_part});
 }
 
 std::string encode(const GivingUp& giving_up) {

@@ -57,7 +57,7 @@ struct CallDescriptor {
   std::uint64_t n_part = 0;  // Values that this sender has for this receiver in this exchange.
 };
 inline constexpr std::size_t kCallDescriptorBytes = 24;
-std::array<std::byte, kCallDescriptorBytes> encode(const CallDescriptor& descriptor);
+std::array<std::byte, kCallDescriptorBytes> encode(const CallId& id, std::uint64_t n_part);
 
 /// The descriptor of a message that says that its sender has given the group up.
 struct GivingUp {

@@ -21,7 +21,7 @@ TEST(CallDescriptor, ComesBackAsItWas) {
                                      .root = static_cast<std::uint32_t>(rng.next()),
                                      .n_values = rng.next()},
                               .n_part = rng.next()};
-    const auto bytes = encode(descriptor);
+    const auto bytes = encode(descriptor.id, descriptor.n_part);
     EXPECT_FALSE(is_giving_up(bytes));
     const auto out = decode_descriptor(bytes);
     ASSERT_TRUE(out.ok()) << out.error().message;
@@ -32,7 +32,7 @@ TEST(CallDescriptor, ComesBackAsItWas) {
 }
 
 TEST(CallDescriptor, RefusesWhatItCannotBe) {
-  const auto good = encode(CallDescriptor{.id = {.operation = Operation::kBroadcast}});
+  const auto good = encode({.operation = Operation::kBroadcast}, 0);
   const auto refusal = [](std::span<const std::byte> bytes) {
     const auto out = decode_descriptor(bytes);
     EXPECT_FALSE(out.ok());

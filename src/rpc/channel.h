@@ -164,9 +164,9 @@ class ChannelReceiver {
   /// there is none. For who looks again and again, perhaps on a core that it shares with whom it
   /// waits for. What has gone wrong only poll() notices.
   [[nodiscard]] virtual bool is_quiet() const { return false; }
-  /// The next complete message, in order, or nothing. Its slot belongs to the caller until
+  /// The next complete message, in order, or null. It and its slot are the caller's until
   /// release().
-  virtual Result<std::optional<Incoming>> poll() = 0;
+  virtual Result<const Incoming*> poll() = 0;
   /// Gives slots back, in the order in which they came.
   virtual Result<void> release(std::uint32_t slot) = 0;
 

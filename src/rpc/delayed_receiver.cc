@@ -22,16 +22,16 @@ class DelayedReceiver final : public ChannelReceiver {
   }
   [[nodiscard]] const ChannelCounters& counters() const override { return receiver_->counters(); }
 
-  Result<std::optional<Incoming>> poll() override {
+  Result<const Incoming*> poll() override {
     const net::TimePoint now = env_.clock->now();
     const bool was_idle = waiting_.empty() && !failure_;
     while (!failure_) {
-      Result<std::optional<Incoming>> came = receiver_->poll();
+      Result<const Incoming*> came = receiver_->poll();
       if (!came.ok()) {
         failure_ = std::move(came).error();  // What came before it is handed out first.
         failed_at_ = now;
-      } else if (*came) {
-        waiting_.push_back({.message = **came, .due = now + delay_});
+      } else if (*came != nullptr) {
+        waiting_.push_back({.message = *came, .due = now + delay_});
       } else {
         break;
       }
@@ -39,12 +39,12 @@ class DelayedReceiver final : public ChannelReceiver {
     // What was taken in now will not wake who has armed before this poll.
     if (was_idle && ready_) wake_when_due();
     if (!waiting_.empty() && waiting_.front().due <= now) {
-      std::optional<Incoming> out = waiting_.front().message;
+      const Incoming* const out = waiting_.front().message;
       waiting_.pop_front();
       return out;
     }
     if (failure_ && waiting_.empty() && failed_at_ + delay_ <= now) return *failure_;
-    return std::optional<Incoming>();
+    return nullptr;
   }
 
   Result<void> release(std::uint32_t slot) override {
@@ -66,7 +66,7 @@ class DelayedReceiver final : public ChannelReceiver {
   }
 
   struct Waiting {
-    Incoming message;
+    const Incoming* message = nullptr;
     net::TimePoint due;
   };
 

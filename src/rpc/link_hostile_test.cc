@@ -127,7 +127,7 @@ TEST(HostileSender, IsHeardWhenItBehaves) {
   world.write(HostileSender::header(0, 100), 0, 164, announce(0));
   const auto in = world.receiver->poll();
   ASSERT_TRUE(in.ok()) << in.error().message;
-  ASSERT_TRUE(in->has_value());
+  ASSERT_NE(*in, nullptr);
   EXPECT_EQ((*in)->rows.size(), 100u);
 }
 
@@ -184,7 +184,7 @@ TEST(HostileSender, IsDroppedForAnOldHeaderInANewSlot) {
   for (std::uint16_t i = 0; i < 4; ++i) {
     world.write(HostileSender::header(i, 100), i * 4096, 164, announce(i));
     auto in = world.receiver->poll();
-    ASSERT_TRUE(in.ok() && in->has_value());
+    ASSERT_TRUE(in.ok() && *in != nullptr);
     ASSERT_TRUE(world.receiver->release((*in)->slot).ok());
   }
   world.write_raw(64, 100, announce(4));  // Rows only: the header is that of message 0.
@@ -197,7 +197,7 @@ TEST(HostileSender, MayLeaveOutWhatFollows) {
     world.send_next(i, i % 5 != 0);
     const auto in = world.receiver->poll();
     ASSERT_TRUE(in.ok()) << in.error().message;
-    ASSERT_TRUE(in->has_value());
+    ASSERT_NE(*in, nullptr);
     EXPECT_EQ((*in)->header.sequence, i);
     EXPECT_EQ((*in)->header.step, i % 5);
     EXPECT_EQ((*in)->rows.size(), 100u);
@@ -211,7 +211,7 @@ TEST(HostileSender, MayLeaveOutWhatFollowsThoughTheSlotBeforeIsFilledAgain) {
   const auto take = [&](std::uint64_t sequence) {
     const auto in = world.receiver->poll();
     ASSERT_TRUE(in.ok()) << in.error().message;
-    ASSERT_TRUE(in->has_value());
+    ASSERT_NE(*in, nullptr);
     EXPECT_EQ((*in)->header.sequence, sequence);
     ASSERT_TRUE(world.receiver->release((*in)->slot).ok());
   };
@@ -251,14 +251,14 @@ TEST(HostileSender, IsDroppedForRowsAloneWhoseHeaderDoesNotFollow) {
     TensorHeader empty = HostileSender::header(0, 0);
     empty.n_rows = 0;
     world.write(empty, 0, 64, announce(0));
-    ASSERT_TRUE(world.receiver->poll()->has_value());
+    ASSERT_NE(*world.receiver->poll(), nullptr);
     world.write_raw(4096 + 64, 0, announce_rows(1));
     EXPECT_NE(world.failure().find("rows alone for message 1"), std::string::npos);
   }
   for (const std::size_t bytes : {0u, 99u, 101u, 164u, 4000u}) {
     HostileSender world;
     world.write(HostileSender::header(0, 100), 0, 164, announce(0));
-    ASSERT_TRUE(world.receiver->poll()->has_value());
+    ASSERT_NE(*world.receiver->poll(), nullptr);
     world.write_raw(4096 + 64, bytes, announce_rows(1));
     EXPECT_NE(world.failure().find("for message 1, whose header says 100"), std::string::npos);
   }

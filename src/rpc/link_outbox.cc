@@ -12,17 +12,13 @@ namespace recua::rpc {
 
 void LinkOutbox::push(const Outgoing& message) {
   RECUA_CHECK(n_sent_ - n_completed_ < entries_.size());
-  TensorHeader numbered = message.header;
-  numbered.sequence = n_sent_;
-  numbered.starving = message.starving;
-  numbered.padding_bytes = 0;  // The caller may pass on a header that it received.
   Entry& entry = this->entry(n_sent_);
-  entry.head = encode(numbered);
+  entry.head = encode(message.header, n_sent_, message.starving);
   entry.rows = message.rows;
   entry.descriptor = message.descriptor;
   entry.carrier = Carrier::kNone;
   entry.done = false;
-  entry.flush = numbered.last || message.flush;
+  entry.flush = message.header.last || message.flush;
   entry.wakes_later = message.wakes_later;
   ++n_sent_;
   starving_ = message.starving;

@@ -56,7 +56,7 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
   [[nodiscard]] bool is_quiet() const override {
     return path_ != nullptr && path_ready_ && path_->is_quiet() && !window_.has_next();
   }
-  Result<std::optional<Incoming>> poll() override {
+  Result<const Incoming*> poll() override {
     if (failure_) return *failure_;
     if (stream_->writes()) RECUA_RETURN_IF_ERROR(flush());
     for (bool again = true; again;) {
@@ -67,10 +67,10 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
         again = counters_.messages != n_before;
       }
       if (path_ != nullptr) RECUA_RETURN_IF_ERROR(read_path());
-      if (std::optional<Incoming> message = window_.take()) return message;
+      if (const Incoming* const message = window_.take()) return message;
     }
     RECUA_RETURN_IF_ERROR(return_credits());
-    return std::optional<Incoming>();
+    return nullptr;
   }
 
   Result<void> release(std::uint32_t slot) override {

@@ -88,7 +88,7 @@ struct SharedWorld : TestWorld {
   /// Takes a message in if one has come.
   bool take(std::size_t to) {
     End& end = ends[to];
-    const Result<std::optional<Incoming>> in = end.receiver->poll();
+    const Result<const Incoming*> in = end.receiver->poll();
     if (!end.fine(in) || !*in) return false;
     const std::size_t from = 1 - to;
     end.intact = end.intact && (*in)->header.step == end.n_taken &&

@@ -102,7 +102,14 @@ class LinkWindow {
   /// All of a message is there, and its header is checked.
   void complete(const TensorHeader& header) {
     Slot& its = slot(header.sequence);
-    its.header = header;
+    const std::span<std::byte> body = slot_bytes(header.sequence).subspan(kTensorHeaderBytes);
+    const std::size_t rows_bytes = static_cast<std::size_t>(header.n_rows) * header.row_bytes;
+    its.message.header = header;
+    its.message.rows = body.first(rows_bytes);
+    its.message.descriptor = its.descriptor_copied
+                                 ? std::span<const std::byte>(its.descriptor)
+                                 : body.subspan(rows_bytes, header.descriptor_bytes);
+    its.message.slot = static_cast<std::uint32_t>(index_(header.sequence));
     its.complete = true;
     its.by_stream = false;
     n_spent_ = std::max(n_spent_, header.sequence + 1);
@@ -111,19 +118,20 @@ class LinkWindow {
   // ---- Out and back -----------------------------------------------------------------------------
 
   [[nodiscard]] bool has_next() const { return slot(n_delivered_).complete; }
-  /// The next message if it is complete. Those of an earlier epoch are passed over.
-  std::optional<Incoming> take() {
-    while (slot(n_delivered_).complete) {
+  /// The next message if it is complete, or null. Those of an earlier epoch are passed over. It
+  /// lies in the window until its slot is released.
+  const Incoming* take() {
+    while (has_next()) {
       Slot& next = slot(n_delivered_);
-      const std::uint64_t message = n_delivered_++;
+      ++n_delivered_;
       next.complete = false;
       next.n_arrived = 0;
       next.pieces = 0;
-      if (next.header.epoch == id_.epoch) return incoming(message, next);
+      if (next.message.header.epoch == id_.epoch) return &next.message;
       next.dropped = true;  // Its slot comes back when its turn is there.
       pass_dropped();
     }
-    return std::nullopt;
+    return nullptr;
   }
   /// Takes a slot back; false: it is another one's turn.
   bool release(std::uint32_t index) {
@@ -153,25 +161,13 @@ class LinkWindow {
     std::uint8_t n_pieces = 0;
     std::uint8_t n_arrived = 0;
     std::uint32_t pieces = 0;           // Bits of those that have arrived.
-    TensorHeader header;                // Checked; once complete.
+    Incoming message;                   // Its header is checked; once complete.
     std::vector<std::byte> descriptor;  // Ours, not in the slot; of fast paths only.
     bool descriptor_copied = false;
   };
 
   [[nodiscard]] Slot& slot(std::uint64_t message) { return slots_[index_(message)]; }
   [[nodiscard]] const Slot& slot(std::uint64_t message) const { return slots_[index_(message)]; }
-
-  [[nodiscard]] Incoming incoming(std::uint64_t message, const Slot& from) const {
-    const std::span<std::byte> body = slot_bytes(message).subspan(kTensorHeaderBytes);
-    const TensorHeader& header = from.header;
-    const std::size_t rows_bytes = static_cast<std::size_t>(header.n_rows) * header.row_bytes;
-    return Incoming{.header = header,
-                    .rows = body.first(rows_bytes),
-                    .descriptor = from.descriptor_copied
-                                      ? std::span<const std::byte>(from.descriptor)
-                                      : body.subspan(rows_bytes, header.descriptor_bytes),
-                    .slot = static_cast<std::uint32_t>(index_(message))};
-  }
 
   /// Slots of dropped messages come back as soon as those before them have.
   void pass_dropped() {

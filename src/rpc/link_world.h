@@ -120,7 +120,7 @@ struct LinkWorld : TestWorld {
   }
   /// Takes messages in and checks them; releases after `hold_back` more.
   bool take() {
-    Result<std::optional<Incoming>> in = receiver->poll();
+    Result<const Incoming*> in = receiver->poll();
     if (!in.ok()) {
       receiver_error = in.error();
       return false;

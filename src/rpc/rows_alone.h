@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
@@ -26,7 +27,9 @@ class LastSent {
   [[nodiscard]] bool precedes(const SlotWrite& message) const {
     return !message.rows.empty() && sequence_ + 1 == message.sequence &&
            is_successor(head_, message.head.first<kTensorHeaderBytes>()) &&
-           std::ranges::equal(std::span(descriptor_).first(descriptor_bytes_), message.descriptor);
+           message.descriptor.size() == descriptor_bytes_ &&
+           (descriptor_bytes_ == 0 ||
+            std::memcmp(message.descriptor.data(), descriptor_.data(), descriptor_bytes_) == 0);
   }
   void set(const SlotWrite& message) {
     sequence_ = message.descriptor.size() <= descriptor_.size() ? message.sequence : kNone;

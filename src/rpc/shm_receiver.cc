@@ -32,9 +32,7 @@ class ShmReceiver : public FastReceiver {
     if (published == n_seen_) return false;
     RECUA_ASSIGN_OR_RETURN(const std::uint64_t begin, check(published, n_expected));
     for (std::uint64_t s = begin; s < published; ++s) {
-      Arrival arrival;  // In one piece; how long it is says its header.
-      arrival.sequence = s;
-      arrivals.push_back(arrival);
+      arrivals.emplace_back().sequence = s;  // In one piece; how long it is says its header.
     }
     n_completions_ += published - begin;
     n_seen_ = published;

@@ -32,11 +32,13 @@ class ShmSender : public FastSender {
     RECUA_CHECK(n_published_ == 0 || message.sequence == n_published_);
     std::byte* to = memory_.bytes().data() +
                     index_(message.sequence) * static_cast<std::size_t>(ring_.slot_bytes);
-    for (const std::span<const std::byte> part : {message.head, message.rows, message.descriptor}) {
-      if (part.empty()) continue;
+    const auto put = [&to](std::span<const std::byte> part) {
       std::memcpy(to, part.data(), part.size());
       to += part.size();
-    }
+    };
+    put(message.head);
+    if (!message.rows.empty()) put(message.rows);
+    if (!message.descriptor.empty()) put(message.descriptor);
     if (n_published_ == 0) {
       shared(control_.first).store(message.sequence, std::memory_order_relaxed);
     }

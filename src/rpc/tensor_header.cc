@@ -1,6 +1,7 @@
 #include "rpc/tensor_header.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include <fmt/format.h>
@@ -46,21 +47,25 @@ Error bad_header(std::string_view field, std::size_t offset, std::string_view wh
 }  // namespace
 
 std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header) {
-  FieldWriter<kTensorHeaderBytes> writer;
-  writer.write(kMagic);
-  writer.write(static_cast<std::uint16_t>(header.kind));
-  writer.write(header.data_type);
-  writer.write(header.session);
-  writer.write(header.epoch);
-  writer.write(header.micro_batch);
-  writer.write(header.step);
-  writer.write(header.sequence);
-  writer.write(header.n_rows);
-  writer.write(header.row_bytes);
-  writer.write(header.descriptor_bytes);
-  writer.write((header.last ? kFlagLast : 0U) | (header.starving ? kFlagStarving : 0U));
-  writer.write(header.padding_bytes);
-  return writer.bytes();  // The reserved 6 bytes stay 0.
+  auto out = encode(header, header.sequence, header.starving);
+  set_padding(out, header.padding_bytes);
+  return out;
+}
+
+std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header, std::uint64_t sequence,
+                                                 bool starving) {
+  // Whole words: who copies bytes that were stored field by field waits until these have left the
+  // processor.
+  const auto word = [](std::uint32_t low, std::uint32_t high) {
+    return low | std::uint64_t{high} << 32U;
+  };
+  const std::uint32_t kind = static_cast<std::uint32_t>(header.kind);
+  const std::uint32_t flags = (header.last ? kFlagLast : 0U) | (starving ? kFlagStarving : 0U);
+  return std::bit_cast<std::array<std::byte, kTensorHeaderBytes>>(std::array<std::uint64_t, 8>{
+      word(std::bit_cast<std::uint32_t>(kMagic), kind | std::uint32_t{header.data_type} << 16U),
+      header.session, word(header.epoch, header.micro_batch), header.step, sequence,
+      word(header.n_rows, header.row_bytes), word(header.descriptor_bytes, flags),
+      0});  // Padding and the reserved 6 bytes.
 }
 
 void set_padding(std::array<std::byte, kTensorHeaderBytes>& encoded, std::uint16_t padding_bytes) {

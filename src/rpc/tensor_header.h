@@ -15,6 +15,9 @@ namespace recua::rpc {
 inline constexpr std::size_t kCreditBytes = 16;
 
 std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header);
+/// With what the sender's channel sets; no padding.
+std::array<std::byte, kTensorHeaderBytes> encode(const TensorHeader& header, std::uint64_t sequence,
+                                                 bool starving);
 /// Makes an encoded header announce padding.
 void set_padding(std::array<std::byte, kTensorHeaderBytes>& encoded, std::uint16_t padding_bytes);
 /// Checks the header alone: magic, kind, flags, reserved bytes. kProtocol: names the field, its
