@@ -99,18 +99,22 @@ Result<bool> Exchange::settle() {
   return moved || settled_;
 }
 
-void Exchange::choose_way() {
-  bool at_once = true;
+bool Exchange::is_large_and_registered() const {
   bool registered = true;
   std::size_t bytes = 0;
-  for (const Peer* const each : others_) {
-    const Peer& peer = *each;
-    if (!peer.part.sends) continue;
-    at_once = at_once && peer.channels.sender->completes_at_once();
-    registered = registered && lies_in(peer.part.out, ring_.caller());
-    bytes += peer.part.out.size_bytes();
+  for (const Peer* const peer : others_) {
+    if (!peer->part.sends) continue;
+    registered = registered && lies_in(peer->part.out, ring_.caller());
+    bytes += peer->part.out.size_bytes();
   }
-  direct_ = call_.format == WireFormat::kF32 && (at_once || (registered && bytes > kCopyBytesMax));
+  return registered && bytes > kCopyBytesMax;
+}
+
+void Exchange::choose_way() {
+  const bool at_once = std::all_of(others_.begin(), others_.end(), [](const Peer* peer) {
+    return !peer->part.sends || peer->channels.sender->completes_at_once();
+  });
+  direct_ = call_.format == WireFormat::kF32 && (at_once || is_large_and_registered());
   first_staged_ = ring_.next();
   n_staged_ = 0;
   way_is_chosen_ = true;
@@ -129,8 +133,8 @@ Result<bool> Exchange::poll() {
   for (Peer* const each : others_) {
     Peer& peer = *each;
     if (peer.next_in == peer.n_in) continue;
-    if (moved && !peer.held && peer.channels.receiver->is_quiet())
-      continue;  // The next poll looks.
+    // Just after sending mostly nothing has come: the next poll looks.
+    if (moved && !peer.held && peer.channels.receiver->is_quiet()) continue;
     RECUA_ASSIGN_OR_RETURN(const bool came, receive(peer));
     if (peer.held && !peer.held_is_checked) RECUA_RETURN_IF_ERROR(check(peer));
     moved = moved || came;
@@ -150,6 +154,7 @@ Result<bool> Exchange::poll() {
 }
 
 void Exchange::wake_peers() {
+  if (!std::exchange(owes_wake_, false)) return;
   for (Peer* const peer : others_) peer->channels.sender->wake();
 }
 
@@ -225,6 +230,7 @@ Result<bool> Exchange::send(Peer& peer) {
     RECUA_CHECK(*sent);
     if (staged) ring_.sent(*staged, index_of(peer), sender);
     if (direct_) peer.direct_until = sender.n_sent();
+    owes_wake_ = owes_wake_ || message.wakes_later;
     ++peer.next_out;
     --n_left_;
     moved = true;

@@ -142,6 +142,7 @@ class Exchange {
   }
 
   Result<bool> settle();
+  [[nodiscard]] bool is_large_and_registered() const;
   void choose_way();
   Result<bool> send(Peer& peer);
   Result<bool> poll_sender(Peer& peer);
@@ -182,6 +183,7 @@ class Exchange {
   std::size_t n_sums_ = 0;        // Messages of the sum,
   std::size_t next_sum_ = 0;      // and the next one of them.
   std::vector<const std::byte*> summands_;
+  bool owes_wake_ = false;  // Peers may sleep although something was sent.
   std::uint32_t n_idle_ = 0;
   std::string giving_up_;  // Its bytes, for as long as they are sent.
 };

@@ -60,7 +60,7 @@ Result<bool> LinkSender::try_send(const Outgoing& message) {
   ++counters_.messages;
   counters_.bytes += bytes;
   RECUA_RETURN_IF_ERROR(dispatch());
-  RECUA_RETURN_IF_ERROR(write());
+  if (!stream_->is_idle()) RECUA_RETURN_IF_ERROR(write());
   outbox_.advance(path_.get());
   return true;
 }

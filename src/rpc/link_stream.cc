@@ -74,8 +74,9 @@ Result<void> LinkStream::take(StreamReader::Item item) {
   return ok();
 }
 
-Result<bool> LinkStream::write_some(ChannelCounters& counters) {
+Result<bool> LinkStream::write(ChannelCounters& counters) {
   if (failure_) return *failure_;
+  if (writer_.empty()) return false;
   return writer_.flush(*connection_, counters);
 }
 

@@ -84,11 +84,10 @@ class LinkStream {
   /// What is to be written, and whether there is something.
   [[nodiscard]] StreamWriter& writer() { return writer_; }
   [[nodiscard]] bool writes() const { return !writer_.empty(); }
+  /// Whether write() would neither write nor fail.
+  [[nodiscard]] bool is_idle() const { return writer_.empty() && !failure_; }
   /// Writes as far as the connection takes it. True when bytes left.
-  Result<bool> write(ChannelCounters& counters) {
-    if (!writes() && !failure_) return false;
-    return write_some(counters);
-  }
+  Result<bool> write(ChannelCounters& counters);
 
   /// Calls `ready` when read() or write() may do something: the one that was given last, whichever
   /// link gave it.
@@ -105,7 +104,6 @@ class LinkStream {
   void close(const Error& why);
 
  private:
-  Result<bool> write_some(ChannelCounters& counters);
   Result<void> take(StreamReader::Item item);
   Error not_ours(const std::string& what) const;
 
