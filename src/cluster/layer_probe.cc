@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,8 @@ constexpr std::uint32_t kPageTokens = 32;
 // Halves and wholes take turns, since what else goes on comes and goes. The best median counts.
 constexpr int kTurns = 4;
 constexpr std::uint32_t kTokensPerTurn = 12;
+constexpr std::uint32_t kTokensPerTurnMin = 4;  // Where more of them take longer than this.
+constexpr double kTurnSeconds = 0.1;
 constexpr std::uint32_t kFirstTokens = 2;
 constexpr std::uint32_t kPositionsMax = kFirstTokens + kContext + (kTurns + 1) * kTokensPerTurn;
 
@@ -95,18 +98,25 @@ class TimedLayers {
 
   /// The median of some more tokens, in seconds.
   Result<double> turn(compute::Device& device) {
-    std::array<double, kTokensPerTurn> times{};
+    std::array<double, kTokensPerTurn> all{};
+    const std::span<double> times = std::span(all).first(tokens_per_turn());
     for (double& seconds : times) {
       const auto before = Clock::now();
       RECUA_RETURN_IF_ERROR(append(device, 1));
       seconds = std::chrono::duration<double>(Clock::now() - before).count();
     }
-    const auto middle = times.begin() + times.size() / 2;
+    const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
     std::nth_element(times.begin(), middle, times.end());
     return *middle;
   }
 
  private:
+  [[nodiscard]] std::uint32_t tokens_per_turn() const {
+    const double n =
+        std::clamp<double>(kTurnSeconds / token_seconds_, kTokensPerTurnMin, kTokensPerTurn);
+    return static_cast<std::uint32_t>(n);
+  }
+
   Result<void> append(compute::Device& device, std::uint32_t n) {
     model::StepBatch batch;
     model::SequencePart part = {.seq = 0, .position = length_};

@@ -33,7 +33,9 @@ struct LayerTimes {
 struct LayerProbeOptions {
   quant::DataType k_type = quant::DataType::kF16;
   quant::DataType v_type = quant::DataType::kF16;
-  std::uint64_t weight_bytes = std::uint64_t{96} << 20;     // Of the layers, at least if there are.
+  // Of the layers, at least if there are. Of three times as much as a cache holds it kept enough to
+  // make tokens 1.1 times as fast as through the whole model.
+  std::uint64_t weight_bytes = std::uint64_t{256} << 20;
   std::uint64_t memory_bytes_max = std::uint64_t{4} << 30;  // Nothing is measured with more.
 };
 

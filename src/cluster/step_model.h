@@ -2,10 +2,10 @@
 /// StepModel: how long a stage takes for a micro-batch, from the sizes of a model and the speeds of
 /// machines. docs/planning.md tells the same in plain words.
 ///
-/// A product of n tokens with a matrix takes the larger of
-///   bytes / memory bandwidth, and
-///   weights / decode speed + (n - 1) * weights / speed for many tokens
-/// (experts: bytes of those that are touched, products of those that are used). Attention takes the
+/// A product of n tokens with a matrix takes the larger of bytes / memory bandwidth, and
+///   sqrt(t1^2 - s^2 + (n s)^2), t1 = weights / decode speed, s = weights / speed for many tokens:
+/// one token waits for its weights (t1), and of many a part of that hides behind their products.
+/// (Experts: bytes of those that are touched, products of those that are used.) Attention takes the
 /// larger of cached bytes / bandwidth and multiply-accumulates / attention speed. Each operator
 /// costs a fixed time, rows that pass between operators their bytes / bandwidth. The ranks of a
 /// stage wait for the slowest, then exchange partial sums twice per layer; sums of large micro-

@@ -1,5 +1,7 @@
 #include "cluster/step_model.h"
 
+#include <cmath>
+
 #include <gtest/gtest.h>
 
 #include "base/random.h"
@@ -59,6 +61,27 @@ TEST(StepModel, UsesTheSpeedOfTheWeightsType) {
   const double plain = seconds({});
   EXPECT_EQ(seconds({{quant::DataType::kQ4_0, 1e9, 1e9}}), plain);
   EXPECT_GT(seconds({{quant::DataType::kQ8_0, 200e9, 1e9}}), 5 * plain);
+}
+
+TEST(StepModel, WaitingForWeightsHidesBehindManyTokens) {
+  const ModelShape model = test_model(4);
+  std::vector<Machine> machines = test_machines(1);
+  machines[0].speed.operator_seconds = 0.0;
+  machines[0].speed.bytes_per_second = 1e15;
+  machines[0].speed.attention_macs_per_second = 1e15;
+  const StagePlan stage = even_plan(model, 1, 1).stages[0];
+  const auto seconds = [&](double decode_macs, std::uint32_t n) {
+    machines[0].speed.by_type = {{quant::DataType::kQ8_0, 100e9, decode_macs}};
+    const ClusterShape cluster = cluster_of(machines, test_link(5, 10));
+    return StepModel(model, cluster).stage(stage, {.n_rows = n, .n_outputs = n}).total();
+  };
+  // Nothing is waited for: n tokens take n times as long.
+  EXPECT_NEAR(seconds(100e9, 4) / seconds(100e9, 1), 4.0, 1e-3);
+  // One token waits eight times as long as its products take.
+  const double one = seconds(12.5e9, 1) / 8;
+  EXPECT_NEAR(seconds(100e9, 1) / one, 1.0, 1e-3);
+  EXPECT_NEAR(seconds(12.5e9, 6) / one, std::sqrt(64.0 - 1 + 36), 1e-2);
+  EXPECT_NEAR(seconds(12.5e9, 64) / one, std::sqrt(64.0 - 1 + 4096), 1e-1);
 }
 
 TEST(StepModel, TwoRanksHalveTheWorkAndAddExchanges) {
