@@ -23,13 +23,14 @@ constexpr std::uint32_t kPageTokens = 32;
 // Halves and wholes take turns, since what else goes on comes and goes. The best median counts.
 constexpr int kTurns = 4;
 constexpr std::uint32_t kTokensPerTurn = 12;
-constexpr std::uint32_t kTokensPerTurnMin = 4;  // Where more of them take longer than this.
+// Where so many take longer than kTurnSeconds, a turn has fewer.
 constexpr double kTurnSeconds = 0.1;
+constexpr std::uint32_t kTokensPerTurnMin = 4;
 constexpr std::uint32_t kFirstTokens = 2;
 constexpr std::uint32_t kPositionsMax = kFirstTokens + kContext + (kTurns + 1) * kTokensPerTurn;
 
 /// Where one token takes longer, all of them would take minutes.
-constexpr double kTokenSecondsMax = 0.1;
+constexpr double kTokenSecondsMax = 0.25;
 
 /// What fits a layer's times may differ from what was measured apart by so much.
 constexpr double kScaleMin = 0.5;
@@ -90,16 +91,16 @@ class TimedLayers {
   [[nodiscard]] double token_seconds() const { return token_seconds_; }
 
   /// Caches, page tables and scratch memory.
-  Result<void> warm_up(compute::Device& device) {
+  Result<void> warm_up(compute::Device& device, std::uint32_t n_tokens) {
     RECUA_RETURN_IF_ERROR(append(device, kContext));
-    RECUA_RETURN_IF_ERROR(turn(device));
+    RECUA_RETURN_IF_ERROR(turn(device, n_tokens));
     return ok();
   }
 
-  /// The median of some more tokens, in seconds.
-  Result<double> turn(compute::Device& device) {
+  /// The median of some more tokens, kTokensPerTurn at most, in seconds.
+  Result<double> turn(compute::Device& device, std::uint32_t n_tokens) {
     std::array<double, kTokensPerTurn> all{};
-    const std::span<double> times = std::span(all).first(tokens_per_turn());
+    const std::span<double> times = std::span(all).first(n_tokens);
     for (double& seconds : times) {
       const auto before = Clock::now();
       RECUA_RETURN_IF_ERROR(append(device, 1));
@@ -111,12 +112,6 @@ class TimedLayers {
   }
 
  private:
-  [[nodiscard]] std::uint32_t tokens_per_turn() const {
-    const double n =
-        std::clamp<double>(kTurnSeconds / token_seconds_, kTokensPerTurnMin, kTokensPerTurn);
-    return static_cast<std::uint32_t>(n);
-  }
-
   Result<void> append(compute::Device& device, std::uint32_t n) {
     model::StepBatch batch;
     model::SequencePart part = {.seq = 0, .position = length_};
@@ -131,7 +126,9 @@ class TimedLayers {
     length_ += n;
     const std::size_t width = runner_->hidden_size();
     model::StepResult result;
-    RECUA_RETURN_IF_ERROR(runner_->run(batch, compute::dense_rows(*input_, n, width),
+    // Other rows for other tokens: experts are chosen by them.
+    const compute::Rows input = compute::dense_rows(*input_, kContext, width);
+    RECUA_RETURN_IF_ERROR(runner_->run(batch, input.slice_rows(n == 1 ? length_ % kContext : 0, n),
                                        compute::dense_rows(*output_, n, width), result));
     device.sync();
     return ok();
@@ -144,20 +141,23 @@ class TimedLayers {
   double token_seconds_ = 0.0;
 };
 
-/// Layers from the second one on, without the last: those embed and sample, too.
-IndexRange timed_range(const ModelShape& model, std::uint64_t weight_bytes) {
+/// Layers from the second one on, without the last: those embed and sample, too. As many as are
+/// wanted and as memory holds, whole and half.
+IndexRange timed_range(const ModelShape& model, const LayerProbeOptions& options) {
   if (model.n_layers() < 3) return {};
   IndexRange out = {.begin = 1, .end = 1};
-  for (std::uint64_t bytes = 0; bytes < weight_bytes && out.end + 1 < model.n_layers(); ++out.end) {
+  std::uint64_t bytes = 0;
+  while (bytes < options.weight_bytes && out.end + 1 < model.n_layers()) {
     bytes += model.layers[out.end].bytes();
+    if (2 * bytes > options.memory_bytes_max) break;
+    ++out.end;
   }
   return out;
 }
 
-std::uint64_t bytes_of(const ModelShape& model, IndexRange layers) {
-  std::uint64_t bytes = 0;
-  for (std::uint32_t l = layers.begin; l < layers.end; ++l) bytes += model.layers[l].bytes();
-  return bytes;
+std::uint32_t tokens_per_turn(double token_seconds) {
+  return static_cast<std::uint32_t>(
+      std::clamp<double>(kTurnSeconds / token_seconds, kTokensPerTurnMin, kTokensPerTurn));
 }
 
 IndexRange range_of(model::Range range) { return {.begin = range.begin, .end = range.end}; }
@@ -169,13 +169,10 @@ Result<std::optional<LayerTimes>> time_layers(compute::Device& device,
                                               const model::HyperParams& hyperparams,
                                               const LayerProbeOptions& options) {
   const ModelShape shape = model_shape(*file, hyperparams, options.k_type, options.v_type);
-  const IndexRange layers = timed_range(shape, options.weight_bytes);
+  const IndexRange layers = timed_range(shape, options);
   const std::array<double, 2> equal = {1.0, 1.0};
   auto shares = model::divide(hyperparams, equal);
-  if (layers.size() == 0 || !shares.ok() ||
-      2 * bytes_of(shape, layers) > options.memory_bytes_max) {
-    return std::optional<LayerTimes>();
-  }
+  if (layers.size() == 0 || !shares.ok()) return std::optional<LayerTimes>();
   const model::LocalWeightSource weights(std::move(file));
   model::Slice slice = {
       .layer_begin = layers.begin, .layer_end = layers.end, .n_layers = hyperparams.n_layers};
@@ -184,22 +181,23 @@ Result<std::optional<LayerTimes>> time_layers(compute::Device& device,
   RECUA_ASSIGN_OR_RETURN(TimedLayers whole,
                          TimedLayers::create(device, hyperparams, weights, slice, options, alone));
   if (whole.token_seconds() > kTokenSecondsMax) return std::optional<LayerTimes>();
-  RECUA_RETURN_IF_ERROR(whole.warm_up(device));
+  const std::uint32_t n_tokens = tokens_per_turn(whole.token_seconds());
+  RECUA_RETURN_IF_ERROR(whole.warm_up(device, n_tokens));
   slice.n_ranks = 2;
   slice.shares = *shares;
   RECUA_ASSIGN_OR_RETURN(TimedLayers half, TimedLayers::create(device, hyperparams, weights, slice,
                                                                options, first_of_two));
-  RECUA_RETURN_IF_ERROR(half.warm_up(device));
-  // On average over the turns.
-  LayerTimes out = {.layers = layers,
-                    .context = (kFirstTokens + kContext + kTokensPerTurn + kPositionsMax) / 2.0};
+  RECUA_RETURN_IF_ERROR(half.warm_up(device, n_tokens));
+  // On average over the turns, the first of which was for warming up.
+  const double context = kFirstTokens + kContext + n_tokens + kTurns * n_tokens / 2.0;
+  LayerTimes out = {.layers = layers, .context = context};
   out.share = {.machine = 0,
                .heads = range_of(slice.shares[0].heads),
                .ffn = range_of(slice.shares[0].ffn),
                .vocab = range_of(slice.shares[0].vocab)};
   for (int i = 0; i < kTurns; ++i) {
-    RECUA_ASSIGN_OR_RETURN(const double of_whole, whole.turn(device));
-    RECUA_ASSIGN_OR_RETURN(const double of_half, half.turn(device));
+    RECUA_ASSIGN_OR_RETURN(const double of_whole, whole.turn(device, n_tokens));
+    RECUA_ASSIGN_OR_RETURN(const double of_half, half.turn(device, n_tokens));
     out.whole = i == 0 ? of_whole : std::min(out.whole, of_whole);
     out.half = i == 0 ? of_half : std::min(out.half, of_half);
   }

@@ -4,8 +4,8 @@
 /// meetings of threads, and its matrices are not read as evenly as one that is larger than all
 /// caches.
 ///
-/// Few layers are enough, as many as caches do not hold; a rank's half of them tells what halves
-/// and what does not.
+/// Few layers are enough, some times as many as most caches hold; a rank's half of them tells what
+/// halves and what does not.
 
 #include <cstdint>
 #include <memory>
@@ -33,14 +33,15 @@ struct LayerTimes {
 struct LayerProbeOptions {
   quant::DataType k_type = quant::DataType::kF16;
   quant::DataType v_type = quant::DataType::kF16;
-  // Of the layers, at least if there are. Of three times as much as a cache holds it kept enough to
-  // make tokens 1.1 times as fast as through the whole model.
+  // Of the layers, if there are and memory holds so many. (With 96 MiB a cache of 32 MiB made
+  // tokens 1.1 times as fast as through the whole model.)
   std::uint64_t weight_bytes = std::uint64_t{256} << 20;
   std::uint64_t memory_bytes_max = std::uint64_t{4} << 30;  // Nothing is measured with more.
 };
 
 /// The fastest of several medians. Empty: the model has too few layers, or heads, or they are too
-/// large. Takes about half a second and reads those layers; nothing else should compute meanwhile.
+/// large, or a token takes too long. Takes about a second and reads those layers; nothing else
+/// should compute meanwhile.
 /// Errors as SliceRunner::create() gives them.
 Result<std::optional<LayerTimes>> time_layers(compute::Device& device,
                                               std::shared_ptr<const gguf::GgufFile> file,

@@ -30,10 +30,17 @@ TEST(LayerProbe, TimesLayersAndHalvesOfThem) {
   EXPECT_EQ(t.share.heads, (IndexRange{0, 4}));
 }
 
-TEST(LayerProbe, TakesNoMoreLayersThanCachesDoNotHold) {
+TEST(LayerProbe, TakesNoMoreLayersThanAreWanted) {
   const auto times = times_of({.weight_bytes = 1});
   ASSERT_TRUE(times.ok() && times->has_value());
   EXPECT_EQ((*times)->layers, (IndexRange{1, 2}));
+}
+
+TEST(LayerProbe, TakesAsManyLayersAsMemoryHolds) {
+  const std::uint64_t layer = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 172 * 64 + 2 * 64);
+  const auto times = times_of({.memory_bytes_max = 2 * 2 * layer + layer});
+  ASSERT_TRUE(times.ok() && times->has_value());
+  EXPECT_EQ((*times)->layers, (IndexRange{1, 3}));
 }
 
 TEST(LayerProbe, LeavesLayersAloneThatAreTooLarge) {

@@ -179,10 +179,10 @@ double StepModel::matrix_seconds(const MachineSpeed& speed, const MatrixShape& m
   const double one_of_many = n_weights * touched / type.macs_per_second;
   const double products = n_weights * used / type.macs_per_second;
   // Weights come while products with others run, and the waiting for them adds up as the sides of
-  // a right angle do: near what is measured from 8 to 256 tokens (docs/planning.md), and exact for
-  // one and where nothing is waited for.
-  const double waits = std::max(one_token * one_token - one_of_many * one_of_many, 0.0);
-  return std::max(read, std::sqrt(waits + products * products));
+  // a right angle do: near what is measured from 8 to 256 tokens (docs/planning.md), exact for one,
+  // and n times that where nothing is waited for.
+  const double more = std::max(products * products - one_of_many * one_of_many, 0.0);
+  return std::max(read, std::sqrt(one_token * one_token + more));
 }
 
 const StepModel::Table& StepModel::table(std::uint32_t machine_class, std::uint32_t n_rows) {

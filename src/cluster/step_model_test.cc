@@ -82,6 +82,9 @@ TEST(StepModel, WaitingForWeightsHidesBehindManyTokens) {
   EXPECT_NEAR(seconds(100e9, 1) / one, 1.0, 1e-3);
   EXPECT_NEAR(seconds(12.5e9, 6) / one, std::sqrt(64.0 - 1 + 36), 1e-2);
   EXPECT_NEAR(seconds(12.5e9, 64) / one, std::sqrt(64.0 - 1 + 4096), 1e-1);
+  // One token is done faster than one of many, as where only the latter was measured together.
+  EXPECT_NEAR(seconds(200e9, 1) / one, 0.5, 1e-3);
+  EXPECT_NEAR(seconds(200e9, 10) / one, std::sqrt(0.25 - 1 + 100), 1e-2);
 }
 
 TEST(StepModel, TwoRanksHalveTheWorkAndAddExchanges) {

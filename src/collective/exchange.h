@@ -65,13 +65,13 @@ class Exchange {
   [[nodiscard]] std::uint32_t rank() const { return rank_; }
   [[nodiscard]] std::uint32_t n_ranks() const { return static_cast<std::uint32_t>(peers_.size()); }
 
-  /// For an exchange in which not all take part: no part is set any more.
-  void clear_parts();
-  /// What this exchange is, to be filled in as well. (In place, as the parts: what was written a
-  /// moment ago is slow to copy.)
+  /// What the next exchange is, and what this rank has for each other one: all of it is set before
+  /// begin(), and stays until is_drained(). (In place: what was written a moment ago is slow to
+  /// copy.)
   [[nodiscard]] CallId& call() { return call_; }
-  /// To be set before begin().
   [[nodiscard]] Part& part(std::uint32_t rank) { return peers_[rank].part; }
+  /// For an exchange in which not all take part.
+  void clear_parts();
   /// own: for sums, this rank's values, which become the sum. The vectors are borrowed until
   /// is_drained().
   void begin(Mode mode, std::span<float> own);
@@ -106,10 +106,11 @@ class Exchange {
  private:
   struct Peer {
     PeerChannels channels;
-    std::string name;        // "rank 2 (box3:7500)"
-    rpc::RingIndex slot{1};  // Of a message, in its ring.
-    // A message's descriptor stays untouched until the message is complete: one for each slot.
+    std::string name;  // "rank 2 (box3:7500)"
+    // A message's descriptor stays untouched until the message is complete: one for each slot of
+    // the ring there, of message i at slot(i).
     std::vector<std::array<std::byte, kCallDescriptorBytes>> descriptors;
+    rpc::RingIndex slot{1};
 
     Part part;
     std::size_t n_out = 0;  // Messages of this exchange, and those of them sent.
@@ -118,7 +119,7 @@ class Exchange {
     std::size_t n_in = 0;
     std::size_t next_in = 0;
     std::size_t n_values_in = 0;
-    std::array<std::byte, kCallDescriptorBytes> expected{};  // As the descriptor of each.
+    std::array<std::byte, kCallDescriptorBytes> expected{};  // What each must have as descriptor.
     const rpc::Incoming* held = nullptr;  // Has come, is not used up. Possibly of a later exchange.
     bool held_is_checked = false;
 
@@ -161,12 +162,12 @@ class Exchange {
   std::uint32_t rank_;
   SendRing ring_;  // Before the channels, which read it.
   std::vector<Peer> peers_;
-  std::vector<Peer*>
-      others_;  // In the order in which this rank turns to them: the next rank first.
+  // In the order in which this rank turns to them: the next rank first.
+  std::vector<Peer*> others_;
   std::vector<rpc::ChannelSender*> senders_;  // Of all peers, null for the own rank.
   std::size_t slot_bytes_ = 0;
-  std::size_t values_max_ = 0;                // Of one message of this exchange, in
-  WireFormat format_cut_ = WireFormat::kF32;  // this format.
+  std::size_t values_max_ = 0;  // Of one message of this exchange, as they are in
+  WireFormat format_cut_ = WireFormat::kF32;
 
   CallId call_;
   Mode mode_ = Mode::kPlace;

@@ -1,5 +1,6 @@
 // How an exchange begins, and how it ends before it is done.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -72,6 +73,50 @@ Exchange::Exchange(rpc::ChannelId id, std::uint32_t rank, std::vector<PeerChanne
   for (std::size_t i = 1; i < peers_.size(); ++i) {
     others_.push_back(&peers_[(rank + i) % peers_.size()]);
   }
+}
+
+void Exchange::clear_parts() {
+  for (Peer& peer : peers_) peer.part = {};
+}
+
+void Exchange::begin(Mode mode, std::span<float> own) {
+  mode_ = mode;
+  own_ = own;
+  next_sum_ = 0;
+  n_idle_ = 0;
+  n_takers_ = 0;
+  way_is_chosen_ = false;
+  shared_ = true;
+  own_is_sent_ = false;
+  if (values_max_ == 0 || call_.format != format_cut_) {
+    const std::size_t room = slot_bytes_ - rpc::kTensorHeaderBytes - kCallDescriptorBytes;
+    values_max_ = room / wire_bytes(call_.format, kFormatBlock) * kFormatBlock;
+    format_cut_ = call_.format;
+  }
+  n_left_ = 0;
+  n_sums_ = mode == Mode::kSum ? n_messages(own.size()) : 0;
+  std::optional<std::span<float>> first;
+  for (Peer* const each : others_) {
+    Peer& peer = *each;
+    const Part& part = peer.part;
+    peer.next_out = peer.next_in = 0;
+    peer.n_out = part.sends ? n_messages(part.out.size()) : 0;
+    peer.n_values_in = mode == Mode::kSum ? own.size() : part.in.size();
+    peer.n_in = part.receives ? n_messages(peer.n_values_in) : 0;
+    n_left_ += peer.n_out + peer.n_in;
+    peer.first_out = peer.channels.sender->n_sent();
+    peer.direct_before = peer.direct_until;
+    peer.held_is_checked = false;
+    peer.expected = encode(call_, peer.n_values_in);
+    if (!part.sends) continue;
+    ++n_takers_;
+    if (!first) first = part.out;
+    shared_ = shared_ && part.out.data() == first->data() && part.out.size() == first->size();
+    own_is_sent_ =
+        own_is_sent_ || (!own.empty() && !part.out.empty() && part.out.data() == own.data());
+  }
+  // What is not sent is rounded all the same, for sums of the same bits as if it were.
+  if (mode == Mode::kSum && !own_is_sent_) round_values(call_.format, own);
 }
 
 std::string Exchange::missing() const {

@@ -16,15 +16,12 @@ namespace {
 constexpr std::size_t kValues = 1024;
 static_assert(kValues % kFormatBlock == 0);
 
-using AddTo = void (*)(float* __restrict sum, const float* __restrict more, std::size_t n);
-
 void add_to_plain(float* __restrict sum, const float* __restrict more, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
 }
 
 #if defined(__x86_64__)
-// The same with vectors of 8 and 16 instead of 4: what lies in the nearest caches takes half as
-// long with each.
+// The same with vectors of 8 and 16 instead of 4.
 [[gnu::target("avx2")]] void add_to_avx2(float* __restrict sum, const float* __restrict more,
                                          std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
@@ -42,20 +39,28 @@ void add_to_plain(float* __restrict sum, const float* __restrict more, std::size
 }
 #endif
 
-AddTo choose_add_to() {
+constexpr std::array kLoops = {
 #if defined(__x86_64__)
-  if (sys::supported(sys::InstructionSet::kAvx512)) return add_to_avx512;
-  if (sys::supported(sys::InstructionSet::kAvx2)) return add_to_avx2;
+    AddTo{add_to_avx512}, AddTo{add_to_avx2},
 #endif
-  return add_to_plain;
-}
+    AddTo{add_to_plain}};
 
 }  // namespace
+
+std::span<const AddTo> add_loops() {
+#if defined(__x86_64__)
+  const bool has_avx2 = sys::supported(sys::InstructionSet::kAvx2);
+  const bool has_avx512 = sys::supported(sys::InstructionSet::kAvx512);
+  return std::span(kLoops).subspan(has_avx512 ? 0 : has_avx2 ? 1 : 2);
+#else
+  return kLoops;
+#endif
+}
 
 void sum_in_rank_order(WireFormat format, std::span<const std::byte* const> parts, std::size_t own,
                        std::span<float> values) {
   RECUA_DCHECK(own < parts.size());
-  static const AddTo add_to = choose_add_to();
+  static const AddTo add_to = add_loops().front();
   std::array<float, kValues> sum;
   std::array<float, kValues> decoded;
   if (format == WireFormat::kF32 && parts.size() == 2) {

@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <span>
 #include <string>
 
@@ -33,7 +32,7 @@ enum class MessageKind : std::uint16_t {
   kCollective = 5,  // A part of a collective call: rows are numbers; collective/message.h.
 };
 
-/// Encoded field by field into 64 bytes, little endian; docs/protocol.md, "Tensor messages".
+/// Encoded into 64 bytes, little endian; docs/protocol.md, "Tensor messages".
 struct TensorHeader {
   MessageKind kind = MessageKind::kStep;
   std::uint16_t data_type = 0;  // GGUF number of the rows' type.
@@ -164,8 +163,8 @@ class ChannelReceiver {
   /// there is none. For who looks again and again, perhaps on a core that it shares with whom it
   /// waits for. What has gone wrong only poll() notices.
   [[nodiscard]] virtual bool is_quiet() const { return false; }
-  /// The next complete message, in order, or null. It and its slot are the caller's until
-  /// release().
+  /// The next complete message, in order, or null. It lies in this receiver, and its slot is the
+  /// caller's, until release(), also if the channel fails meanwhile.
   virtual Result<const Incoming*> poll() = 0;
   /// Gives slots back, in the order in which they came.
   virtual Result<void> release(std::uint32_t slot) = 0;

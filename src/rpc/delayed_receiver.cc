@@ -1,6 +1,7 @@
 #include "rpc/delayed_receiver.h"
 
 #include <deque>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -255,6 +256,7 @@ class LinkReceiver final : public ChannelReceiver, private StreamReceiver {
     const std::uint64_t size = message_bytes(*header);
     RECUA_RETURN_IF_ERROR(check_written(message, arrival, size));
     descriptor_at_ = static_cast<std::size_t>(size) - header->descriptor_bytes;
+    starving_ = starving_ || header->starving;
     const std::span<const std::byte> in_slot =
         bytes.subspan(descriptor_at_, header->descriptor_bytes);
     std::vector<std::byte>& descriptor = window_.own_descriptor(message);
