@@ -41,6 +41,13 @@ const ChannelCounters& LinkSender::counters() const {
   return shown_;
 }
 
+/// Part of its callers: collective/exchange.cc says why.
+[[gnu::always_inline]] inline Result<bool> LinkSender::write() {
+  Result<bool> wrote = stream_->write(counters_);
+  if (!wrote.ok()) return fail(std::move(wrote).error());
+  return wrote;
+}
+
 Result<bool> LinkSender::try_send(const Outgoing& message) {
   if (failure_) return *failure_;
   const TensorHeader& header = message.header;
@@ -165,12 +172,6 @@ Result<void> LinkSender::dispatch() {
   Result<void> handed = outbox_.dispatch(path_.get());
   if (!handed.ok()) return fail(std::move(handed).error());
   return ok();
-}
-
-Result<bool> LinkSender::write() {
-  Result<bool> wrote = stream_->write(counters_);
-  if (!wrote.ok()) return fail(std::move(wrote).error());
-  return wrote;
 }
 
 Result<void> LinkSender::take_released(std::uint64_t n_released, std::string_view how) {

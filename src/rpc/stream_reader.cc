@@ -21,9 +21,11 @@ Error no_message(std::span<const std::byte> head) {
 
 }  // namespace
 
-/// From what was read too far first, then from the connection.
-Result<std::size_t> StreamReader::read(net::Connection& connection, std::span<std::byte> out,
-                                       ChannelCounters& counters) {
+/// From what was read too far first, then from the connection. Part of its callers, as read_head()
+/// is: after a system call each return takes long (collective/exchange.cc).
+[[gnu::always_inline]] inline Result<std::size_t> StreamReader::read(net::Connection& connection,
+                                                                     std::span<std::byte> out,
+                                                                     ChannelCounters& counters) {
   if (has_surplus()) {
     const std::span<const std::byte> left = std::span(surplus_).subspan(surplus_at_);
     const std::size_t n = std::min(left.size(), out.size());
@@ -60,10 +62,9 @@ void StreamReader::set_surplus(std::span<const std::byte> of_head,
   messages->payload_bytes_copied += of_guess.size();
 }
 
-Result<StreamReader::Item> StreamReader::read_head(net::Connection& connection,
-                                                   std::span<std::byte> guess,
-                                                   ChannelCounters* messages,
-                                                   ChannelCounters& counters) {
+[[gnu::always_inline]] inline Result<StreamReader::Item> StreamReader::read_head(
+    net::Connection& connection, std::span<std::byte> guess, ChannelCounters* messages,
+    ChannelCounters& counters) {
   const std::span<std::byte> rest = std::span(head_).subspan(n_head_);
   const bool guesses = n_head_ == 0 && !has_surplus() && guess.size() > head_.size();
   RECUA_ASSIGN_OR_RETURN(const std::size_t n, read(connection, guesses ? guess : rest, counters));

@@ -20,10 +20,10 @@ Counts counts_of(const std::vector<std::size_t>& sizes) {
   return counts;
 }
 
-void expect_each(const Counts& counts, int n, const char* what) {
+void expect_each(const Counts& counts, int n) {
   for (std::size_t share = 0; share < counts.size(); ++share) {
     for (std::size_t i = 0; i < counts[share].size(); ++i) {
-      ASSERT_EQ(counts[share][i].load(), n) << what << ": piece " << i << " of share " << share;
+      ASSERT_EQ(counts[share][i].load(), n) << "piece " << i << " of share " << share;
     }
   }
 }
@@ -41,7 +41,7 @@ TEST(WorkShares, EveryPieceOnceHoweverUnevenTheShares) {
                           counts[owner][i].fetch_add(1, std::memory_order_relaxed);
                         }
                       });
-      expect_each(counts, job, "a job");
+      expect_each(counts, job);
     }
   }
 }
