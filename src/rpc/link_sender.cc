@@ -43,6 +43,7 @@ const ChannelCounters& LinkSender::counters() const {
 
 /// Part of its callers: collective/exchange.cc says why.
 [[gnu::always_inline]] inline Result<bool> LinkSender::write() {
+  if (stream_->is_idle()) return false;
   Result<bool> wrote = stream_->write(counters_);
   if (!wrote.ok()) return fail(std::move(wrote).error());
   return wrote;
@@ -67,7 +68,7 @@ Result<bool> LinkSender::try_send(const Outgoing& message) {
   ++counters_.messages;
   counters_.bytes += bytes;
   RECUA_RETURN_IF_ERROR(dispatch());
-  if (!stream_->is_idle()) RECUA_RETURN_IF_ERROR(write());
+  RECUA_RETURN_IF_ERROR(write());
   outbox_.advance(path_.get());
   return true;
 }

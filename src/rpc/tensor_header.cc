@@ -20,25 +20,6 @@ constexpr std::size_t kStepOffset = 24;  // Then comes the sequence.
 constexpr std::size_t kRowsOffset = 40;
 constexpr std::size_t kPaddingOffset = 56;
 
-/// Writes fields one after the other into a fixed array.
-template <std::size_t kBytes>
-class FieldWriter {
- public:
-  template <class T>
-  void write(T value) {
-    std::memcpy(out_.data() + position_, &value, sizeof(T));
-    position_ += sizeof(T);
-  }
-  [[nodiscard]] const std::array<std::byte, kBytes>& bytes() const {
-    RECUA_DCHECK(position_ <= kBytes);
-    return out_;
-  }
-
- private:
-  std::array<std::byte, kBytes> out_{};
-  std::size_t position_ = 0;
-};
-
 Error bad_header(std::string_view field, std::size_t offset, std::string_view why) {
   return Error{ErrorCode::kProtocol,
                fmt::format("broken tensor message: {} at byte {} {}", field, offset, why)};
@@ -131,11 +112,8 @@ bool is_credit(std::span<const std::byte> bytes) {
 }
 
 std::array<std::byte, kCreditBytes> encode_credit(std::uint64_t n_released) {
-  FieldWriter<kCreditBytes> writer;
-  writer.write(kCreditMagic);
-  writer.write(std::uint32_t{0});
-  writer.write(n_released);
-  return writer.bytes();
+  return std::bit_cast<std::array<std::byte, kCreditBytes>>(
+      std::array<std::uint64_t, 2>{std::bit_cast<std::uint32_t>(kCreditMagic), n_released});
 }
 
 Result<std::uint64_t> decode_credit(std::span<const std::byte, kCreditBytes> bytes) {
